@@ -1,0 +1,84 @@
+"""The command line. One file a command; torch is imported only by those that compute."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import click
+
+from gancore.errors import GancoreError
+
+COMMANDS = {
+    "doctor": "Show what this installation can do.",
+    "plugins": "List the installed plugins.",
+    "recipe": "Check recipes; print their JSON schema.",
+    "run": "Train, regularize and score a recipe.",
+    "sample": "Write samples of a trained run.",
+    "score": "Score a trained run.",
+}
+"""Each command's short help: its module is imported only when it is used."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"gancore.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from gancore.errors import did_you_mean
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("gancore"), prog_name="gancore")
+def gan() -> None:
+    """What does this regularizer do to this GAN, and what does it cost?"""
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
+    try:
+        gan.main(prog_name="gan", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except GancoreError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        click.echo(
+            f"error: out of memory: {str(error).splitlines()[0]}\n"
+            "Lower train.batch_size or the networks' width; the last checkpoint is kept",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _say(error: GancoreError) -> None:
+    click.echo(f"error: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {note}", err=True)

@@ -1,0 +1,63 @@
+"""`gan run --dry-run`: what would be done, and how long it would take."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import click
+import tomli_w
+import torch
+
+from gancore.training import Trainer
+
+TIMED = 3
+
+
+def show(trainer: Trainer) -> None:
+    """Print the resolved recipe, networks, data, plugins, memory and an estimate of the time."""
+    click.echo(tomli_w.dumps(trainer.recipe).rstrip())
+    click.echo("")
+    for name in ("generator", "critic"):
+        module = getattr(trainer, name)
+        count = sum(parameter.numel() for parameter in module.parameters())
+        click.echo(f"{name}: {type(module).__name__}, {count:,} parameters")
+    data = trainer.data
+    size = data.samples.numel() * data.samples.element_size()
+    click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB")
+    click.echo("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
+    seconds = _seconds_a_step(trainer)
+    click.echo(f"memory: {_peak_bytes(trainer) / 2**20:,.0f} MiB at its peak, on {trainer.device}")
+    click.echo(
+        f"time: {seconds * 1e3:.0f} ms a step, about "
+        f"{_duration(seconds * trainer.train.steps)} for {trainer.train.steps:,} steps, "
+        "scoring not counted"
+    )
+
+
+def _seconds_a_step(trainer: Trainer) -> float:
+    """Time a few steps after a first one; the trainer is no use for a run after this."""
+    critic_steps = trainer.train.critic_steps
+    began = 0.0
+    for step in range(TIMED + 1):
+        if step == 1:
+            began = time.perf_counter()
+        for number in range(critic_steps):
+            trainer.critic_update(step * critic_steps + number)
+        trainer.generator_update(step)
+    return (time.perf_counter() - began) / TIMED
+
+
+def _peak_bytes(trainer: Trainer) -> int:
+    if trainer.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(trainer.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,86 @@
+"""`gan plugins`: list the installed plugins."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from gancore import entrypoints
+from gancore.entrypoints import Found
+from gancore.errors import GancoreError
+
+
+@click.command()
+@click.option("--verbose", is_flag=True, help="Import each; show hooks, options, import errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plugins(verbose: bool, as_json: bool) -> None:
+    """List the installed plugins: name, version, distribution.
+
+    Reads metadata only, unless --verbose.
+    """
+    rows = [_row(found, verbose) for found in entrypoints.find("plugin")]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif verbose:
+        _show_verbose(rows)
+    else:
+        widths = [max((len(row[key]) for row in rows), default=0) for key in COLUMNS]
+        for row in rows:
+            click.echo("  ".join(row[key].ljust(n) for key, n in zip(COLUMNS, widths, strict=True)))
+
+
+COLUMNS = ("name", "version", "distribution")
+
+
+def _row(found: Found, verbose: bool) -> dict[str, Any]:
+    row = {"name": found.name, "version": found.version, "distribution": found.distribution}
+    return {**row, **details(found)} if verbose else row
+
+
+def details(found: Found) -> dict[str, Any]:
+    """Import one plugin and say what it has; an import error, whatever it is, stays here."""
+    from gancore.options import parameters
+    from gancore.plugins import HOOKS, plugin_class
+
+    try:
+        cls = plugin_class(found)
+        options = {name: _described(each) for name, each in parameters(cls).items()}
+    except GancoreError as error:
+        return {"error": str(error)}
+    except BaseException as error:  # an import may raise anything, SystemExit too
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {
+        "summary": (cls.__doc__ or "").strip().split("\n")[0],
+        "hooks": [hook for hook in HOOKS if hasattr(getattr(cls, hook, None), "gancore_impl")],
+        "options": options,
+        "conflicts": list(getattr(cls, "conflicts", ())),
+    }
+
+
+def _described(parameter: Any) -> str:
+    from gancore.options import type_name
+
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return f"{type_name(parameter.annotation)}{default}"
+
+
+def _show_verbose(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=sys.stdout, highlight=False)
+    for row in rows:
+        console.print(f"[bold]{escape(row['name'])}[/]  {row['distribution']}=={row['version']}")
+        if "error" in row:
+            console.print(f"  [red]{escape(row['error'])}[/]", soft_wrap=True)
+            continue
+        console.print(f"  {escape(row['summary'])}", soft_wrap=True)
+        console.print(f"  hooks      {', '.join(row['hooks'])}")
+        for number, (name, text) in enumerate(row["options"].items()):
+            console.print(f"  {'' if number else 'options':9}  {escape(f'{name}: {text}')}")
+        if row["conflicts"]:
+            console.print(f"  conflicts  {', '.join(row['conflicts'])}")

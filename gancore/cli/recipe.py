@@ -1,0 +1,47 @@
+"""`gan recipe`: check recipes; print their JSON schema."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from gancore.errors import GancoreError
+
+
+@click.group()
+def recipe() -> None:
+    """Check recipes; print their JSON schema."""
+
+
+@recipe.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+def check(recipes: tuple[Path, ...]) -> None:
+    """Validate each RECIPE: its keys, and the options of installed components.
+
+    A component that is not installed here is told of, and is no fault of the recipe.
+    """
+    from gancore.recipe import Recipe
+    from gancore.training import check
+
+    failed = False
+    for path in recipes:
+        try:
+            missing = check(Recipe.load(path))
+        except GancoreError as error:
+            failed = True
+            text = str(error)
+            click.echo(text if text.startswith(str(path)) else f"{path}: {text}", err=True)
+        else:
+            click.echo(f"{path}: valid" + "".join(f"; {each}" for each in missing))
+    sys.exit(2 if failed else 0)
+
+
+@recipe.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from gancore.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(by_alias=True), indent=2, ensure_ascii=False))

@@ -1,0 +1,53 @@
+"""`gan sample`: write samples of a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gancore.errors import InputError
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-n", "count", type=click.IntRange(1, 10**7), default=64, show_default=True)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="samples.npz|grid.png|DIR/",
+    help="An array (key arr_0), a picture of all of them, or a folder with a picture of each.",
+)
+@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+def sample(run: Path, count: int, out: Path, device: str) -> None:
+    """Write samples of the run folder RUN: images as uint8 NHWC, points as float32 (N, d).
+
+    The same run gives the same samples on the same device, and the first of many are the few.
+    """
+    if out.suffix not in (".npz", ".png", ""):
+        raise InputError(f"--out {out}: expected a name that ends in .npz or .png, or a folder")
+    if out.is_file() if out.suffix == "" else out.is_dir():
+        raise InputError(f"--out {out}: there is something else of this name already")
+
+    from gancore.sampling import generate
+    from gancore.training import Run, load_generator
+
+    found = Run.open(run)
+    generator = load_generator(found, device=device)
+    samples = generate(generator, count, seed=found.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        import numpy as np
+
+        images = samples.dim() == 4
+        np.savez_compressed(out, (samples.permute(0, 2, 3, 1) if images else samples).numpy())
+    elif out.suffix == ".png":
+        from gancore.report import save_grid
+
+        save_grid(samples, out)
+    else:
+        from gancore.report import save_images
+
+        save_images(samples, out)
+    click.echo(f"{count} samples in {out}")

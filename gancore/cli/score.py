@@ -1,0 +1,36 @@
+"""`gan score`: score a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--metrics", metavar="fid,isc,kid,prc", help="What to compute; the recipe's if left out."
+)
+@click.option("--samples", type=click.IntRange(min=2), help="How many; the recipe's if left out.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+def score(run: Path, metrics: str | None, samples: int | None, device: str) -> None:
+    """Score the run folder RUN, and write its scores.json.
+
+    Scores under the same protocol are added to those there; under another one they replace them.
+    """
+    from gancore.recipe import Score
+    from gancore.training import Run
+
+    found = Run.open(run)
+    changes = {
+        **({"metrics": [each.strip() for each in metrics.split(",")]} if metrics else {}),
+        **({"samples": samples} if samples else {}),
+    }
+    section = Score.of({**found.recipe.score.model_dump(exclude_none=True), **changes})
+
+    from gancore.cli.tables import show_scores
+    from gancore.training import score_run
+
+    show_scores(score_run(found, section, device=device))
+    click.echo(f"in {found.scores_path}")

@@ -1,0 +1,97 @@
+"""Data sets: one tensor each, moved to the device once; batches are index selections there.
+
+A data set of another package is a function with keyword options that returns a `Dataset`,
+named by an entry point of the group `gancore.datasets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gancore.errors import DataError
+
+__all__ = ["Dataset", "to_uint8", "to_unit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Real samples, all of them, in one tensor.
+
+    name     what reports call it
+    samples  uint8 (N, C, H, W) images, or float32 (N, d) points
+    labels   int64 (N,), or None
+    split    which part of the published data this is
+
+    Raises DataError for any other dtype or shape, and for an empty one.
+    """
+
+    name: str
+    samples: Tensor
+    labels: Tensor | None = None
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        """Check dtypes and shapes."""
+        found = f"{str(self.samples.dtype).removeprefix('torch.')} {tuple(self.samples.shape)}"
+        if (self.samples.dtype, self.samples.dim()) not in ((torch.uint8, 4), (torch.float32, 2)):
+            raise DataError(
+                f"data set {self.name!r} is {found}: expected uint8 (N, C, H, W) images or "
+                "float32 (N, d) points"
+            )
+        if 0 in self.samples.shape:
+            raise DataError(f"data set {self.name!r} is empty: {found}")
+        if self.labels is not None and (
+            self.labels.dtype != torch.int64 or len(self.labels) != len(self)
+        ):
+            raise DataError(f"labels of data set {self.name!r}: expected int64 ({len(self)},)")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (C, H, W) or (d,)."""
+        return tuple(self.samples.shape[1:])
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the samples are images; points otherwise."""
+        return self.samples.dtype == torch.uint8
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the samples' bytes, dtype and shape."""
+        samples = self.samples.cpu().contiguous()
+        digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
+        digest.update(samples.numpy().data)
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set on a device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, samples=self.samples.to(device), labels=labels)
+
+    def batch(self, index: Tensor, *, mirror: Tensor | None = None) -> Tensor:
+        """Return the samples at index (B,) as float32 (B, *), images scaled to [−1, 1].
+
+        mirror: bool (B,), which images to flip left to right.
+        """
+        samples = self.samples[index.to(self.samples.device, non_blocking=True)]
+        if mirror is not None:
+            samples = torch.where(mirror[:, None, None, None], samples.flip(-1), samples)
+        return to_unit(samples) if self.is_images else samples
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Return uint8 images 0 … 255 as float32 in [−1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Return images in [−1, 1] as uint8: rounded and clamped, never truncated."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,99 @@
+"""Entry points: the plugins, networks, data sets and extractors that are installed.
+
+`find` reads metadata only and imports nothing; `load` imports one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, distribution, entry_points
+from typing import Any, Literal
+
+from gancore.errors import MissingError, PluginError, close_to, did_you_mean
+
+Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
+
+OURS = frozenset({"gp", "r1", "r2", "lazy", "clip", "sn"})
+"""Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry point of an installed distribution, not imported yet."""
+
+    kind: Kind
+    name: str
+    distribution: str
+    version: str
+    point: EntryPoint
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+def find(kind: Kind) -> Iterator[Found]:
+    """Yield every installed entry point of the group `gancore.<kind>s`, by name."""
+    for point in sorted(entry_points(group=f"gancore.{kind}s"), key=lambda point: point.name):
+        dist = point.dist
+        name, version = (dist.name, dist.version) if dist else ("unknown", "0")
+        yield Found(kind, point.name, name, version, point)
+
+
+def get(kind: Kind, name: str) -> Found:
+    """Return the one entry point of this name.
+
+    Raises MissingError when there is none, with close names or what to install, and PluginError
+    when several distributions bring it, with their names.
+    """
+    installed = list(find(kind))
+    matches = [found for found in installed if found.name == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        both = " and ".join(f"{found.distribution} {found.version}" for found in matches)
+        raise PluginError(f"{kind} {name!r} is brought by {both}: uninstall all but one")
+    names = {found.name for found in installed}
+    if kind == "plugin" and name in OURS:
+        hint = f" It comes with the package gancore-{name}: pip install it."
+        raise MissingError(f"no plugin {name!r} is installed.{hint}", close=False)
+    raise MissingError(
+        f"no {kind} {name!r} is installed.{did_you_mean(name, names)}",
+        close=bool(close_to(name, names)),
+    )
+
+
+def load(found: Found) -> Any:
+    """Import what an entry point names.
+
+    Raises PluginError when its distribution excludes this version of gancore, or when the
+    import fails, naming the distribution and the cause.
+    """
+    _check_core_version(found)
+    try:
+        return found.point.load()
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{found.kind} {found} can't be imported: {cause}. "
+            f"Reinstall or remove {found.distribution}."
+        ) from error
+
+
+def _check_core_version(found: Found) -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    core = distribution("gancore").version
+    dist = found.point.dist
+    for text in (dist.requires if dist else None) or ():
+        need = Requirement(text)
+        if canonicalize_name(need.name) != "gancore" or (
+            need.marker and not need.marker.evaluate()
+        ):
+            continue
+        if not need.specifier.contains(core, prereleases=True):
+            raise PluginError(
+                f"{found.kind} {found} needs gancore{need.specifier}, this is gancore {core}: "
+                f"install a version of {found.distribution} made for it"
+            )

@@ -1,0 +1,89 @@
+"""Every error that gancore raises on purpose.
+
+    GancoreError
+    ├── InputError            what the user gave is wrong: `gan` exits with 2
+    │   ├── RecipeError       a recipe, an override or a command-line value
+    │   ├── PluginError       a plugin, network, data set or extractor that can't be used
+    │   │   └── MissingError  one that is not installed
+    │   ├── DataError         a data set that can't be read, or does not fit
+    │   └── CheckpointError   a run folder or checkpoint that can't be used
+    └── RunError              the run itself failed: `gan` exits with 1
+        ├── ContractError     a plugin, critic or generator breaks its contract
+        ├── NonFiniteError    a loss, penalty or gradient is inf or nan
+        └── ScoreError        scores can't be computed
+
+A message says what is wrong, where, what was expected, and ends in the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class GancoreError(Exception):
+    """Base of all gancore errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(GancoreError):
+    """What the user gave is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe, an override or a command-line value is wrong."""
+
+
+class PluginError(InputError):
+    """A plugin, network, data set or extractor is missing, broken or misused."""
+
+
+class MissingError(PluginError):
+    """A plugin, network, data set or extractor is not installed.
+
+    close: whether an installed one has nearly the same name.
+    """
+
+    def __init__(self, message: str, *, close: bool) -> None:
+        super().__init__(message)
+        self.close = close
+
+
+class DataError(InputError):
+    """A data set can't be read, or does not fit the rest of the recipe."""
+
+
+class CheckpointError(InputError):
+    """A run folder or checkpoint can't be used."""
+
+
+class RunError(GancoreError):
+    """The run itself failed."""
+
+
+class ContractError(RunError):
+    """A plugin's answer, or a critic or generator, breaks its contract."""
+
+
+class NonFiniteError(RunError):
+    """A loss, penalty or gradient is inf or nan."""
+
+
+class ScoreError(RunError):
+    """Scores can't be computed."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"`, or the known names if none is close, or nothing."""
+    names = sorted(known)
+    if close := close_to(wrong, names):
+        return f" Did you mean {' or '.join(map(repr, close))}?"
+    return f" Known: {', '.join(names)}." if names else ""
+
+
+def close_to(wrong: str, known: Iterable[str]) -> list[str]:
+    """Return the two known names at most that `wrong` may have been meant to be."""
+    return get_close_matches(wrong, sorted(known), n=2, cutoff=0.6)

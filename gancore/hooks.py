@@ -1,0 +1,86 @@
+"""The hooks: when the trainer calls a plugin, with what, and what it may answer.
+
+A plugin implements any of these as methods marked `@hookimpl`; it may leave out parameters
+that it does not need. Plugins act in recipe order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gancore.step import CriticStep, GeneratorStep
+
+PROJECT = "gancore"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def configure(plugins: Mapping[str, object]) -> None:
+    """Check how this plugin fits the others: once, when all are registered.
+
+    `plugins` maps each recipe name to its plugin, in recipe order, the loss included. Raise
+    ValueError to refuse the combination; its message is shown to the user.
+    """
+
+
+@hookspec
+def prepare_critic(critic: nn.Module) -> None:
+    """Change the critic's modules: once, before device, optimizer and checkpoint load."""
+
+
+@hookspec(firstresult=True)
+def critic_loss(step: CriticStep) -> Tensor:  # type: ignore[empty-body]
+    """Answer the scalar that the critic minimizes: each critic update.
+
+    Exactly one plugin of a run, its loss, implements this.
+    """
+
+
+@hookspec(firstresult=True)
+def generator_loss(step: GeneratorStep) -> Tensor:  # type: ignore[empty-body]
+    """Answer the scalar that the generator minimizes: each generator update.
+
+    Exactly one plugin of a run, its loss, implements this.
+    """
+
+
+@hookspec
+def penalty(step: CriticStep) -> Tensor | None:
+    """Answer a scalar to add to the critic's loss, or None for nothing this time.
+
+    Called each critic update in which this plugin's scale is not 0, before the loss. The scalar
+    has the dtype and device of `step.real` and must depend on the critic's parameters.
+    """
+
+
+@hookspec
+def generator_penalty(step: GeneratorStep) -> Tensor | None:
+    """Answer a scalar to add to the generator's loss, or None; otherwise as `penalty`."""
+
+
+@hookspec
+def penalty_scale(plugin: str, update: int) -> float | None:
+    """Answer a factor for the penalty of the plugin with this recipe name, or None for 1.
+
+    Called each update for each penalty; the core multiplies all answers, and at 0 the penalty
+    is not called at all. `update` counts from 0: critic updates for `penalty`, generator
+    updates for `generator_penalty`.
+    """
+
+
+@hookspec
+def post_step(critic: nn.Module, update: int) -> None:
+    """Act on the critic after its optimizer step, under no_grad: each critic update."""
+
+
+@hookspec
+def log(record: Mapping[str, Any]) -> None:
+    """Receive each logged record (the keys of a line of metrics.jsonl)."""

@@ -1,0 +1,135 @@
+"""Options: what a recipe may set on a plugin, network, data set or extractor.
+
+The options of a component are the keyword-only parameters of its constructor (a plugin's
+dataclass fields), validated by their annotations. Authors never write a check.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+from gancore.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of `target`, annotations resolved.
+
+    Raises PluginError when one has no annotation, or one that can't be resolved.
+    """
+    label = getattr(target, "__qualname__", repr(target))
+    try:
+        signature = inspect.signature(target)
+        hints = get_type_hints(
+            target.__init__ if inspect.isclass(target) else target, include_extras=True
+        )
+    except (NameError, TypeError, ValueError) as error:
+        raise PluginError(f"the options of {label} can't be read: {error}") from error
+    found = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if name not in hints:
+            raise PluginError(f"option {name!r} of {label} has no type: annotate it")
+        found[name] = parameter.replace(annotation=hints[name])
+    return found
+
+
+def type_name(annotation: Any) -> str:
+    """Return an option's type as an author would write it, constraints included."""
+    if get_origin(annotation) is Annotated:
+        base, *limits = get_args(annotation)
+        return " ".join([type_name(base), *(_limit(each) for each in limits)])
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not get_args(annotation)
+        else (str(annotation).replace("typing.", ""))
+    )
+
+
+def _limit(constraint: object) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    for name, sign in signs.items():
+        if hasattr(constraint, name):
+            return f"{sign} {getattr(constraint, name)}"
+    return repr(constraint)
+
+
+def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `options` as the types that `target` declares; `where` begins each error line.
+
+    Strict, but integers are accepted where floats are meant and lists where tuples are. Unknown
+    keys, inf and nan are refused. Raises PluginError.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
+    known = parameters(target)
+    try:
+        return _adapter(known).validate_json(to_json(dict(options), inf_nan_mode="constants"))
+    except ValidationError as error:
+        raise PluginError(explain(error, where, lambda path: known)) from error
+
+
+def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options` and, for those left out, the defaults, as plain TOML values.
+
+    None has no place in TOML and is left out: it is the default wherever it is allowed.
+    """
+    from pydantic_core import to_jsonable_python
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters(target).items()
+        if isinstance(parameter.default, str | int | float | bool | list | tuple | dict)
+    }
+    resolved = to_jsonable_python({**defaults, **options})
+    return {name: value for name, value in resolved.items() if value is not None}
+
+
+def explain(
+    error: ValidationError, where: str, known: Callable[[tuple[str | int, ...]], Iterable[str]]
+) -> str:
+    """Return a line for each fault: file, key path, what was expected, did you mean.
+
+    `known(path)` names the keys that the table at `path` may have.
+    """
+    lines = []
+    for fault in error.errors(include_url=False):
+        path = fault["loc"]
+        key = ".".join(map(str, path))
+        place = f"{where}: {key}" if key else where
+        match fault["type"]:
+            case "extra_forbidden":
+                hint = did_you_mean(str(path[-1]), known(path[:-1]))
+                lines.append(f"{place}: unknown key.{hint}")
+            case "unavailable":
+                lines.append(f"{place}: {fault['msg']}")
+            case "missing":
+                lines.append(f"{place}: missing; it has no default")
+            case _:
+                expected = fault["msg"].removeprefix("Input should be ")
+                lines.append(f"{place}: expected {expected}, got {fault['input']!r}")
+    return "\n".join(lines)
+
+
+def _adapter(known: Mapping[str, inspect.Parameter]) -> TypeAdapter[dict[str, Any]]:
+    from typing import Required
+
+    from pydantic import TypeAdapter
+    from typing_extensions import TypedDict
+
+    keys = {
+        name: Required[each.annotation] if each.default is each.empty else each.annotation
+        for name, each in known.items()
+    }
+    make: Any = TypedDict  # its keys are known at run time only
+    table = make("table", keys, total=False)
+    table.__pydantic_config__ = _STRICT
+    return TypeAdapter(table)

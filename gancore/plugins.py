@@ -1,0 +1,285 @@
+"""Plugins: the `@plugin` decorator, loading them by name, and calling their hooks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+
+import pluggy
+
+from gancore import entrypoints, hooks, options
+from gancore.entrypoints import Found
+from gancore.errors import ContractError, PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gancore.step import CriticStep, GeneratorStep
+
+T = TypeVar("T")
+
+HOOKS = tuple(sorted(name for name, spec in vars(hooks).items() if hasattr(spec, "gancore_spec")))
+"""The names of all hooks."""
+
+RESERVED = frozenset({"name", "as"})
+"""Keys of a `[[plugin]]` table that are the core's own, never options."""
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def plugin(cls: type[T]) -> type[T]:
+    """Make a class a plugin: a keyword-only dataclass whose fields are its recipe options.
+
+    State lives in `field(init=False)`, which recipes can't set. A class may name the plugins it
+    can't be combined with: `conflicts: ClassVar[tuple[str, ...]] = ("sn",)`.
+
+    Raises TypeError for a default without an annotation, which would silently be no option,
+    and for an option with a reserved name.
+    """
+    annotations = inspect.get_annotations(cls)
+    for name, value in vars(cls).items():
+        is_value = not (callable(value) or isinstance(value, property | classmethod | staticmethod))
+        if is_value and not name.startswith("_") and name not in annotations:
+            raise TypeError(
+                f"{cls.__qualname__}.{name} has a default but no annotation, so it is no option: "
+                f"write `{name}: {type(value).__name__} = {value!r}`"
+            )
+    if reserved := RESERVED & annotations.keys():
+        raise TypeError(f"{cls.__qualname__}.{reserved.pop()}: a recipe reserves this key")
+    return dataclass(kw_only=True, eq=False)(cls)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A plugin of this run: its name in the recipe, its instance, where it came from."""
+
+    name: str
+    instance: object
+    source: Found | None = None
+
+    def __str__(self) -> str:
+        origin = (
+            f"{self.source.distribution} {self.source.version}"
+            if self.source
+            else type(self.instance).__module__
+        )
+        return f"{self.name} ({origin})"
+
+    @property
+    def method(self) -> str:
+        """Its entry-point name, whatever the recipe calls it."""
+        return self.source.name if self.source else self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options with their values now, as plain TOML values."""
+        known = options.parameters(type(self.instance))
+        given = {name: getattr(self.instance, name) for name in known}
+        return options.complete(type(self.instance), given)
+
+
+def plugin_class(found: Found) -> type:
+    """Import a found plugin and return its class; raises PluginError when it is none."""
+    cls = entrypoints.load(found)
+    is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
+    if not is_class or getattr(cls, "__hash__", None) is None:
+        raise PluginError(f"plugin {found}: {cls!r} is not a class decorated with @gancore.plugin")
+    return cls
+
+
+def load(
+    name: str, given: Mapping[str, Any] | None = None, *, alias: str | None = None, where: str = ""
+) -> Loaded:
+    """Find the plugin `name`, import it, validate its options and build it.
+
+    Raises PluginError for whatever stands in the way; `where` begins the lines about options.
+    """
+    found = entrypoints.get("plugin", name)
+    cls = plugin_class(found)
+    return Loaded(alias or name, build(cls, given or {}, where or name), found)
+
+
+def build(target: Callable[..., T], given: Mapping[str, Any], where: str, *args: Any) -> T:
+    """Validate the options of any component and call it with `args` and them.
+
+    A ValueError of its own (a size it can't be built for, say) becomes a PluginError.
+    """
+    validated = options.validate(target, given, where)
+    try:
+        return target(*args, **validated)
+    except ValueError as error:
+        raise PluginError(f"{where}: {error}") from error
+
+
+def wrap(instance: object, name: str | None = None) -> Loaded:
+    """Return an instance made in Python as Loaded, under its entry point's name if it has one."""
+    if isinstance(instance, Loaded):
+        return instance
+    cls = type(instance)
+    value = f"{cls.__module__}:{cls.__qualname__}"
+    source = next(
+        (found for found in entrypoints.find("plugin") if found.point.value == value), None
+    )
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+    return Loaded(name or (source.name if source else snake), instance, source)
+
+
+Caller = Callable[..., Any]
+
+
+class Plugins:
+    """The plugins of a run, registered in recipe order, and their hooks.
+
+    Each is called by itself, so that a failure names its plugin; wrappers of other plugins still
+    wrap it. Raises PluginError for names used twice, unknown hooks, conflicts, and unless
+    exactly one plugin brings the losses.
+    """
+
+    def __init__(self, loaded: Sequence[Loaded]) -> None:
+        self.loaded = tuple(loaded)
+        self._manager = pluggy.PluginManager(hooks.PROJECT)
+        self._manager.add_hookspecs(hooks)
+        self._refuse_clashes()
+        for each in reversed(self.loaded):  # pluggy calls the last registered first
+            try:
+                self._manager.register(each.instance, name=each.name)
+            except pluggy.PluginValidationError as error:
+                raise PluginError(f"plugin {each}: {' '.join(str(error).split())}") from error
+        self._refuse_unknown_hooks()
+        self._callers = {hook: self._callers_of(hook) for hook in HOOKS}
+        self.loss = self._single("critic_loss")
+        self._single("generator_loss")
+        self._configure()
+
+    def prepare_critic(self, critic: nn.Module) -> None:
+        """Call the hook `prepare_critic` of every plugin."""
+        for each, call in self._callers["prepare_critic"]:
+            self._guard(each, "prepare_critic", call, critic=critic)
+
+    def penalties(self, hook: str) -> list[Loaded]:
+        """Return the plugins that answer `penalty`, or `generator_penalty`."""
+        return [each for each, _ in self._callers[hook]]
+
+    def answer_loss(self, hook: str, step: CriticStep | GeneratorStep) -> Tensor:
+        """Return what the loss answers to `critic_loss` or `generator_loss`, unchecked."""
+        each, call = self._callers[hook][0]
+        loss: Tensor = self._guard(each, hook, call, step=step)
+        return loss
+
+    def answer_penalties(
+        self, hook: str, step: CriticStep | GeneratorStep
+    ) -> Iterator[tuple[Loaded, float, Tensor]]:
+        """Yield plugin, scale and penalty, unscaled and unchecked, of each that is due."""
+        for each, call in self._callers[hook]:
+            if scale := self.scale(each, step.update):
+                for value in self._guard(each, hook, call, step=step):
+                    yield each, scale, value
+
+    def scale(self, penalty: Loaded, update: int) -> float:
+        """Return the product of all answers to `penalty_scale` for this penalty.
+
+        Raises ContractError for an answer that is no finite number.
+        """
+        product = 1.0
+        for each, call in self._callers["penalty_scale"]:
+            for answer in self._guard(
+                each, "penalty_scale", call, plugin=penalty.name, update=update
+            ):
+                if not (isinstance(answer, int | float) and math.isfinite(answer)):
+                    raise ContractError(
+                        f"plugin {each}: penalty_scale answered {answer!r} at update {update}; "
+                        "expected a finite float, or None"
+                    )
+                product *= answer
+        return product
+
+    def post_step(self, critic: nn.Module, update: int) -> None:
+        """Call the hook `post_step` of every plugin."""
+        for each, call in self._callers["post_step"]:
+            self._guard(each, "post_step", call, critic=critic, update=update)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Call the hook `log` of every plugin."""
+        for each, call in self._callers["log"]:
+            self._guard(each, "log", call, record=record)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each plugin that has any, by plugin name."""
+        return {
+            each.name: dict(each.instance.state_dict())
+            for each in self.loaded
+            if hasattr(each.instance, "state_dict")
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give each plugin back what `state_dict` returned."""
+        for each in self.loaded:
+            if hasattr(each.instance, "load_state_dict") and each.name in state:
+                each.instance.load_state_dict(dict(state[each.name]))
+
+    def _refuse_clashes(self) -> None:
+        seen: dict[str, Loaded] = {}
+        for each in self.loaded:
+            if each.name in seen:
+                raise PluginError(
+                    f"two plugins are called {each.name!r}: {seen[each.name]} and {each}. "
+                    'Rename one in the recipe: as = "another"'
+                )
+            seen[each.name] = each
+        for each in self.loaded:
+            for other in self.loaded:
+                if other.method in getattr(each.instance, "conflicts", ()):
+                    raise PluginError(f"plugin {each} can't be combined with {other}: drop one")
+
+    def _refuse_unknown_hooks(self) -> None:
+        for hook, caller in vars(self._manager.hook).items():
+            if caller.has_spec():
+                continue
+            for impl in caller.get_hookimpls():
+                if not impl.optionalhook:
+                    each = next(each for each in self.loaded if each.instance is impl.plugin)
+                    hint = did_you_mean(hook, HOOKS)
+                    raise PluginError(f"plugin {each}: there is no hook {hook!r}.{hint}")
+
+    def _callers_of(self, hook: str) -> list[tuple[Loaded, Caller]]:
+        caller = getattr(self._manager.hook, hook)
+        answering = [
+            impl.plugin for impl in caller.get_hookimpls() if not (impl.wrapper or impl.hookwrapper)
+        ]
+        return [
+            (
+                each,
+                self._manager.subset_hook_caller(
+                    hook, [other for other in answering if other is not each.instance]
+                ),
+            )
+            for each in self.loaded
+            if any(each.instance is other for other in answering)
+        ]
+
+    def _single(self, hook: str) -> Loaded:
+        claimants = [each for each, _ in self._callers[hook]]
+        if len(claimants) != 1:
+            names = " and ".join(map(str, claimants)) or "nobody"
+            raise PluginError(f"{hook} is answered by {names}: a run needs exactly one loss")
+        return claimants[0]
+
+    def _configure(self) -> None:
+        everyone = {each.name: each.instance for each in self.loaded}
+        for each, call in self._callers["configure"]:
+            try:
+                call(plugins=everyone)
+            except ValueError as error:
+                raise PluginError(f"plugin {each}: {error}") from error
+
+    def _guard(self, each: Loaded, hook: str, call: Caller, **arguments: Any) -> Any:
+        try:
+            return call(**arguments)
+        except Exception as error:
+            update = arguments.get("update", getattr(arguments.get("step"), "update", None))
+            when = "" if update is None else f", update {update}"
+            error.add_note(f"raised in hook {hook} of plugin {each}{when}")
+            raise

@@ -1,0 +1,284 @@
+"""The recipe: one TOML file that says what to train, how, and how to score it.
+
+Sections are pydantic models; `Recipe.load` reads a file, applies overrides and validates.
+Sections that name a component (`[data]`, `[loss]`, `[[plugin]]` …) carry its options as further
+keys, which are validated when the component is built.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError, to_json
+
+from gancore.errors import RecipeError, did_you_mean
+from gancore.options import explain
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Metric = Literal["fid", "isc", "kid", "prc"]
+
+
+class Section(BaseModel):
+    """A table of the recipe."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, populate_by_name=True
+    )
+
+    @classmethod
+    def of(cls, value: Self | Mapping[str, Any] | None) -> Self:
+        """Return a section as it is, or made from a table of its keys. Raises RecipeError."""
+        if isinstance(value, cls):
+            return value
+        table = to_json(dict(value or {}), inf_nan_mode="constants")
+        try:
+            return cls.model_validate_json(table)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            raise RecipeError(explain(error, cls.__name__.lower(), lambda path: known)) from error
+
+
+class Component(Section):
+    """A table that names a component; its other keys are the component's options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that are not the core's own."""
+        return dict(self.model_extra or {})
+
+
+class DataSection(Component):
+    """`[data]`: the data set and its options."""
+
+    flip: bool = Field(default=False, description="mirror real images at random")
+
+
+class PluginSection(Component):
+    """`[[plugin]]`: a plugin and its options."""
+
+    alias: str | None = Field(
+        default=None, alias="as", description="another name, to use one plugin twice"
+    )
+
+
+class Optimizer(Section):
+    """`[optimizer]`: the same for generator and critic."""
+
+    name: Literal["adam", "rmsprop"] = "adam"
+    lr: float = Field(default=2e-4, gt=0, le=1e3, description="learning rate")
+    betas: tuple[Probability, Probability] = Field(default=(0.0, 0.9), description="Adam's β₁, β₂")
+    alpha: Probability = Field(default=0.99, description="RMSprop's smoothing")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        default="none", description="of the learning rate, to 0 over train.steps"
+    )
+
+
+class Train(Section):
+    """`[train]`: the loop."""
+
+    steps: int = Field(ge=0, le=10**9, description="generator updates")
+    batch_size: int = Field(default=64, ge=1, le=2**20, description="of the critic")
+    generator_batch_size: int | None = Field(
+        default=None, ge=1, le=2**20, description="of the generator; batch_size if absent"
+    )
+    critic_steps: int = Field(
+        default=1, ge=1, le=10_000, description="critic updates a generator update"
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="then save, and stop as if interrupted"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: autocast, but for penalties"
+    )
+    compile: bool = Field(default=False, description="not available yet: only false")
+    ema: Probability = Field(
+        default=0.0, description="decay of the generator's moving average; 0 for none"
+    )
+    allow_batchnorm: bool = Field(
+        default=False, description="let gradient penalties meet batch normalization"
+    )
+
+    @field_validator("compile")
+    @classmethod
+    def _not_yet(cls, value: bool) -> bool:
+        if value:
+            raise PydanticCustomError(
+                "unavailable", "this version of gancore can't compile updates yet: leave it false"
+            )
+        return value
+
+    @property
+    def generator_batch(self) -> int:
+        """The generator's batch size."""
+        return self.generator_batch_size or self.batch_size
+
+
+class Checkpoint(Section):
+    """`[checkpoint]`: steps between checkpoints, and how many to keep."""
+
+    every: Count = 1000
+    keep: Count = 3
+
+
+class Sample(Section):
+    """`[sample]`: steps between sample grids, and their size."""
+
+    every: Count = 500
+    count: int = Field(default=64, ge=1, le=4096)
+
+
+class Log(Section):
+    """`[log]`: steps between records."""
+
+    every: Count = 50
+
+
+class Score(Section):
+    """`[score]`: what to compute at the end of a run, from what."""
+
+    metrics: tuple[Metric, ...] = ("fid", "isc")
+    samples: int = Field(default=10_000, ge=2, le=10**7, description="generated samples")
+    every: Count | None = Field(
+        default=None, description="steps between scores during the run; only at its end if absent"
+    )
+    extractor: str = "inception-v3-compat"
+    weights: str | None = Field(
+        default=None, description="the extractor's weights file; its own default if absent"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        return str(Path(path).absolute()) if path else None
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    data: DataSection
+    generator: Component
+    critic: Component
+    loss: Component
+    plugin: tuple[PluginSection, ...] = ()
+    optimizer: Optimizer = Optimizer()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    sample: Sample = Sample()
+    log: Log = Log()
+    score: Score = Score()
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+        """Read a recipe file; overrides are {"train.steps": 200} or ["train.steps=200"].
+
+        Raises RecipeError with the file, the key path, what was expected and close names.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{path}: can't be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path}: is not UTF-8 text: {error.reason}") from error
+        except tomllib.TOMLDecodeError as error:
+            message, line, column = _toml_place(error)
+            raise RecipeError(f"{path}:{line}:{column}: {message}") from error
+        return cls.parse(table, str(path), overrides)
+
+    @classmethod
+    def parse(
+        cls,
+        table: dict[str, Any],
+        where: str = "recipe",
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+    ) -> Recipe:
+        """Validate a table; `where` begins each error line. Raises RecipeError."""
+        if not isinstance(overrides, Mapping):
+            overrides = dict(map(parse_override, overrides))
+        for key, value in overrides.items():
+            _set(table, key, value)
+        try:
+            return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
+        except ValidationError as error:
+            raise RecipeError(explain(error, where, _known_keys)) from error
+
+    def without(self, names: Sequence[str]) -> Recipe:
+        """Return the recipe without the plugins of these names. Raises RecipeError for others."""
+        there = [each.alias or each.name for each in self.plugin]
+        for name in names:
+            if name not in there:
+                hint = did_you_mean(name, there)
+                raise RecipeError(f"--no-plugin {name}: the recipe has no such plugin.{hint}")
+        kept = [each for each in self.plugin if (each.alias or each.name) not in names]
+        return self.model_copy(update={"plugin": tuple(kept)})
+
+    def table(self) -> dict[str, Any]:
+        """Return the recipe as a TOML table, defaults included."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value`; a value that is no TOML is a string. Raises RecipeError."""
+    key, equals, value = text.partition("=")
+    if not (equals and key.strip()):
+        raise RecipeError(f"override {text!r}: expected KEY=VALUE, such as train.steps=200")
+    try:
+        table = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+    return key.strip(), table["value"] if len(table) == 1 else value
+
+
+def _set(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set `train.steps` or `plugin.0.weight`; an index just past a list's end appends a table."""
+    *parents, last = key.split(".")
+    here: Any = table
+    for depth, part in enumerate(parents):
+        if isinstance(here, list):
+            here = _item(here, part, key)
+        else:
+            following = [*parents, last][depth + 1]
+            here = here.setdefault(part, [] if following.isdigit() else {})
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"override {key!r}: {part!r} is a value, not a table")
+    if isinstance(here, list):
+        raise RecipeError(f"override {key!r}: name a key of the item, such as {key}.weight")
+    here[last] = value
+
+
+def _item(items: list[Any], part: str, key: str) -> Any:
+    if part.isdigit() and int(part) == len(items):
+        items.append({})
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f"override {key!r}: {part!r} is no index from 0 to {len(items)}")
+    return items[int(part)]
+
+
+def _toml_place(error: tomllib.TOMLDecodeError) -> tuple[str, str, str]:
+    match = re.fullmatch(
+        r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error)
+    )
+    if match is None:
+        return str(error), "1", "1"
+    return match[1], match[2] or "end", match[3] or "1"
+
+
+def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+    """Name the keys of the table at `path`."""
+    model: type[BaseModel] = Recipe
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = PluginSection if part == "plugin" else annotation  # type: ignore[assignment]
+    return [field.alias or name for name, field in model.model_fields.items()]

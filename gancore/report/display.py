@@ -1,0 +1,149 @@
+"""The display of a run: live on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+Values = Mapping[str, float]
+
+
+class Display:
+    """What a run tells while it goes on; this one keeps silent."""
+
+    def begin(self, title: str, step: int, steps: int) -> None:
+        """Start at generator update `step` of `steps`."""
+
+    def advance(self, step: int, values: Values) -> None:
+        """Take the values of one generator update and the critic updates before it."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Take a logged record."""
+
+    def say(self, text: str) -> None:
+        """Tell one line."""
+
+    def end(self) -> None:
+        """Finish; called also when the run fails."""
+
+
+class LinesDisplay(Display):
+    """A line a record, without control codes."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._steps = 0
+        self._began = (0, 0.0)
+
+    def begin(self, title: str, step: int, steps: int) -> None:
+        """Tell what begins."""
+        self._steps = steps
+        self._began = (step, time.perf_counter())
+        self.say(title)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Tell the record in one line."""
+        done, seconds = record["step"] - self._began[0], time.perf_counter() - self._began[1]
+        speed = done / seconds if seconds > 0 else 0.0
+        left = (self._steps - record["step"]) / speed if speed else 0.0
+        shown = " ".join(f"{key} {value:.4g}" for key, value in _shown(record).items())
+        self.say(
+            f"step {record['step']}/{self._steps} {shown} | "
+            f"{speed:.1f} steps/s, {_clock(left)} left"
+        )
+
+    def say(self, text: str) -> None:
+        """Tell one line."""
+        print(text, file=self._file, flush=True)
+
+
+class LiveDisplay(Display):
+    """Progress, time left and the latest values, in place."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            expand=True,
+        )
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+        self._task = self._progress.add_task("", total=None, speed="")
+        self._began = (0, 0.0)
+        self._values: dict[str, float] = {}
+
+    def begin(self, title: str, step: int, steps: int) -> None:
+        """Show the bar."""
+        self._console.print(title, highlight=False)
+        self._began = (step, time.perf_counter())
+        self._progress.update(self._task, total=steps, completed=step, description="training")
+        self._live.start()
+
+    def advance(self, step: int, values: Values) -> None:
+        """Keep the latest values for the next refresh."""
+        self._values.update(values)
+        done, seconds = step - self._began[0], time.perf_counter() - self._began[1]
+        self._progress.update(self._task, completed=step, speed=f"{done / seconds:.1f} steps/s")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def end(self) -> None:
+        """Leave the last state on the screen."""
+        self._live.stop()
+
+    def _render(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(box=None, expand=True, padding=(0, 1))
+        shown = _shown(self._values)
+        for key in shown:
+            table.add_column(key.replace("_", " "), justify="right", style="cyan", no_wrap=True)
+        table.add_row(*(f"{value:.4g}" for value in shown.values()))
+        return Group(self._progress, table)
+
+
+def display_for(file: IO[str]) -> Display:
+    """Return a live display if the file is a terminal, plain lines otherwise."""
+    from rich.console import Console
+
+    console = Console(file=file)
+    return LiveDisplay(console) if console.is_terminal else LinesDisplay(file)
+
+
+FIRST = ("wasserstein",)
+HIDDEN = frozenset({"update", "step", "seconds", "critic_loss", "d_real", "d_fake"})
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, float]:
+    """Pick and order what a screen has room for."""
+    order = sorted(values, key=lambda key: (key not in FIRST, "/" not in key))
+    return {key: values[key] for key in order if key not in HIDDEN}
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

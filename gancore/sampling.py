@@ -1,0 +1,63 @@
+"""Sampling: generated samples from a trained generator, the same ones each time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from gancore.data import to_uint8
+from gancore.errors import InputError
+from gancore.randomness import Stream
+
+BATCH = 256
+"""Latents a batch: part of what identifies samples, so it is fixed."""
+
+CALIBRATION_BATCHES = 16
+
+
+def latent_size(generator: nn.Module) -> int:
+    """Return the size of a generator's noise vector, its attribute `latent`."""
+    size = getattr(generator, "latent", None)
+    if not isinstance(size, int):
+        raise InputError(
+            f"{type(generator).__name__} does not say how long its noise vector is: "
+            "give it an attribute `latent`, an int"
+        )
+    return size
+
+
+def calibrated(generator: nn.Module, seed: int) -> nn.Module:
+    """Return a copy in eval mode whose BatchNorm statistics are those of its own weights.
+
+    They are estimated anew from a fixed noise stream of 4,096 latents: an average of weights has
+    no use for the statistics of the raw ones. The generator itself is left as it was.
+    """
+    generator = copy.deepcopy(generator)
+    with torch.no_grad():
+        update_bn(_latents(generator, seed, "calibration", CALIBRATION_BATCHES), generator)
+    return generator.eval()
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, count: int, *, seed: int, stream: str = "samples") -> Tensor:
+    """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
+
+    A function of the generator, its device, the seed and the stream; the first n of many are the
+    n of few. Mode and gradients of the generator are left alone: `calibrated` comes first.
+    """
+    batches = []
+    for latents in _latents(generator, seed, stream, -(-count // BATCH)):
+        samples = generator(latents)
+        batches.append((to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu())
+    return torch.cat(batches)[:count]
+
+
+def _latents(generator: nn.Module, seed: int, stream: str, batches: int) -> Iterator[Tensor]:
+    device = next(generator.parameters()).device
+    source = Stream(seed, f"latents/{stream}", device)
+    for number in range(batches):
+        yield torch.randn(BATCH, latent_size(generator), generator=source.at(number), device=device)

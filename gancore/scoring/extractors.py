@@ -1,0 +1,108 @@
+"""Feature extractors: what turns images into the features that scores compare.
+
+`inception-v3-compat` with its canonical weights is what the field calls FID. Any other comes by
+an entry point of the group `gancore.extractors`: a torch-fidelity FeatureExtractorBase with the
+class attributes `feature_dim`, `sample_shape` (None in it: any size) and `DEFAULT_WEIGHTS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+from gancore import entrypoints
+from gancore.errors import PluginError, ScoreError, did_you_mean
+
+INCEPTION = "inception-v3-compat"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature extractor that torch-fidelity knows.
+
+    name          what recipes and reports call it
+    registered    what torch-fidelity calls it
+    feature_dim   the length of the features that FID, KID and precision/recall use
+    sample_shape  the (C, H, W) that it takes; None stands for any
+    weights       its weights file
+    """
+
+    name: str
+    registered: str
+    feature_dim: int
+    sample_shape: tuple[int | None, int | None, int | None]
+    weights: Path
+
+    def weights_sha256(self) -> str:
+        """Return the hash of the weights file."""
+        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+
+
+def extractor(name: str, weights: str | None = None) -> Extractor:
+    """Find the feature extractor `name`, its weights made sure of, and tell torch-fidelity of it.
+
+    Raises PluginError for an unknown name, ScoreError for weights that can't be had.
+    """
+    if weights is not None and not Path(weights).is_file():
+        raise ScoreError(f"score.weights: there is no file {weights}")
+    if name == INCEPTION:
+        path = Path(weights) if weights else _downloaded_inception()
+        _refuse_code(path)
+        return Extractor(name, name, 2048, (3, None, None), path)
+    names = {found.name for found in entrypoints.find("extractor")}
+    if name not in names:
+        raise PluginError(
+            f"score.extractor: there is no {name!r}.{did_you_mean(name, {*names, INCEPTION})}"
+        )
+    cls = entrypoints.load(entrypoints.get("extractor", name))
+    registered = f"gancore-{name}"
+    _register(registered, cls)
+    return Extractor(
+        name, registered, cls.feature_dim, cls.sample_shape, Path(weights or cls.DEFAULT_WEIGHTS)
+    )
+
+
+def _register(registered: str, cls: type) -> None:
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+    if registered not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(registered, cls)
+
+
+def _downloaded_inception() -> Path:
+    """Return where the canonical weights are, fetched the first time."""
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = inception_path()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix="6726825d")
+        except (OSError, RuntimeError) as error:
+            raise ScoreError(
+                f"the Inception weights are not on this machine and can't be fetched ({error}): "
+                f"download {URL_INCEPTION_V3} elsewhere, then put it at {path}, or name it by "
+                "--set score.weights=PATH"
+            ) from error
+    return path
+
+
+def inception_path() -> Path:
+    """Return where torch.hub keeps, or would keep, the canonical Inception weights."""
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name)
+
+
+def _refuse_code(path: Path) -> None:
+    """Refuse a weights file that is more than tensors; torch-fidelity would unpickle anything."""
+    import torch
+
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+        raise ScoreError(f"{path} is no file of Inception weights: {error}") from error

@@ -1,0 +1,25 @@
+"""Training: the loop, its updates, checkpoints and the run folder."""
+
+from gancore.training.experiment import (
+    check,
+    default_folder,
+    load_data,
+    load_generator,
+    run,
+    score_run,
+    trainer,
+)
+from gancore.training.folder import Run
+from gancore.training.trainer import Trainer
+
+__all__ = [
+    "Run",
+    "Trainer",
+    "check",
+    "default_folder",
+    "load_data",
+    "load_generator",
+    "run",
+    "score_run",
+    "trainer",
+]

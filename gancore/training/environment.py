@@ -1,0 +1,68 @@
+"""The environment of a run: what it takes to know where a number came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from gancore.errors import InputError
+from gancore.plugins import Loaded
+
+PACKAGES = ("gancore", "torch", "torchvision", "torch-fidelity", "numpy", "pluggy")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for auto, cpu or cuda (cuda:1 …).
+
+    Raises InputError when CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device cuda: torch sees no CUDA device here. "
+            "Use --device cpu, or install a CUDA build of torch and its driver"
+        )
+    return device
+
+
+def environment(device: torch.device, plugins: Iterable[Loaded]) -> dict[str, Any]:
+    """Return versions, device, threads, world size and git state."""
+    on_cuda = device.type == "cuda"
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "plugins": {
+            each.name: f"{each.source.distribution}=={each.source.version}"
+            if each.source
+            else type(each.instance).__module__
+            for each in plugins
+        },
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if on_cuda else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Return commit and whether there are changes, of the current folder, or None outside git."""
+    try:
+        commit = _output("git", "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_output("git", "status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

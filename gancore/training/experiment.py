@@ -1,0 +1,208 @@
+"""From a recipe to a trainer, and from a run folder back to its generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gancore import entrypoints, options
+from gancore.data import Dataset
+from gancore.entrypoints import Kind
+from gancore.errors import CheckpointError, MissingError, PluginError
+from gancore.plugins import Loaded, Plugins, build, load
+from gancore.randomness import Stream
+from gancore.recipe import Component, Recipe, Score
+from gancore.report import Display
+from gancore.sampling import calibrated
+from gancore.training import checkpoint
+from gancore.training.environment import choose_device
+from gancore.training.folder import Run
+from gancore.training.trainer import Trainer, plugin_tables, score_generator
+
+
+def run(
+    recipe: str | Path | Recipe,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    display: Display | None = None,
+) -> Run:
+    """Train and score a recipe; return its run folder, by default runs/<recipe>-seed<seed>.
+
+    Raises GancoreError for whatever stands in the way.
+    """
+    if isinstance(recipe, Recipe):
+        loaded, name = recipe, "recipe"
+    else:
+        loaded, name = Recipe.load(recipe, overrides), Path(recipe).stem
+    folder = Path(out) if out is not None else default_folder(name, loaded)
+    return trainer(loaded, device=device).run(folder, resume=resume, display=display)
+
+
+def default_folder(name: str, recipe: Recipe) -> Path:
+    """Return the folder of a run whose user names none."""
+    return Path("runs", f"{name}-seed{recipe.train.seed}")
+
+
+def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
+    """Build everything that a recipe names.
+
+    Networks are initialized from streams of their own, so that neither depends on the other nor
+    on the plugins. Raises InputError for what is missing or does not fit.
+    """
+    plugins = load_plugins(recipe)
+    data = load_data(recipe)
+    seed = recipe.train.seed
+    networks = {}
+    for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
+        Stream(seed, f"init/{kind}").seed_global(0)
+        networks[kind] = _build(kind, section, data.shape)  # type: ignore[arg-type]
+    loss, *others = plugins
+    built = Trainer(
+        networks["generator"],
+        networks["critic"],
+        data,
+        loss=loss,
+        plugins=others,
+        train=recipe.train,
+        optimizer=recipe.optimizer,
+        checkpoint=recipe.checkpoint,
+        sample=recipe.sample,
+        log=recipe.log,
+        score=recipe.score,
+        flip=recipe.data.flip,
+        device=device,
+        recipe={},
+    )
+    built.recipe = {
+        **recipe.table(),
+        "data": {**_resolved("dataset", recipe.data), "flip": recipe.data.flip},
+        "generator": _resolved("generator", recipe.generator),
+        "critic": _resolved("critic", recipe.critic),
+        **plugin_tables(built.plugins),
+    }
+    return built
+
+
+def load_plugins(recipe: Recipe) -> list[Loaded]:
+    """Load the loss, then the plugins that the recipe names, and no others."""
+    loss = load(recipe.loss.name, recipe.loss.options, where="loss")
+    return [
+        loss,
+        *(
+            load(each.name, each.options, alias=each.alias, where=f"plugin.{number}")
+            for number, each in enumerate(recipe.plugin)
+        ),
+    ]
+
+
+def load_data(recipe: Recipe) -> Dataset:
+    """Load the recipe's data set. Raises PluginError and DataError."""
+    data = _build("dataset", recipe.data)
+    if not isinstance(data, Dataset):
+        raise PluginError(
+            f"data: {recipe.data.name!r} made a {type(data).__name__}, expected a gancore.Dataset"
+        )
+    return data
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Check the names and options in a recipe, without loading data or building networks.
+
+    Returns a line for each component that is not installed. Raises PluginError for a name close
+    to an installed one, wrong options, and plugins that don't go together.
+    """
+    missing = []
+    for kind, section in _components(recipe).items():
+        try:
+            options.validate(_factory(kind, section), section.options, _section(kind))
+        except MissingError as error:
+            if error.close:
+                raise
+            missing.append(f"{kind} {section.name!r} is not installed here")
+    try:
+        Plugins(load_plugins(recipe))
+    except MissingError as error:
+        if error.close:
+            raise
+        missing.append(str(error))
+    return missing
+
+
+def score_run(run: Run, section: Score, *, device: str = "auto") -> dict[str, Any]:
+    """Score a run by `section` and write its scores.json; return what `gancore.scoring.score` does.
+
+    Scores under the same protocol are added to those there; under another they replace them.
+    Raises InputError and ScoreError.
+    """
+    data = load_data(run.recipe)
+    generator = load_generator(run, device=device)
+    found = score_generator(generator, data, section, seed=run.seed, device=choose_device(device))
+    before = run.scores
+    if before and before["protocol"] == found["protocol"]:
+        found["scores"] = {**before["scores"], **found["scores"]}
+    run.write_json(run.scores_path, found)
+    return found
+
+
+def load_generator(
+    run: str | Path | Run,
+    *,
+    generator: nn.Module | None = None,
+    device: str = "cpu",
+) -> nn.Module:
+    """Return a run's trained generator, ready to sample from: in eval mode, calibrated.
+
+    It has the moving average's weights where there are any. For a run made from Python, whose
+    recipe can't name the network, give a `generator` of the same build. Raises InputError,
+    CheckpointError.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    found = checkpoint.latest(run.checkpoints)
+    if found is None:
+        raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
+    if generator is None:
+        recipe = run.recipe
+        if recipe.generator.name.startswith("python:"):
+            raise PluginError(
+                f"{run.path} was made from Python with {recipe.generator.name}, which no recipe "
+                "can build: load_generator(run, generator=…)"
+            )
+        generator = _build("generator", recipe.generator, load_data(recipe).shape)
+    prefix = "module."
+    weights = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in found.tensors.get("ema", found.tensors["generator"]).items()
+        if key != "n_averaged"
+    }
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{run.path}: its weights do not fit: {error}") from error
+    return calibrated(generator.to(choose_device(device)), run.seed)
+
+
+def _components(recipe: Recipe) -> dict[Kind, Component]:
+    return {"dataset": recipe.data, "generator": recipe.generator, "critic": recipe.critic}
+
+
+def _section(kind: Kind) -> str:
+    return "data" if kind == "dataset" else kind
+
+
+def _factory(kind: Kind, section: Component) -> Callable[..., Any]:
+    factory: Callable[..., Any] = entrypoints.load(entrypoints.get(kind, section.name))
+    return factory
+
+
+def _build(kind: Kind, section: Component, *arguments: Any) -> Any:
+    return build(_factory(kind, section), section.options, _section(kind), *arguments)
+
+
+def _resolved(kind: Kind, section: Component) -> dict[str, Any]:
+    return {"name": section.name, **options.complete(_factory(kind, section), section.options)}

@@ -1,0 +1,126 @@
+"""The run folder: where everything of a run is kept, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from gancore.errors import InputError
+from gancore.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Holds recipe.toml, environment.json, metrics.jsonl, curves.png, samples/, checkpoints/ and
+    scores.json.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Return an existing run; raises InputError when the folder holds none."""
+        run = cls(Path(path))
+        if not run.recipe_path.is_file():
+            raise InputError(f"{path} is no run folder: it has no {run.recipe_path.name}")
+        return run
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def environment_path(self) -> Path:
+        """What the run ran on."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves_path(self) -> Path:
+        """The records as a picture."""
+        return self.path / "curves.png"
+
+    @property
+    def scores_path(self) -> Path:
+        """The final scores and their protocol."""
+        return self.path / "scores.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def sample_path(self, step: int) -> Path:
+        """The sample grid of a step."""
+        return self.path / "samples" / f"step-{step:06d}.png"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return Recipe.load(self.recipe_path)
+
+    @property
+    def recipe_table(self) -> dict[str, Any]:
+        """The resolved recipe as it stands in the file."""
+        return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        seed: int = self.recipe_table["train"]["seed"]
+        return seed
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far; a last line that was cut off is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """{"scores": {…}, "protocol": {…}}, or None before scoring."""
+        if not self.scores_path.is_file():
+            return None
+        scores: dict[str, Any] = json.loads(self.scores_path.read_text(encoding="utf-8"))
+        return scores
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_records(self, step: int) -> None:
+        """Drop the records after a step."""
+        kept = [record for record in self.records if record["step"] <= step]
+        write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_recipe(self, table: Mapping[str, Any]) -> None:
+        """Write the resolved recipe."""
+        write_text(self.recipe_path, tomli_w.dumps(table))
+
+    def write_json(self, path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Write one of the run's JSON files."""
+        write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

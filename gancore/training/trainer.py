@@ -1,0 +1,493 @@
+"""The trainer: the loop, its two updates, and everything a run writes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gancore.data import Dataset
+from gancore.errors import CheckpointError, ContractError, InputError
+from gancore.plugins import Loaded, Plugins, load, wrap
+from gancore.randomness import Order, Stream
+from gancore.recipe import Checkpoint as CheckpointSection
+from gancore.recipe import Log, Optimizer, Sample, Score, Train
+from gancore.report import Display, plot_curves, save_grid
+from gancore.sampling import calibrated, generate, latent_size
+from gancore.scoring import score
+from gancore.step import CriticStep, GeneratorStep
+from gancore.training import checkpoint
+from gancore.training.checkpoint import Checkpoint, join_state, split_state
+from gancore.training.environment import choose_device, environment
+from gancore.training.folder import Run
+from gancore.training.objective import objective, to_host
+
+MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
+"""What of a recipe may differ when a run is resumed: none of it changes the updates made."""
+
+
+class Trainer:
+    """Trains a generator against a critic with a loss and plugins.
+
+    generator  any module (B, latent) → (B, *) with an attribute `latent`, the noise's length
+    critic     any module (B, *) → (B,), (B, 1) or (B, 1, 1, 1)
+    data       a Dataset, or its samples: uint8 (N, C, H, W) or float32 (N, d)
+    loss       an installed loss by name, or a plugin
+    plugins    plugins, or a mapping of names to plugins, in the order in which they act
+    train, optimizer, checkpoint, sample, log, score
+               sections of the recipe, or tables of their keys
+    device     auto, cpu or cuda
+    recipe     the table saved as the run's recipe; made from the arguments if None
+
+    The modules are moved to the device and changed in place. Raises InputError (RecipeError,
+    PluginError, DataError) for arguments that don't fit.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        data: Dataset | Tensor,
+        *,
+        loss: str | object = "wasserstein",
+        plugins: Sequence[object] | Mapping[str, object] = (),
+        train: Train | Mapping[str, Any],
+        optimizer: Optimizer | Mapping[str, Any] | None = None,
+        checkpoint: CheckpointSection | Mapping[str, Any] | None = None,
+        sample: Sample | Mapping[str, Any] | None = None,
+        log: Log | Mapping[str, Any] | None = None,
+        score: Score | Mapping[str, Any] | None = None,
+        flip: bool = False,
+        device: str = "auto",
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.train = Train.of(train)
+        self.optimizer = Optimizer.of(optimizer)
+        self.checkpoint = CheckpointSection.of(checkpoint)
+        self.sample = Sample.of(sample)
+        self.log = Log.of(log)
+        self.score = Score.of(score)
+        self.device = choose_device(device)
+        self.plugins = _plugins(loss, plugins)
+        seed = self.train.seed
+
+        Stream(seed, "init/plugins").seed_global(0)
+        self.plugins.prepare_critic(critic)
+        self.generator = generator.to(self.device)
+        self.critic = critic.to(self.device)
+        self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
+        self.flip = flip
+        if flip and not self.data.is_images:
+            raise InputError("data.flip mirrors images, and this data set is points: leave it out")
+        self.latent = latent_size(generator)
+
+        self.generator_parameters = _trainable(generator, "generator")
+        self.critic_parameters = _trainable(critic, "critic")
+        self.generator_optimizer = _optimizer(self.optimizer, self.generator_parameters)
+        self.critic_optimizer = _optimizer(self.optimizer, self.critic_parameters)
+        self.ema = _moving_average(generator, self.train.ema)
+        self.recipe = dict(recipe) if recipe is not None else self._described()
+
+        self._orders = {side: Order(seed, f"order/{side}", len(self.data)) for side in SIDES}
+        self._latents = {side: Stream(seed, f"latents/{side}", self.device) for side in SIDES}
+        self._mirrors = {side: Stream(seed, f"mirror/{side}", self.device) for side in SIDES}
+        self._globals = {side: Stream(seed, f"global/{side}", self.device) for side in SIDES}
+        self._penalties: dict[str, float] = {}
+        self._seconds = 0.0
+        self._stopped = ""
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        display: Display | None = None,
+    ) -> Run:
+        """Train, sample, score and save into the run folder `out`.
+
+        resume  go on from the latest checkpoint, if there is one
+        force   resume although the recipe has changed
+
+        Raises InputError when the folder is in use and resume was not asked for, or the recipe
+        has changed; NonFiniteError and ContractError before the optimizer step they concern.
+        """
+        display = display or Display()
+        run = Run(Path(out))
+        steps = self.train.steps
+        start = self._open(run, resume=resume, force=force)
+        display.begin(self._title(run, start), start, steps)
+        try:
+            self._loop(run, start, display)
+        finally:
+            display.end()
+        if self._stopped:
+            display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
+            return run
+        if self.score.metrics:
+            display.say(f"scoring {self.score.samples} samples by {self.score.extractor} …")
+            run.write_json(run.scores_path, self.scores())
+        return run
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to save and stop after the generator update that it is in."""
+        self._stopped = reason
+
+    def critic_update(self, update: int) -> dict[str, float]:
+        """Make one critic update, from 0; return its terms.
+
+        Raises NonFiniteError before the optimizer step, and ContractError.
+        """
+        size = self.train.batch_size
+        self._globals["critic"].seed_global(update)
+        with torch.no_grad(), self._autocast():
+            fake = self.generator(self._noise("critic", update, size)).float()
+        step = CriticStep(
+            self.critic,
+            self._real("critic", update, size),
+            fake,
+            update=update,
+            allow_batchnorm=self.train.allow_batchnorm,
+        )
+        parts = objective(self.plugins, step, self._autocast())
+        torch.autograd.backward(parts.total, inputs=self.critic_parameters)
+        terms = parts.terms
+        terms["d_real"] = step.scores(step.real).mean()
+        terms["d_fake"] = step.scores(step.fake).mean()
+        terms["critic_grad_norm"] = _grad_norm(self.critic_parameters)
+        values = to_host(terms, update)
+        self.critic_optimizer.step()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.plugins.post_step(self.critic, update)
+        return values
+
+    def generator_update(self, update: int) -> dict[str, float]:
+        """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
+        size = self.train.generator_batch
+        self._globals["generator"].seed_global(update)
+        latents = self._noise("generator", update, size).requires_grad_()
+        with self._autocast():
+            fake = self.generator(latents).float()
+        step = GeneratorStep(
+            self.generator,
+            self.critic,
+            self._real("generator", update, size),
+            fake,
+            latents=latents,
+            update=update,
+        )
+        parts = objective(self.plugins, step, self._autocast())
+        torch.autograd.backward(parts.total, inputs=self.generator_parameters)
+        terms = parts.terms
+        terms["generator_grad_norm"] = _grad_norm(self.generator_parameters)
+        values = to_host(terms, update)
+        self.generator_optimizer.step()
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.generator)
+        return values
+
+    def sampler(self) -> nn.Module:
+        """Return the generator to sample from: the moving average if there is one, calibrated."""
+        generator = self.generator if self.ema is None else self.ema.module
+        return calibrated(generator, self.train.seed)
+
+    def scores(self) -> dict[str, Any]:
+        """Return scores and protocol of the generator as it is now."""
+        return score_generator(
+            self.sampler(), self.data, self.score, seed=self.train.seed, device=self.device
+        )
+
+    def _loop(self, run: Run, start: int, display: Display) -> None:
+        steps, critic_steps = self.train.steps, self.train.critic_steps
+        began = time.perf_counter() - self._seconds
+        session = time.perf_counter()
+        for step in range(start, steps):
+            self._set_rates(step)
+            for number in range(critic_steps):
+                values = self.critic_update(step * critic_steps + number)
+                self._remember_penalties(values)
+            values |= self.generator_update(step)
+            self._remember_penalties(values)
+            done = step + 1
+            last = done == steps
+            self._seconds = time.perf_counter() - began
+            record = self._record(done, values)
+            display.advance(done, record)
+            if self.score.every and self.score.metrics and done % self.score.every == 0:
+                found = self.scores()["scores"]
+                record |= {f"score/{key}": value for key, value in found.items()}
+            if last or step == 0 or done % self.log.every == 0 or "score/fid" in record:
+                run.append(record)
+                self.plugins.log(record)
+                display.record(record)
+            if last or done % self.sample.every == 0:
+                self._save_samples(run, done)
+            if self.train.max_seconds and time.perf_counter() - session > self.train.max_seconds:
+                self.stop(f"train.max_seconds is over after step {done}")
+            if last or self._stopped or done % self.checkpoint.every == 0:
+                self._save(run, done)
+            if self._stopped and not last:
+                return
+        self._stopped = ""
+        plot_curves(run.records, run.curves_path)
+
+    def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+        terms = {key: value for key, value in values.items() if "/" not in key}
+        return {
+            "update": step * self.train.critic_steps,
+            "step": step,
+            "seconds": round(self._seconds, 3),
+            **terms,
+            "wasserstein": values["d_real"] - values["d_fake"],
+            **self._penalties,
+        }
+
+    def _remember_penalties(self, values: Mapping[str, float]) -> None:
+        """Keep the latest due value of each penalty; a lazy one has none in most updates."""
+        self._penalties |= {key: value for key, value in values.items() if "/" in key}
+
+    def _save_samples(self, run: Run, step: int) -> None:
+        samples = generate(self.sampler(), self.sample.count, seed=self.train.seed)
+        save_grid(samples, run.sample_path(step))
+
+    def _save(self, run: Run, step: int) -> None:
+        plugin_tensors, plugin_scalars = split_state(self.plugins.state_dict())
+        tensors = {
+            "generator": self.generator.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimizers": {
+                **_optimizer_state("generator", self.generator_optimizer),
+                **_optimizer_state("critic", self.critic_optimizer),
+            },
+            "plugins": plugin_tensors,
+        }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.state_dict()
+        state = {
+            "seconds": self._seconds,
+            "penalties": self._penalties,
+            "plugins": plugin_scalars,
+            "recipe": self.recipe,
+        }
+        checkpoint.save(
+            run.checkpoints, Checkpoint(step, tensors, state), keep=self.checkpoint.keep
+        )
+
+    def _open(self, run: Run, *, resume: bool, force: bool) -> int:
+        """Prepare the folder and return the step to start at."""
+        found = checkpoint.latest(run.checkpoints) if resume and run.path.is_dir() else None
+        if not resume and run.path.is_dir() and any(run.path.iterdir()):
+            raise InputError(
+                f"{run.path} is not empty: go on with it by --resume, or choose another --out"
+            )
+        if found is not None:
+            self._restore(found, force=force)
+        start = found.step if found else 0
+        run.write_recipe(self.recipe)
+        run.write_json(run.environment_path, environment(self.device, self.plugins.loaded))
+        run.cut_records(start)
+        if run.scores is not None and start < self.train.steps:
+            run.scores_path.unlink()
+        return start
+
+    def _restore(self, found: Checkpoint, *, force: bool) -> None:
+        changes = _differences(found.state["recipe"], self.recipe)
+        if changes and not force:
+            raise InputError(
+                "the recipe has changed since the checkpoint, so this would be another run:\n"
+                + "\n".join(f"  {line}" for line in changes)
+                + "\nUndo that, choose another --out, or resume all the same by --force"
+            )
+        if found.step > self.train.steps:
+            raise InputError(
+                f"the checkpoint is at step {found.step}, beyond train.steps = {self.train.steps}: "
+                "raise train.steps, or choose another --out"
+            )
+        try:
+            self.generator.load_state_dict(found.tensors["generator"])
+            self.critic.load_state_dict(found.tensors["critic"])
+            if self.ema is not None:
+                self.ema.load_state_dict(found.tensors["ema"])
+            _restore_optimizer("generator", self.generator_optimizer, found)
+            _restore_optimizer("critic", self.critic_optimizer, found)
+            self.plugins.load_state_dict(
+                join_state(found.tensors["plugins"], found.state["plugins"])
+            )
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+        self._penalties = dict(found.state["penalties"])
+        self._seconds = found.state["seconds"]
+
+    def _title(self, run: Run, start: int) -> str:
+        names = ", ".join(each.name for each in self.plugins.loaded)
+        begin = f"from step {start} " if start else ""
+        return (
+            f"{run.path}: {names}; {self.data.name} on {self.device}; {begin}seed {self.train.seed}"
+        )
+
+    def _noise(self, side: str, update: int, size: int) -> Tensor:
+        generator = self._latents[side].at(update)
+        return torch.randn(size, self.latent, generator=generator, device=self.device)
+
+    def _real(self, side: str, update: int, size: int) -> Tensor:
+        mirror = None
+        if self.flip:
+            generator = self._mirrors[side].at(update)
+            mirror = torch.rand(size, generator=generator, device=self.device) < 0.5
+        return self.data.batch(self._orders[side].take(update * size, size), mirror=mirror)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        enabled = self.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _set_rates(self, step: int) -> None:
+        rate = self.optimizer.lr * decay_factor(self.optimizer.decay, step, self.train.steps)
+        for optimizer in (self.generator_optimizer, self.critic_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _described(self) -> dict[str, Any]:
+        """Return a recipe table for networks and data that no recipe can name."""
+        return {
+            "data": {"name": f"python:{self.data.name}", "flip": self.flip},
+            "generator": {"name": f"python:{type(self.generator).__qualname__}"},
+            "critic": {"name": f"python:{type(self.critic).__qualname__}"},
+            **plugin_tables(self.plugins),
+            **{
+                name: getattr(self, name).model_dump(mode="json", exclude_none=True)
+                for name in ("optimizer", "train", "checkpoint", "sample", "log", "score")
+            },
+        }
+
+
+SIDES = ("critic", "generator")
+
+
+def decay_factor(decay: str, step: int, steps: int) -> float:
+    """Return the learning rate's factor at a generator update: 1 at 0, 0 at `steps`."""
+    match decay:
+        case "linear":
+            return 1 - step / steps
+        case "cosine":
+            return (1 + math.cos(math.pi * step / steps)) / 2
+        case _:
+            return 1.0
+
+
+def score_generator(
+    generator: nn.Module, data: Dataset, section: Score, *, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}."""
+    return score(
+        generate(generator, section.samples, seed=seed, stream="score"),
+        data,
+        metrics=section.metrics,
+        extractor_name=section.extractor,
+        weights=section.weights,
+        seed=seed,
+        device=device,
+    )
+
+
+def plugin_tables(plugins: Plugins) -> dict[str, Any]:
+    """Return `loss` and `plugin` of a recipe, with every option."""
+    return {
+        "loss": {"name": plugins.loss.method, **plugins.loss.options},
+        "plugin": [
+            {
+                "name": each.method,
+                **({"as": each.name} if each.name != each.method else {}),
+                **each.options,
+            }
+            for each in plugins.loaded
+            if each is not plugins.loss
+        ],
+    }
+
+
+def _plugins(loss: object, plugins: Sequence[object] | Mapping[str, object]) -> Plugins:
+    named: list[Loaded] = (
+        [wrap(instance, name) for name, instance in plugins.items()]
+        if isinstance(plugins, Mapping)
+        else [wrap(instance) for instance in plugins]
+    )
+    return Plugins([load(loss) if isinstance(loss, str) else wrap(loss), *named])
+
+
+def _trainable(module: nn.Module, what: str) -> list[nn.Parameter]:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ContractError(f"the {what} has no parameters to train")
+    return parameters
+
+
+def _optimizer(section: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if section.name == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=section.lr, alpha=section.alpha)
+    return torch.optim.Adam(parameters, lr=section.lr, betas=section.betas)
+
+
+def _moving_average(generator: nn.Module, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(generator, multi_avg_fn=average)
+
+
+def _optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's tensors by `name/parameter/key`; rates come from the recipe."""
+    return {
+        f"{name}/{index}/{key}": tensor
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, tensor in state.items()
+    }
+
+
+def _restore_optimizer(name: str, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in found.tensors["optimizers"].items():
+        owner, index, key = path.split("/")
+        if owner == name:
+            state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _grad_norm(parameters: list[nn.Parameter]) -> Tensor:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a recipe table by their key paths."""
+    items: list[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        items = [(str(number), each) for number, each in enumerate(value)]
+    else:
+        return {path: value}
+    return {
+        key: leaf
+        for name, each in items
+        for key, leaf in _flat(each, f"{path}.{name}" if path else name).items()
+    }

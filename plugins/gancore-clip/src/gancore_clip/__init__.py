@@ -1,0 +1,51 @@
+"""WGAN's weight clipping (Arjovsky et al., 2017, "Wasserstein GAN")."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import nn
+from torch.nn.utils import parametrize
+
+from gancore import hookimpl, plugin
+
+__all__ = ["WeightClipping", "clip_weights"]
+
+
+def clip_weights(module: nn.Module, limit: float = 0.01) -> None:
+    """Clamp every parameter of the module to [−limit, limit], in place.
+
+    Arjovsky et al., 2017, Algorithm 1, line 7: call it after each critic optimizer step.
+    Raises ValueError for a limit that is not positive, and for a module with parametrized
+    weights (spectral norm, say), where the clamp would act on something else than the weight.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}, expected a positive number")
+    for name, part in module.named_modules():
+        if parametrize.is_parametrized(part):
+            raise ValueError(
+                f"{name or type(part).__name__!r} has parametrized weights, which clipping does "
+                "not reach: drop the parametrization or the clipping"
+            )
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.clamp_(-limit, limit)
+
+
+@plugin
+class WeightClipping:
+    """Clamp the critic's parameters to [−c, c] after each update (Arjovsky et al., 2017).
+
+    limit: c.
+    """
+
+    limit: Annotated[float, Gt(0)] = 0.01
+
+    conflicts: ClassVar[tuple[str, ...]] = ("sn",)
+
+    @hookimpl
+    def post_step(self, critic: nn.Module) -> None:
+        """Clamp the critic's parameters."""
+        clip_weights(critic, self.limit)

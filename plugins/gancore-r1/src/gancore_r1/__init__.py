@@ -1,0 +1,50 @@
+"""The R1 penalty.
+
+Mescheder et al., 2018, "Which Training Methods for GANs do actually Converge?".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Gt
+from torch import Tensor
+
+from gancore import CriticStep, hookimpl, input_gradient, plugin
+from gancore.step import Critic
+
+__all__ = ["R1", "r1_penalty"]
+
+
+def r1_penalty(critic: Critic, real: Tensor, *, gamma: float = 10.0) -> Tensor:
+    """Return γ/2·E[‖∇D(x)‖²] over real samples x.
+
+    Mescheder et al., 2018, section 4.1, with the ½ (as in StyleGAN and R3GAN).
+
+    critic  any callable (B, *) → (B,), (B, 1) or (B, 1, 1, 1)
+    real    (B, *), left as it was
+    gamma   γ
+
+    Returns a scalar with the graph to the critic's parameters. Raises
+    gancore.errors.ContractError for a critic with batch normalization in training mode.
+    """
+    return gamma / 2 * _mean_square(input_gradient(critic, real))
+
+
+@plugin
+class R1:
+    """γ/2·E[‖∇D(x)‖²] on real samples (Mescheder et al., 2018).
+
+    gamma: γ.
+    """
+
+    gamma: Annotated[float, Gt(0)] = 10.0
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        """Answer the penalty at the step's real samples, whose forward pass the loss shares."""
+        return self.gamma / 2 * _mean_square(step.input_gradient(step.real))
+
+
+def _mean_square(gradient: Tensor) -> Tensor:
+    return gradient.flatten(1).square().sum(1).mean()
