@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, input_gradient, interpolate, plugin
@@ -52,7 +52,7 @@ class GradientPenalty:
     """
 
     weight: Annotated[float, Gt(0)] = 10.0
-    target: Annotated[float, Gt(0)] = 1.0
+    target: Annotated[float, Ge(0)] = 1.0
     one_sided: bool = False
 
     @hookimpl

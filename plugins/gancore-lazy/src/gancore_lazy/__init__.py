@@ -29,10 +29,13 @@ class Lazy:
     @hookimpl
     def configure(self, plugins: Mapping[str, object]) -> None:
         """Refuse targets that are no penalties of this run, and a second Lazy on the same."""
+        penalties = [
+            name
+            for name, other in plugins.items()
+            if hasattr(other, "penalty") or hasattr(other, "generator_penalty")
+        ]
         for target in self.targets:
-            instance = plugins.get(target)
-            if not (hasattr(instance, "penalty") or hasattr(instance, "generator_penalty")):
-                penalties = [name for name, other in plugins.items() if hasattr(other, "penalty")]
+            if target not in penalties:
                 raise ValueError(
                     f"target {target!r} is no penalty of this recipe; "
                     f"its penalties: {', '.join(penalties) or 'none'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, TypeVar
 
 import torch
@@ -31,8 +32,8 @@ def apply_spectral_norm(module: M, *, n_power_iterations: int = 1) -> M:
     2018, section 2.1). In training mode each forward pass of `module` begins with
     `n_power_iterations` of the power method on every layer (Algorithm 1). Returns the module.
 
-    Raises ValueError for n_power_iterations < 1, and for a module that has no linear,
-    convolution or embedding layer, or is normalized already.
+    Raises ValueError for n_power_iterations < 1, for a module that has no linear, convolution
+    or embedding layer, or is normalized already, and for a layer whose weights are all zero.
     """
     if n_power_iterations < 1:
         raise ValueError(f"n_power_iterations is {n_power_iterations}, expected 1 or more")
@@ -83,7 +84,8 @@ class _SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         # clones: a later power iteration must not change what this graph has saved
-        return weight / torch.dot(self.u.clone(), self._matrix(weight) @ self.v.clone())
+        with _no_autocast(weight):
+            return weight / torch.dot(self.u.clone(), self._matrix(weight) @ self.v.clone())
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -91,23 +93,38 @@ class _SpectralNorm(nn.Module):
     @torch.no_grad()
     def iterate(self, weight: Tensor, steps: int) -> None:
         matrix = self._matrix(weight)
-        for _ in range(steps):
-            self.v.copy_(normalize(matrix.T @ self.u, dim=0))
-            self.u.copy_(normalize(matrix @ self.v, dim=0))
+        with _no_autocast(weight):
+            for _ in range(steps):
+                self.v.copy_(normalize(matrix.T @ self.u, dim=0))
+                self.u.copy_(normalize(matrix @ self.v, dim=0))
 
     def _matrix(self, weight: Tensor) -> Tensor:
         return weight.movedim(self.output_dim, 0).flatten(1)
 
 
+def _no_autocast(weight: Tensor) -> AbstractContextManager[None]:
+    # it would multiply in half precision, and then refuse to mix that with u
+    device = weight.device.type
+    if not torch.amp.is_autocast_available(device):  # the meta device
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _normalize(module: nn.Module) -> None:
     if next(_normalized(module), None):
         raise ValueError(f"{type(module).__name__} has spectral normalization already")
-    layers = [part for part in module.modules() if isinstance(part, LAYERS)]
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, LAYERS)}
     if not layers:
         raise ValueError(
             f"{type(module).__name__} has no linear, convolution or embedding layer to normalize"
         )
-    for layer in layers:
+    for name, layer in layers.items():
+        if not (layer.weight.is_meta or layer.weight.any()):
+            raise ValueError(
+                f"the weights of {name or type(layer).__name__!r} are all zero and so is their "
+                "spectral norm, by which they would be divided: initialize them otherwise"
+            )
+    for layer in layers.values():
         norm = _SpectralNorm(layer.weight.detach(), 1 if isinstance(layer, TRANSPOSED) else 0)
         parametrize.register_parametrization(layer, "weight", norm)
 
