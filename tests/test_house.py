@@ -1,0 +1,133 @@
+"""House rules: the import order of the core, and what a recipe file looks like."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gancore
+from gancore.plugins import Plugins, load
+from gancore.recipe import Recipe
+
+CORE = Path(gancore.__file__).parent
+RECIPES = sorted((CORE.parent / "recipes").glob("*"))
+
+ORDER = [
+    {"errors"},
+    {"hooks"},
+    {"options", "entrypoints"},
+    {"plugins"},
+    {"step"},
+    {"losses", "recipe"},
+    {"randomness"},
+    {"networks", "data"},
+    {"sampling"},
+    {"scoring", "report"},
+    {"training"},
+    {"cost", "leaderboard"},
+    {"testing", "scaffold"},
+    {"cli"},
+    {"__main__"},
+]
+"""A part of the core imports only parts in the lines above its own."""
+
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+MODULES = {
+    ".".join(path.relative_to(CORE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in CORE.rglob("*.py")
+}
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the modules and names that run-time imports name, in functions too."""
+    nodes: list[ast.AST] = [ast.parse(source)]
+    while nodes:
+        node = nodes.pop()
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                nodes.extend(node.orelse)
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(level=0, module=str(module), names=names):
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.ImportFrom():
+                yield "gancore.<relative import>"
+            case _:
+                nodes.extend(ast.iter_child_nodes(node))
+
+
+def dependencies(module: str) -> set[str]:
+    """Return the modules of the core that a module imports."""
+    found = set()
+    for name in imported(MODULES[module].read_text(encoding="utf-8")):
+        if name == "gancore" or name.startswith("gancore."):
+            found.add(name if name in MODULES else name.rpartition(".")[0])
+    return found
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_reader_of_imports_reads_all_but_type_checking() -> None:
+    source = (
+        "from typing import TYPE_CHECKING\nimport a, b.c\nfrom . import d\n"
+        "if TYPE_CHECKING:\n    from gancore import step\nelse:\n    import e\n"
+        "def f():\n    from gancore import errors as g\n    try:\n        import h\n"
+        "    except ImportError: pass\n"
+    )
+    names = {"typing.TYPE_CHECKING", "a", "b.c", "e", "gancore.errors", "h"}
+    assert set(imported(source)) == names | {"gancore.<relative import>"}
+    assert "gancore.step" in dependencies("gancore.losses")
+    assert "gancore.recipe" in dependencies("gancore.cli.run")  # inside a function
+    assert len(MODULES) > 30
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part(module) for module in MODULES if module != "gancore"} <= RANK.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_only_earlier_parts(module: str) -> None:
+    mine = part(module)
+    for other in dependencies(module):
+        assert other != "gancore", f"{module} uses a lazily exported name of gancore"
+        assert part(other) == mine or RANK[part(other)] < RANK.get(mine, 0), (
+            f"{module} imports {other}"
+        )
+
+
+def test_no_import_cycles() -> None:
+    order = list(TopologicalSorter({m: dependencies(m) - {m} for m in MODULES}).static_order())
+    assert len(order) == len(MODULES)
+
+
+METHODS = ["wgan_gp", "wgan_clip", "none", "sngan", "r1", "r2", "r1_r2", "wgan_gp_lazy", "r1_lazy"]
+BRINGS = {"gp": "gp", "clip": "clip", "r1": "r1", "r2": "r2", "lazy": "lazy", "sngan": "sn"}
+"""The plugin that each word of a method's name stands for."""
+
+
+def test_the_digits_recipes_are_all_there() -> None:
+    assert {path.name for path in RECIPES} >= {f"{method}_digits.toml" for method in METHODS}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipe_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert 10 <= len(text.splitlines()) <= 40
+    assert text.startswith("# ")
+    recipe = Recipe.load(path)
+    method, _, data = path.stem.rpartition("_")
+    assert recipe.data.name.startswith(data)
+    assert {each.name for each in recipe.plugin} == {
+        BRINGS[word] for word in method.split("_") if word in BRINGS
+    }
+    assert path.suffix == ".toml"
+    assert set(tomllib.loads(text)) <= set(Recipe.model_fields)
+    components = [recipe.loss, *recipe.plugin]
+    assert Plugins([load(each.name, each.options) for each in components]).loss.name
