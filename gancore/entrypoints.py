@@ -81,13 +81,19 @@ def load(found: Found) -> Any:
 
 
 def _check_core_version(found: Found) -> None:
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
     core = distribution("gancore").version
     dist = found.point.dist
     for text in (dist.requires if dist else None) or ():
-        need = Requirement(text)
+        try:
+            need = Requirement(text)
+        except InvalidRequirement as error:
+            raise PluginError(
+                f"{found.kind} {found} declares a requirement that can't be read, {text!r}: "
+                f"reinstall or remove {found.distribution}"
+            ) from error
         if canonicalize_name(need.name) != "gancore" or (
             need.marker and not need.marker.evaluate()
         ):

@@ -47,9 +47,12 @@ class MissingError(PluginError):
     close: whether an installed one has nearly the same name.
     """
 
-    def __init__(self, message: str, *, close: bool) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, close: bool = False) -> None:
+        super().__init__(message, close)
         self.close = close
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DataError(InputError):

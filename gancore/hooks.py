@@ -33,7 +33,10 @@ def configure(plugins: Mapping[str, object]) -> None:
 
 @hookspec
 def prepare_critic(critic: nn.Module) -> None:
-    """Change the critic's modules: once, before device, optimizer and checkpoint load."""
+    """Change the critic's modules: once, before device, optimizer and checkpoint load.
+
+    Raise ValueError to refuse a critic; its message is shown to the user.
+    """
 
 
 @hookspec(firstresult=True)

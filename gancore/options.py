@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from gancore.errors import PluginError, did_you_mean
@@ -26,9 +27,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     label = getattr(target, "__qualname__", repr(target))
     try:
         signature = inspect.signature(target)
-        hints = get_type_hints(
-            target.__init__ if inspect.isclass(target) else target, include_extras=True
-        )
+        hints = get_type_hints(_annotated(target), include_extras=True)
     except (NameError, TypeError, ValueError) as error:
         raise PluginError(f"the options of {label} can't be read: {error}") from error
     found = {}
@@ -39,6 +38,13 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
             raise PluginError(f"option {name!r} of {label} has no type: annotate it")
         found[name] = parameter.replace(annotation=hints[name])
     return found
+
+
+def _annotated(target: Callable[..., Any]) -> Any:
+    """Return what carries the annotations: of a dataclass, each base in its own module does."""
+    if inspect.isclass(target) and not is_dataclass(target):
+        return target.__init__
+    return target
 
 
 def type_name(annotation: Any) -> str:
@@ -55,10 +61,9 @@ def type_name(annotation: Any) -> str:
 
 def _limit(constraint: object) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    for name, sign in signs.items():
-        if hasattr(constraint, name):
-            return f"{sign} {getattr(constraint, name)}"
-    return repr(constraint)
+    bounds = {sign: getattr(constraint, name, None) for name, sign in signs.items()}
+    shown = [f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None]
+    return " ".join(shown) or repr(constraint)
 
 
 def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
@@ -36,19 +37,21 @@ def plugin(cls: type[T]) -> type[T]:
     State lives in `field(init=False)`, which recipes can't set. A class may name the plugins it
     can't be combined with: `conflicts: ClassVar[tuple[str, ...]] = ("sn",)`.
 
-    Raises TypeError for a default without an annotation, which would silently be no option,
-    and for an option with a reserved name.
+    Raises TypeError for what would silently do nothing: a default without an annotation, a
+    method with the name of a hook that is not marked; and for an option with a reserved name.
     """
     annotations = inspect.get_annotations(cls)
     for name, value in vars(cls).items():
-        is_value = not (callable(value) or isinstance(value, property | classmethod | staticmethod))
+        if name in HOOKS and callable(value) and not hasattr(value, "gancore_impl"):
+            raise TypeError(f"{cls.__qualname__}.{name} is never called: mark it with @hookimpl")
+        is_value = not (callable(value) or hasattr(value, "__get__"))
         if is_value and not name.startswith("_") and name not in annotations:
             raise TypeError(
                 f"{cls.__qualname__}.{name} has a default but no annotation, so it is no option: "
                 f"write `{name}: {type(value).__name__} = {value!r}`"
             )
-    if reserved := RESERVED & annotations.keys():
-        raise TypeError(f"{cls.__qualname__}.{reserved.pop()}: a recipe reserves this key")
+    for name in RESERVED & annotations.keys():
+        raise TypeError(f"{cls.__qualname__}.{name}: a recipe reserves this key")
     return dataclass(kw_only=True, eq=False)(cls)
 
 
@@ -83,7 +86,7 @@ class Loaded:
 
 def plugin_class(found: Found) -> type:
     """Import a found plugin and return its class; raises PluginError when it is none."""
-    cls = entrypoints.load(found)
+    cls: type = entrypoints.load(found)
     is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
     if not is_class or getattr(cls, "__hash__", None) is None:
         raise PluginError(f"plugin {found}: {cls!r} is not a class decorated with @gancore.plugin")
@@ -119,12 +122,15 @@ def wrap(instance: object, name: str | None = None) -> Loaded:
     if isinstance(instance, Loaded):
         return instance
     cls = type(instance)
-    value = f"{cls.__module__}:{cls.__qualname__}"
-    source = next(
-        (found for found in entrypoints.find("plugin") if found.point.value == value), None
-    )
+    source = next((found for found in entrypoints.find("plugin") if _names(found, cls)), None)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
     return Loaded(name or (source.name if source else snake), instance, source)
+
+
+def _names(found: Found, cls: type) -> bool:
+    """Whether an entry point names this class, wherever that is defined; imports nothing."""
+    module = sys.modules.get(found.point.module)
+    return module is not None and getattr(module, found.point.attr, None) is cls
 
 
 Caller = Callable[..., Any]
@@ -152,12 +158,17 @@ class Plugins:
         self._callers = {hook: self._callers_of(hook) for hook in HOOKS}
         self.loss = self._single("critic_loss")
         self._single("generator_loss")
+        self.proven: set[tuple[str, str]] = set()
+        """Penalties, by name and hook, whose first answer was seen to depend on parameters."""
         self._configure()
 
     def prepare_critic(self, critic: nn.Module) -> None:
-        """Call the hook `prepare_critic` of every plugin."""
+        """Call the hook `prepare_critic` of every plugin; its ValueError is a PluginError."""
         for each, call in self._callers["prepare_critic"]:
-            self._guard(each, "prepare_critic", call, critic=critic)
+            try:
+                self._guard(each, "prepare_critic", call, critic=critic)
+            except ValueError as error:
+                raise PluginError(f"plugin {each}: {error}") from error
 
     def penalties(self, hook: str) -> list[Loaded]:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
@@ -228,6 +239,11 @@ class Plugins:
                     f"two plugins are called {each.name!r}: {seen[each.name]} and {each}. "
                     'Rename one in the recipe: as = "another"'
                 )
+            for other in seen.values():
+                if other.instance is each.instance:
+                    raise PluginError(
+                        f"{other} and {each} are one and the same plugin: make an instance for each"
+                    )
             seen[each.name] = each
         for each in self.loaded:
             for other in self.loaded:
@@ -271,7 +287,7 @@ class Plugins:
         everyone = {each.name: each.instance for each in self.loaded}
         for each, call in self._callers["configure"]:
             try:
-                call(plugins=everyone)
+                self._guard(each, "configure", call, plugins=everyone)
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
 

@@ -35,7 +35,8 @@ class Stream:
         """
         torch.default_generator.manual_seed(self.key(counter))
         if self._device.type == "cuda":
-            index = self._device.index or torch.cuda.current_device()
+            index = self._device.index
+            index = torch.cuda.current_device() if index is None else index
             torch.cuda.default_generators[index].manual_seed(self.key(counter))
 
 

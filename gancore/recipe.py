@@ -7,6 +7,7 @@ keys, which are validated when the component is built.
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,14 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Metric = Literal["fid", "isc", "kid", "prc"]
 
 
+MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
+"""What of a recipe may differ when a run is resumed: none of it changes the updates made."""
+
+
 class Section(BaseModel):
     """A table of the recipe."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     @classmethod
     def of(cls, value: Self | Mapping[str, Any] | None) -> Self:
@@ -186,14 +189,16 @@ class Recipe(Section):
         """
         path = Path(path)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            table = tomllib.loads(text)
         except OSError as error:
             raise RecipeError(f"{path}: can't be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise RecipeError(f"{path}: is not UTF-8 text: {error.reason}") from error
         except tomllib.TOMLDecodeError as error:
-            message, line, column = _toml_place(error)
-            raise RecipeError(f"{path}:{line}:{column}: {message}") from error
+            raise RecipeError(f"{path}:{_toml_place(error, text)}") from error
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{path}: an absurd number, or absurdly deep nesting") from error
         return cls.parse(table, str(path), overrides)
 
     @classmethod
@@ -204,10 +209,14 @@ class Recipe(Section):
         overrides: Mapping[str, Any] | Sequence[str] = (),
     ) -> Recipe:
         """Validate a table; `where` begins each error line. Raises RecipeError."""
+        table = copy.deepcopy(table)
         if not isinstance(overrides, Mapping):
             overrides = dict(map(parse_override, overrides))
         for key, value in overrides.items():
             _set(table, key, value)
+        for key, value in _flat(table).items():
+            if isinstance(value, int) and value.bit_length() > 1024:
+                raise RecipeError(f"{where}: {key}: expected a number of a sane size")
         try:
             return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
         except ValidationError as error:
@@ -235,7 +244,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise RecipeError(f"override {text!r}: expected KEY=VALUE, such as train.steps=200")
     try:
         table = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), value
     return key.strip(), table["value"] if len(table) == 1 else value
 
@@ -258,20 +267,49 @@ def _set(table: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _item(items: list[Any], part: str, key: str) -> Any:
-    if part.isdigit() and int(part) == len(items):
+    is_index = part.isascii() and part.isdigit()
+    if is_index and int(part) == len(items):
         items.append({})
-    if not part.isdigit() or int(part) >= len(items):
+    if not is_index or int(part) >= len(items):
         raise RecipeError(f"override {key!r}: {part!r} is no index from 0 to {len(items)}")
     return items[int(part)]
 
 
-def _toml_place(error: tomllib.TOMLDecodeError) -> tuple[str, str, str]:
-    match = re.fullmatch(
-        r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error)
-    )
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return a line for each key of two recipe tables that makes them different runs."""
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of a recipe table by their key paths."""
+    items: list[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        items = [(str(number), each) for number, each in enumerate(value)]
+    else:
+        return {path: value}
+    return {
+        key: leaf
+        for name, each in items
+        for key, leaf in _flat(each, f"{path}.{name}" if path else name).items()
+    }
+
+
+def _toml_place(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """Return `line:column: message`; what is missing at the end is missing in the last line."""
+    place = r"(?s)(.*) \(at (?:line (\d+), column (\d+)|end of document)\)"
+    match = re.fullmatch(place, str(error))
     if match is None:
-        return str(error), "1", "1"
-    return match[1], match[2] or "end", match[3] or "1"
+        return f"1:1: {error}"
+    lines = text.splitlines() or [""]
+    return f"{match[2] or len(lines)}:{match[3] or len(lines[-1]) + 1}: {match[1]}"
 
 
 def _known_keys(path: tuple[str | int, ...]) -> list[str]:

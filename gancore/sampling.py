@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ BATCH = 256
 """Latents a batch: part of what identifies samples, so it is fixed."""
 
 CALIBRATION_BATCHES = 16
+
+Progress = Callable[[str, int, int], None]
+"""Called with what goes on, how much of it is done, and how much there is."""
 
 
 def latent_size(generator: nn.Module) -> int:
@@ -37,13 +40,22 @@ def calibrated(generator: nn.Module, seed: int) -> nn.Module:
     no use for the statistics of the raw ones. The generator itself is left as it was.
     """
     generator = copy.deepcopy(generator)
-    with torch.no_grad():
+    device = next(generator.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        Stream(seed, "global/calibration", device).seed_global(0)  # for dropout
         update_bn(_latents(generator, seed, "calibration", CALIBRATION_BATCHES), generator)
     return generator.eval()
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, count: int, *, seed: int, stream: str = "samples") -> Tensor:
+def generate(
+    generator: nn.Module,
+    count: int,
+    *,
+    seed: int,
+    stream: str = "samples",
+    progress: Progress | None = None,
+) -> Tensor:
     """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
 
     A function of the generator, its device, the seed and the stream; the first n of many are the
@@ -53,6 +65,8 @@ def generate(generator: nn.Module, count: int, *, seed: int, stream: str = "samp
     for latents in _latents(generator, seed, stream, -(-count // BATCH)):
         samples = generator(latents)
         batches.append((to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu())
+        if progress:
+            progress("sampling", min(len(batches) * BATCH, count), count)
     return torch.cat(batches)[:count]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
             dtype=real.dtype,
             device=real.device,
         )
-        x = torch.lerp(fake, real, alpha)
+        x = torch.lerp(fake.to(real.dtype), real, alpha)
     return x.requires_grad_()
 
 
@@ -69,7 +70,12 @@ def input_gradient(critic: Critic, x: Tensor) -> Tensor:
 
 
 def gradient_of(scores: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of Σ scores by x, with a graph; zeros where there is no dependence."""
+    """Return the gradient of Σ scores by x, with a graph; zeros where there is no dependence.
+
+    Raises ContractError where gradients are switched off, which would look like no dependence.
+    """
+    if not torch.is_grad_enabled():
+        raise ContractError("an input gradient was asked for under torch.no_grad: leave that first")
     if not scores.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True, materialize_grads=True)
@@ -84,23 +90,31 @@ def refuse_unfit(critic: Critic, *, allow_batchnorm: bool = False) -> None:
     """
     if not isinstance(critic, nn.Module):
         return
-    if hasattr(critic, "_orig_mod"):
-        raise ContractError(
-            "the critic is a torch.compile'd module, whose gradient can't be differentiated a "
-            "second time: give the module itself"
-        )
-    if allow_batchnorm:
-        return
     for name, module in critic.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise ContractError(
+                f"the critic's {name or 'whole'!r} is torch.compile'd, and its gradient can't be "
+                "differentiated a second time: give the module itself"
+            )
+        uses_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and (
             module.training or module.running_mean is None
-        ):
+        )
+        if uses_batch and not allow_batchnorm:
             raise ContractError(
                 f"the critic's {name or type(module).__name__!r} is batch normalization with batch "
                 "statistics, so each score depends on the whole batch and a per-sample gradient "
                 "penalty means nothing: use layer, group, instance or no normalization in the "
                 "critic (or, knowing this, set train.allow_batchnorm = true)"
             )
+
+
+class _Known(NamedTuple):
+    """Scores computed before. It holds x: while it does, no other tensor can have its id."""
+
+    x: Tensor
+    scores: Tensor
+    with_grad: bool
+    x_required_grad: bool
 
 
 class _Scores:
@@ -110,14 +124,17 @@ class _Scores:
         self.critic = critic
         self.labels = labels
         self.update = update
-        # The memo holds x itself: while it does, no other tensor can have its id.
-        self._scores: dict[int, tuple[Tensor, Tensor]] = {}
+        self._known: dict[int, _Known] = {}
 
     def scores(self, x: Tensor) -> Tensor:
         """Return D(x) as (B,) for x (B, *): one forward pass, however often asked."""
-        if id(x) not in self._scores:
-            self._scores[id(x)] = (x, critic_scores(self.critic, x))
-        return self._scores[id(x)][1]
+        known = self._known.get(id(x))
+        if known is None or (torch.is_grad_enabled() and not known.with_grad):
+            # scores that were only looked at, under no_grad, can't serve a loss
+            scores = critic_scores(self.critic, x)
+            known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
+            self._known[id(x)] = known
+        return known.scores
 
 
 class CriticStep(_Scores):
@@ -163,10 +180,12 @@ class CriticStep(_Scores):
         """
         if id(x) not in self._gradients:
             refuse_unfit(self.critic, allow_batchnorm=self._allow_batchnorm)
-            if not x.requires_grad:
+            known = self._known.get(id(x))
+            if not (x.requires_grad if known is None else known.x_required_grad):
                 raise ContractError(
                     f"input_gradient was asked for a tensor {tuple(x.shape)} that does not require "
-                    "grad: call x.requires_grad_() before its first use in this step"
+                    "grad, or did not when it was scored: call x.requires_grad_() before its first "
+                    "use in this step"
                 )
             self._gradients[id(x)] = gradient_of(self.scores(x), x)
         return self._gradients[id(x)]

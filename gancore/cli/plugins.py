@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import click
@@ -13,15 +14,32 @@ from gancore import entrypoints
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
 
+SUBCOMMANDS = ("new", "check")
 
-@click.command()
+
+class _Subcommands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        command = getattr(import_module(f"gancore.cli.plugins_{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Subcommands, invoke_without_command=True)
+@click.pass_context
 @click.option("--verbose", is_flag=True, help="Import each; show hooks, options, import errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plugins(verbose: bool, as_json: bool) -> None:
+def plugins(context: click.Context, verbose: bool, as_json: bool) -> None:
     """List the installed plugins: name, version, distribution.
 
     Reads metadata only, unless --verbose.
     """
+    if context.invoked_subcommand is not None:
+        return
     rows = [_row(found, verbose) for found in entrypoints.find("plugin")]
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -30,7 +31,13 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
     section = Score.of({**found.recipe.score.model_dump(exclude_none=True), **changes})
 
     from gancore.cli.tables import show_scores
+    from gancore.report import display_for
     from gancore.training import score_run
 
-    show_scores(score_run(found, section, device=device))
+    display = display_for(sys.stdout)
+    try:
+        scores = score_run(found, section, device=device, progress=display.count)
+    finally:
+        display.end()
+    show_scores(scores)
     click.echo(f"in {found.scores_path}")

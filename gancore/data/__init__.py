@@ -46,7 +46,7 @@ class Dataset:
         if 0 in self.samples.shape:
             raise DataError(f"data set {self.name!r} is empty: {found}")
         if self.labels is not None and (
-            self.labels.dtype != torch.int64 or len(self.labels) != len(self)
+            self.labels.dtype != torch.int64 or self.labels.shape != (len(self),)
         ):
             raise DataError(f"labels of data set {self.name!r}: expected int64 ({len(self)},)")
 

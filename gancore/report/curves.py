@@ -31,8 +31,8 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3 * rows), layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False).flat
-    for axes in list(grid)[len(panels) :]:
+    grid = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for (title, shown), axes in zip(panels, grid, strict=False):
         for key in shown:

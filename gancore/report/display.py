@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.progress import TaskID
 
 Values = Mapping[str, float]
 
@@ -24,6 +25,9 @@ class Display:
     def record(self, record: Mapping[str, Any]) -> None:
         """Take a logged record."""
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """Take the progress of sampling or scoring."""
+
     def say(self, text: str) -> None:
         """Tell one line."""
 
@@ -38,6 +42,7 @@ class LinesDisplay(Display):
         self._file = file
         self._steps = 0
         self._began = (0, 0.0)
+        self._counting = ("", 0.0)
 
     def begin(self, title: str, step: int, steps: int) -> None:
         """Tell what begins."""
@@ -55,6 +60,13 @@ class LinesDisplay(Display):
             f"step {record['step']}/{self._steps} {shown} | "
             f"{speed:.1f} steps/s, {_clock(left)} left"
         )
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Tell the beginning, the end, and a line every ten seconds between."""
+        now = time.perf_counter()
+        if what != self._counting[0] or now - self._counting[1] > 10 or done == total:
+            self._counting = (what, now)
+            self.say(f"{what} {done}/{total}")
 
     def say(self, text: str) -> None:
         """Tell one line."""
@@ -87,23 +99,27 @@ class LiveDisplay(Display):
             console=console,
             expand=True,
         )
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
-        self._task = self._progress.add_task("", total=None, speed="")
-        self._began = (0, 0.0)
         self._values: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+        self._began = (0, 0.0)
 
     def begin(self, title: str, step: int, steps: int) -> None:
         """Show the bar."""
-        self._console.print(title, highlight=False)
+        self.say(title)
         self._began = (step, time.perf_counter())
-        self._progress.update(self._task, total=steps, completed=step, description="training")
-        self._live.start()
+        self._bar("training", step, steps)
 
     def advance(self, step: int, values: Values) -> None:
         """Keep the latest values for the next refresh."""
         self._values.update(values)
         done, seconds = step - self._began[0], time.perf_counter() - self._began[1]
-        self._progress.update(self._task, completed=step, speed=f"{done / seconds:.1f} steps/s")
+        speed = f"{done / seconds:.1f} steps/s"
+        self._progress.update(self._tasks["training"], completed=step, speed=speed)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Show a bar of its own."""
+        self._bar(what, done, total)
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
@@ -113,10 +129,19 @@ class LiveDisplay(Display):
         """Leave the last state on the screen."""
         self._live.stop()
 
+    def _bar(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total, speed="")
+        self._progress.update(self._tasks[what], completed=done, total=total)
+        if not self._live.is_started:
+            self._live.start()
+
     def _render(self) -> Group:
         from rich.console import Group
         from rich.table import Table
 
+        if not self._values:
+            return Group(self._progress)
         table = Table(box=None, expand=True, padding=(0, 1))
         shown = _shown(self._values)
         for key in shown:
@@ -130,7 +155,7 @@ def display_for(file: IO[str]) -> Display:
     from rich.console import Console
 
     console = Console(file=file)
-    return LiveDisplay(console) if console.is_terminal else LinesDisplay(file)
+    return LiveDisplay(console) if file.isatty() and console.is_terminal else LinesDisplay(file)
 
 
 FIRST = ("wasserstein",)

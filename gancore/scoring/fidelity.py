@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gancore.data import Dataset
 from gancore.errors import ScoreError
+from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor, extractor
 
 BATCH = 64
@@ -36,6 +37,7 @@ def score(
     weights: str | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score generated images and say how: {"scores": {…}, "protocol": {…}}.
 
@@ -44,6 +46,7 @@ def score(
     metrics  of fid (Heusel et al., 2017), isc (Salimans et al., 2016), kid (Bińkowski et al.,
              2018), prc (Kynkäänniemi et al., 2019)
     seed     for the shuffles and subsets of isc and kid
+    progress called as images go through the extractor
 
     Grey images are repeated to three channels for an extractor that takes three. Raises
     ScoreError for images that the extractor can't take, for fewer samples than FID has features,
@@ -57,9 +60,11 @@ def score(
     _check(chosen, metrics, fake, real)
     device = torch.device(device)
     needs_real = set(metrics) != {"isc"}
+    total = len(fake) + (len(real) if needs_real else 0)
+    seen = _Counter(total, progress)
     found = calculate_metrics(
-        input1=_Images(fake, chosen),
-        input2=_Images(real.samples.cpu(), chosen) if needs_real else None,
+        input1=_Images(fake, chosen, seen),
+        input2=_Images(real.samples.cpu(), chosen, seen) if needs_real else None,
         **dict.fromkeys(metrics, True),
         feature_extractor=chosen.registered,
         feature_extractor_weights_path=str(chosen.weights),
@@ -102,17 +107,31 @@ def score(
     }
 
 
+class _Counter:
+    """Tells the progress as images are asked for."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress and (self.done % BATCH == 0 or self.done == self.total):
+            self.progress("scoring", min(self.done, self.total), self.total)
+
+
 class _Images(torch.utils.data.Dataset[Tensor]):
     """uint8 images in the channels that the extractor takes."""
 
-    def __init__(self, images: Tensor, chosen: Extractor) -> None:
+    def __init__(self, images: Tensor, chosen: Extractor, seen: _Counter) -> None:
         self.images = images
+        self.seen = seen
         self.repeat = 3 if (chosen.sample_shape[0], images.shape[1]) == (3, 1) else 1
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
+        self.seen()
         return self.images[index].repeat(self.repeat, 1, 1)
 
 

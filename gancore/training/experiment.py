@@ -16,7 +16,7 @@ from gancore.plugins import Loaded, Plugins, build, load
 from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
-from gancore.sampling import calibrated
+from gancore.sampling import Progress, calibrated
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device
 from gancore.training.folder import Run
@@ -134,7 +134,9 @@ def check(recipe: Recipe) -> list[str]:
     return missing
 
 
-def score_run(run: Run, section: Score, *, device: str = "auto") -> dict[str, Any]:
+def score_run(
+    run: Run, section: Score, *, device: str = "auto", progress: Progress | None = None
+) -> dict[str, Any]:
     """Score a run by `section` and write its scores.json; return what `gancore.scoring.score` does.
 
     Scores under the same protocol are added to those there; under another they replace them.
@@ -142,7 +144,14 @@ def score_run(run: Run, section: Score, *, device: str = "auto") -> dict[str, An
     """
     data = load_data(run.recipe)
     generator = load_generator(run, device=device)
-    found = score_generator(generator, data, section, seed=run.seed, device=choose_device(device))
+    found = score_generator(
+        generator,
+        data,
+        section,
+        seed=run.seed,
+        device=choose_device(device),
+        progress=progress,
+    )
     before = run.scores
     if before and before["protocol"] == found["protocol"]:
         found["scores"] = {**before["scores"], **found["scores"]}

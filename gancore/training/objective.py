@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins
@@ -45,6 +45,9 @@ def objective(
     extra: list[Tensor] = []
     for each, scale, answer in plugins.answer_penalties(penalty_hook, step):
         value = _checked(answer, each, penalty_hook, step.real)
+        if (each.name, penalty_hook) not in plugins.proven:
+            _refuse_unconnected(value, step, each, penalty_hook)
+            plugins.proven.add((each.name, penalty_hook))
         terms[f"{penalty_hook}/{each.name}"] = value
         extra.append(value if scale == 1.0 else scale * value)
     with autocast:
@@ -69,6 +72,29 @@ def to_host(terms: Mapping[str, Tensor], update: int) -> dict[str, float]:
                 "Lower the learning rate, or look at the last records and checkpoint"
             )
     return named
+
+
+def _refuse_unconnected(
+    value: Tensor, step: CriticStep | GeneratorStep, each: Loaded, hook: str
+) -> None:
+    """Refuse a penalty whose graph leads to no parameter: it would train nothing, silently."""
+    module = step.critic if isinstance(step, CriticStep) else step.generator
+    if not isinstance(module, nn.Module):
+        return
+    wanted = {id(parameter) for parameter in module.parameters()}
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in wanted:
+            return
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    raise ContractError(
+        f"plugin {each}: {hook} answered a value that depends on no parameters of the "
+        f"{type(module).__name__}, so it trains nothing: is it of samples only, or detached?"
+    )
 
 
 def _checked(value: object, each: Loaded, hook: str, like: Tensor) -> Tensor:

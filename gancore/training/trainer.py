@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gancore.data import Dataset
 from gancore.errors import CheckpointError, ContractError, InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.randomness import Order, Stream
 from gancore.recipe import Checkpoint as CheckpointSection
-from gancore.recipe import Log, Optimizer, Sample, Score, Train
+from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
 from gancore.report import Display, plot_curves, save_grid
-from gancore.sampling import calibrated, generate, latent_size
+from gancore.sampling import Progress, calibrated, generate, latent_size
 from gancore.scoring import score
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training import checkpoint
@@ -28,9 +26,13 @@ from gancore.training.checkpoint import Checkpoint, join_state, split_state
 from gancore.training.environment import choose_device, environment
 from gancore.training.folder import Run
 from gancore.training.objective import objective, to_host
-
-MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
-"""What of a recipe may differ when a run is resumed: none of it changes the updates made."""
+from gancore.training.optimizers import (
+    decay_factor,
+    make_optimizer,
+    moving_average,
+    optimizer_state,
+    restore_optimizer,
+)
 
 
 class Trainer:
@@ -90,9 +92,9 @@ class Trainer:
 
         self.generator_parameters = _trainable(generator, "generator")
         self.critic_parameters = _trainable(critic, "critic")
-        self.generator_optimizer = _optimizer(self.optimizer, self.generator_parameters)
-        self.critic_optimizer = _optimizer(self.optimizer, self.critic_parameters)
-        self.ema = _moving_average(generator, self.train.ema)
+        self.generator_optimizer = make_optimizer(self.optimizer, self.generator_parameters)
+        self.critic_optimizer = make_optimizer(self.optimizer, self.critic_parameters)
+        self.ema = moving_average(generator, self.train.ema)
         self.recipe = dict(recipe) if recipe is not None else self._described()
 
         self._orders = {side: Order(seed, f"order/{side}", len(self.data)) for side in SIDES}
@@ -126,14 +128,12 @@ class Trainer:
         display.begin(self._title(run, start), start, steps)
         try:
             self._loop(run, start, display)
+            if self._stopped:
+                display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
+            elif self.score.metrics:
+                run.write_json(run.scores_path, self.scores(display.count))
         finally:
             display.end()
-        if self._stopped:
-            display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
-            return run
-        if self.score.metrics:
-            display.say(f"scoring {self.score.samples} samples by {self.score.extractor} …")
-            run.write_json(run.scores_path, self.scores())
         return run
 
     def stop(self, reason: str) -> None:
@@ -200,10 +200,15 @@ class Trainer:
         generator = self.generator if self.ema is None else self.ema.module
         return calibrated(generator, self.train.seed)
 
-    def scores(self) -> dict[str, Any]:
+    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return scores and protocol of the generator as it is now."""
         return score_generator(
-            self.sampler(), self.data, self.score, seed=self.train.seed, device=self.device
+            self.sampler(),
+            self.data,
+            self.score,
+            seed=self.train.seed,
+            device=self.device,
+            progress=progress,
         )
 
     def _loop(self, run: Run, start: int, display: Display) -> None:
@@ -223,7 +228,7 @@ class Trainer:
             record = self._record(done, values)
             display.advance(done, record)
             if self.score.every and self.score.metrics and done % self.score.every == 0:
-                found = self.scores()["scores"]
+                found = self.scores(display.count)["scores"]
                 record |= {f"score/{key}": value for key, value in found.items()}
             if last or step == 0 or done % self.log.every == 0 or "score/fid" in record:
                 run.append(record)
@@ -265,8 +270,8 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "optimizers": {
-                **_optimizer_state("generator", self.generator_optimizer),
-                **_optimizer_state("critic", self.critic_optimizer),
+                **optimizer_state("generator", self.generator_optimizer),
+                **optimizer_state("critic", self.critic_optimizer),
             },
             "plugins": plugin_tensors,
         }
@@ -300,7 +305,7 @@ class Trainer:
         return start
 
     def _restore(self, found: Checkpoint, *, force: bool) -> None:
-        changes = _differences(found.state["recipe"], self.recipe)
+        changes = differences(found.state["recipe"], self.recipe)
         if changes and not force:
             raise InputError(
                 "the recipe has changed since the checkpoint, so this would be another run:\n"
@@ -317,8 +322,8 @@ class Trainer:
             self.critic.load_state_dict(found.tensors["critic"])
             if self.ema is not None:
                 self.ema.load_state_dict(found.tensors["ema"])
-            _restore_optimizer("generator", self.generator_optimizer, found)
-            _restore_optimizer("critic", self.critic_optimizer, found)
+            restore_optimizer("generator", self.generator_optimizer, found.tensors["optimizers"])
+            restore_optimizer("critic", self.critic_optimizer, found.tensors["optimizers"])
             self.plugins.load_state_dict(
                 join_state(found.tensors["plugins"], found.state["plugins"])
             )
@@ -372,29 +377,25 @@ class Trainer:
 SIDES = ("critic", "generator")
 
 
-def decay_factor(decay: str, step: int, steps: int) -> float:
-    """Return the learning rate's factor at a generator update: 1 at 0, 0 at `steps`."""
-    match decay:
-        case "linear":
-            return 1 - step / steps
-        case "cosine":
-            return (1 + math.cos(math.pi * step / steps)) / 2
-        case _:
-            return 1.0
-
-
 def score_generator(
-    generator: nn.Module, data: Dataset, section: Score, *, seed: int, device: torch.device
+    generator: nn.Module,
+    data: Dataset,
+    section: Score,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}."""
     return score(
-        generate(generator, section.samples, seed=seed, stream="score"),
+        generate(generator, section.samples, seed=seed, stream="score", progress=progress),
         data,
         metrics=section.metrics,
         extractor_name=section.extractor,
         weights=section.weights,
         seed=seed,
         device=device,
+        progress=progress,
     )
 
 
@@ -430,64 +431,6 @@ def _trainable(module: nn.Module, what: str) -> list[nn.Parameter]:
     return parameters
 
 
-def _optimizer(section: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if section.name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=section.lr, alpha=section.alpha)
-    return torch.optim.Adam(parameters, lr=section.lr, betas=section.betas)
-
-
-def _moving_average(generator: nn.Module, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(generator, multi_avg_fn=average)
-
-
-def _optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's tensors by `name/parameter/key`; rates come from the recipe."""
-    return {
-        f"{name}/{index}/{key}": tensor
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, tensor in state.items()
-    }
-
-
-def _restore_optimizer(name: str, optimizer: torch.optim.Optimizer, found: Checkpoint) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for path, tensor in found.tensors["optimizers"].items():
-        owner, index, key = path.split("/")
-        if owner == name:
-            state.setdefault(int(index), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
 def _grad_norm(parameters: list[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return nn.utils.get_total_norm(gradients)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = _flat(old), _flat(new)
-    return [
-        f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
-    ]
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return the leaves of a recipe table by their key paths."""
-    items: list[tuple[str, Any]]
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        items = [(str(number), each) for number, each in enumerate(value)]
-    else:
-        return {path: value}
-    return {
-        key: leaf
-        for name, each in items
-        for key, leaf in _flat(each, f"{path}.{name}" if path else name).items()
-    }

@@ -1,0 +1,108 @@
+"""Small networks, data and plugins that several test files use."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gancore import CriticStep, GeneratorStep, hookimpl, plugin
+from gancore.data import Dataset
+from gancore.training import Trainer
+
+LATENT = 5
+
+
+class Generator(nn.Module):
+    """With batch normalization and dropout: buffers and random numbers to keep track of."""
+
+    latent = LATENT
+
+    def __init__(self) -> None:
+        super().__init__()
+        # a bias before batch normalization has no gradient but rounding, which Adam would amplify
+        self.layers = nn.Sequential(
+            nn.Linear(LATENT, 16, bias=False),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(16, 16),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.layers(z)).view(-1, 1, 4, 4)
+
+
+class Critic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+def images(count: int = 50) -> Dataset:
+    pixels = torch.Generator().manual_seed(0)
+    samples = torch.randint(0, 256, (count, 1, 4, 4), generator=pixels, dtype=torch.uint8)
+    return Dataset("noise", samples)
+
+
+def networks(seed: int = 0) -> tuple[Generator, Critic]:
+    torch.manual_seed(seed)
+    return Generator(), Critic()
+
+
+def trainer(**changes: Any) -> Trainer:
+    generator, critic = networks()
+    sections: dict[str, Any] = {
+        "train": {"steps": 6, "batch_size": 8, "critic_steps": 2},
+        "optimizer": {"lr": 1e-2},
+        "score": {"metrics": []},
+        "sample": {"count": 4},
+        "device": "cpu",
+        **changes,
+    }
+    return Trainer(generator, critic, sections.pop("data", images()), **sections)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0, msg=key)
+
+
+@plugin
+class Spy:
+    """Keeps what it sees; its penalty is a small weight decay."""
+
+    critic_steps: list[CriticStep] = field(init=False, default_factory=list)
+    generator_steps: list[GeneratorStep] = field(init=False, default_factory=list)
+    posts: list[int] = field(init=False, default_factory=list)
+    records: list[dict[str, Any]] = field(init=False, default_factory=list)
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        self.critic_steps.append(step)
+        assert isinstance(step.critic, nn.Module)
+        return 1e-3 * torch.stack([p.square().sum() for p in step.critic.parameters()]).sum()
+
+    @hookimpl
+    def generator_penalty(self, step: GeneratorStep) -> None:
+        self.generator_steps.append(step)
+
+    @hookimpl
+    def post_step(self, update: int) -> None:
+        assert not torch.is_grad_enabled()
+        self.posts.append(update)
+
+    @hookimpl
+    def log(self, record: dict[str, Any]) -> None:
+        self.records.append(record)

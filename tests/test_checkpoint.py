@@ -1,0 +1,125 @@
+"""Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gancore.errors import CheckpointError
+from gancore.training import checkpoint
+from gancore.training.checkpoint import Checkpoint, join_state, latest, load, save, split_state
+
+
+def made(step: int) -> Checkpoint:
+    torch.manual_seed(step)
+    tied = torch.randn(3, 4)
+    tensors = {
+        "generator": {
+            "plain": torch.randn(2, 3),
+            "transposed": tied.T,
+            "tied": tied,
+            "count": torch.tensor(step),
+            "half": torch.randn(5).bfloat16(),
+        },
+        "empty": {},
+    }
+    return Checkpoint(step, tensors, {"seconds": 0.1 + step, "penalties": {"penalty/gp": 1 / 3}})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    saved = made(7)
+    loaded = load(save(tmp_path, saved, keep=1))
+    assert loaded.step == 7
+    assert loaded.state["penalties"] == {"penalty/gp": 1 / 3}
+    assert set(loaded.tensors) == {"generator", "empty"}
+    for key, tensor in saved.tensors["generator"].items():
+        assert loaded.tensors["generator"][key].dtype == tensor.dtype
+        torch.testing.assert_close(loaded.tensors["generator"][key], tensor, rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_safetensors_and_json_only(tmp_path: Path) -> None:
+    path = save(tmp_path, made(1), keep=1)
+    assert {each.suffix for each in path.iterdir()} == {".safetensors", ".json"}
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert sorted(manifest) == ["empty.safetensors", "generator.safetensors", "state.json"]
+
+
+def test_only_the_latest_are_kept(tmp_path: Path) -> None:
+    for step in (999, 1000, 10_000, 1_000_000):
+        save(tmp_path, made(step), keep=2)
+    assert names(tmp_path) == ["step-010000", "step-1000000"]
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.step == 1_000_000
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_sync"])
+def test_a_save_that_fails_leaves_the_older_one_and_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    save(tmp_path, made(1), keep=1)
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, failing, fail)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, made(2), keep=1)
+    assert names(tmp_path) == [".writing-step-000002", "step-000001"]
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert names(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    save(tmp_path, made(1), keep=2)
+    path = save(tmp_path, made(2), keep=2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert names(tmp_path) == [".invalid-step-000002", "step-000001"]
+
+
+def test_nothing_but_damaged_ones_is_an_error_that_names_them(tmp_path: Path) -> None:
+    path = save(tmp_path, made(1), keep=2)
+    (path / "generator.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"generator\.safetensors is damaged"):
+        latest(tmp_path)
+
+
+def test_plugin_states_are_split_and_joined() -> None:
+    state = {"ema": {"mean": torch.ones(2), "count": 3, "on": True, "note": "x"}, "none": {}}
+    tensors, scalars = split_state(state)
+    assert list(tensors) == ["ema/mean"]
+    joined = join_state(tensors, json.loads(json.dumps(scalars)))
+    torch.testing.assert_close(joined["ema"].pop("mean"), torch.ones(2))
+    assert joined == {"ema": {"count": 3, "on": True, "note": "x"}, "none": {}}
+
+
+def test_a_plugin_state_that_is_no_tensor_or_scalar_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="plugin 'mine': state 'net' is a Linear"):
+        split_state({"mine": {"net": nn.Linear(1, 1)}})

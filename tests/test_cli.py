@@ -1,0 +1,302 @@
+"""The command line as its users have it: subprocesses, exit codes, what is printed and written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+RECIPE = """
+[data]
+name = "digits"
+[generator]
+name = "mlp"
+width = 16
+[critic]
+name = "mlp"
+width = 16
+[loss]
+name = "wasserstein"
+[[plugin]]
+name = "gp"
+[train]
+steps = 6
+batch_size = 16
+[log]
+every = 2
+[score]
+metrics = ["fid", "isc"]
+samples = 64
+extractor = "digits"
+"""
+
+
+def gan(*arguments: object, cwd: Path = ROOT, timeout: float = 120) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "gancore", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(recipe: Path) -> tuple[Path, str]:
+    """A finished run in its default folder, and what it printed."""
+    code, out, err = gan("run", recipe, "--seed", 3, cwd=recipe.parent)
+    assert code == 0, err
+    return recipe.parent / "runs" / "tiny-seed3", out
+
+
+def test_run_prints_plain_lines_that_end_in_scores(done: tuple[Path, str]) -> None:
+    folder, out = done
+    assert "\x1b" not in out
+    assert "\r" not in out
+    steps = re.findall(r"^step (\d+)/6 .*wasserstein \S+ penalty/gp .*critic_grad_norm", out, re.M)
+    assert steps == ["1", "2", "4", "6"]
+    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    assert f"FID (digits features)  {scores['fid']:.4g}" in out
+    assert f"Inception Score (digits features)  {scores['isc']:.4g} ±" in out
+    assert "in runs/tiny-seed3" in out
+
+
+def test_run_folder(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    for name in ("recipe.toml", "environment.json", "metrics.jsonl", "curves.png", "scores.json"):
+        assert (folder / name).is_file()
+    with Image.open(folder / "samples" / "step-000006.png") as grid:
+        assert grid.size == (8 * 66 + 2, 8 * 66 + 2)
+
+
+def test_run_again_is_refused_and_resume_is_content(recipe: Path, done: tuple[Path, str]) -> None:
+    code, _, err = gan("run", recipe, "--seed", 3, cwd=recipe.parent)
+    assert code == 2
+    assert "--resume" in err
+    code, out, err = gan("run", recipe, "--seed", 3, "--resume", cwd=recipe.parent)
+    assert code == 0, err
+    assert "FID" in out
+
+
+def test_score_repeats_the_scores_and_adds_others(done: tuple[Path, str]) -> None:
+    folder, _ = done
+    before = json.loads((folder / "scores.json").read_text())
+    code, out, err = gan("score", folder, "--metrics", "fid,kid,prc")
+    assert code == 0, err
+    after = json.loads((folder / "scores.json").read_text())
+    assert after["protocol"] == before["protocol"]
+    assert before["scores"].items() <= after["scores"].items()
+    assert {"kid", "kid_std", "precision", "recall"} <= after["scores"].keys()
+    assert "KID (digits features)" in out
+    code, _, err = gan("score", folder, "--metrics", "fid,is")
+    assert code == 2
+    assert "score: metrics.1: expected 'fid', 'isc', 'kid' or 'prc'" in err
+
+
+def test_sample_in_three_forms(done: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = done
+    for out in ("samples.npz", "grid.png", "pictures"):
+        code, _, err = gan("sample", folder, "-n", 20, "--out", tmp_path / out)
+        assert code == 0, err
+    array = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert array.shape == (20, 8, 8, 1)
+    assert array.dtype == np.uint8
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 20
+    for path, pixels in zip(pictures, array, strict=True):
+        with Image.open(path) as picture:
+            assert np.array_equal(np.asarray(picture), pixels[:, :, 0])
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert np.array_equal(np.asarray(grid)[2:66:8, 2:66:8, 0], array[0, :, :, 0])
+
+
+def test_no_plugin_and_set(recipe: Path, tmp_path: Path) -> None:
+    code, out, err = gan(
+        "run", recipe, "--no-plugin", "gp", "--set", "score.metrics=[]", "--out", tmp_path / "run"
+    )
+    assert code == 0, err
+    assert "penalty/gp" not in out
+    assert "FID" not in out
+    code, _, err = gan("run", recipe, "--no-plugin", "gpp")
+    assert code == 2
+    assert "Did you mean 'gp'" in err
+
+
+def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
+    code, out, err = gan("run", recipe, "--dry-run", cwd=tmp_path)
+    assert code == 0, err
+    assert list(tmp_path.iterdir()) == []
+    for text in ("weight = 10.0", "critic: MLPCritic,", "1,797 of (1, 8, 8)", "gp (gancore-gp"):
+        assert text in out
+    assert re.search(r"memory: [\d,]+ MiB", out)
+    assert re.search(r"time: \d+ ms a step", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.toml"], "nowhere.toml: can't be read"),
+        (
+            ["run", "RECIPE", "--set", "train.setps=3"],
+            "train.setps: unknown key. Did you mean 'steps'",
+        ),
+        (
+            ["run", "RECIPE", "--set", "plugin.0.weight=x"],
+            "weight: expected a valid number, got 'x'",
+        ),
+        (["run", ROOT / "recipes/wgan_gp_cifar.toml"], "no dataset 'cifar10' is installed"),
+        (["score", "nowhere"], "nowhere is no run folder"),
+        (["sample", "nowhere", "--out", "x.jpg"], "ends in .npz or .png"),
+        (["rnu"], "Did you mean 'run'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        pytest.param(
+            ["run", "RECIPE", "--device", "cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line_and_exit_2(
+    arguments: list[object], message: str, recipe: Path, tmp_path: Path
+) -> None:
+    given = [recipe if each == "RECIPE" else each for each in arguments]
+    code, out, err = gan(*given, cwd=tmp_path)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_exits_1_and_names_the_term(recipe: Path, tmp_path: Path) -> None:
+    code, _, err = gan(
+        "run",
+        recipe,
+        "--set",
+        "optimizer.lr=1e3",
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "train.steps=200",
+        "--set",
+        "plugin.0.weight=1e30",
+    )
+    assert code == 1
+    assert re.search(r"error: \S+ is (nan|inf|-inf) at update \d+", err)
+    assert "Traceback" not in err
+
+
+def test_recipe_check() -> None:
+    recipes = sorted((ROOT / "recipes").glob("*.toml"))
+    code, out, err = gan("recipe", "check", *recipes)
+    assert code == 0, err
+    assert len(out.splitlines()) == len(recipes)
+
+
+def test_recipe_check_tells_all_faults(recipe: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text(RECIPE.replace("weight", "x").replace('name = "gp"', 'name = "gp"\nwieght = 3'))
+    worse = tmp_path / "worse.toml"
+    worse.write_text("[data\n")
+    code, out, err = gan("recipe", "check", bad, recipe, worse)
+    assert code == 2
+    assert f"{recipe}: valid" in out
+    assert f"{bad}: plugin.0: wieght: unknown key. Did you mean 'weight'?" in err
+    assert f"{worse}:1:6: " in err
+
+
+def test_recipe_schema_is_json_schema() -> None:
+    code, out, _ = gan("recipe", "schema")
+    assert code == 0
+    schema = json.loads(out)
+    assert set(schema["required"]) == {"data", "generator", "critic", "loss", "train"}
+    assert schema["$defs"]["PluginSection"]["properties"]["as"]
+
+
+def test_plugins() -> None:
+    code, out, _ = gan("plugins")
+    assert code == 0
+    assert re.search(r"^gp +0\.1\.0 +gancore-gp *$", out, re.M)
+    rows = {row["name"]: row for row in json.loads(gan("plugins", "--json", "--verbose")[1])}
+    assert {"clip", "gp", "lazy", "r1", "r2", "sn", "hinge", "wasserstein"} <= rows.keys()
+    assert rows["gp"]["hooks"] == ["penalty"]
+    assert rows["gp"]["options"]["weight"] == "float > 0 = 10.0"
+    assert rows["clip"]["conflicts"] == ["sn"]
+    verbose = gan("plugins", "--verbose")[1]
+    assert "weight: float > 0 = 10.0" in verbose
+    assert "\x1b" not in verbose
+
+
+def test_doctor() -> None:
+    code, out, err = gan("doctor")
+    assert code == 0, err
+    assert f"torch {torch.__version__.split('+')[0]}" in out
+    assert "plugin gp (gancore-gp 0.1.0): ok" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["run", "--help"], ["--version"]])
+def test_nothing_heavy_is_imported_by_what_does_not_compute(arguments: list[str]) -> None:
+    code = (
+        "import sys; from gancore.cli import gan\n"
+        f"gan.main({arguments}, standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_exits_0(
+    recipe: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gancore",
+            "run",
+            recipe,
+            "--out",
+            folder,
+            "--set",
+            "train.steps=100000",
+            "--set",
+            "log.every=10",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"stopped by {number.name}" in out
+    assert "--resume" in out
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) > 0

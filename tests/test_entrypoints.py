@@ -1,0 +1,178 @@
+"""Entry points, on distributions made in a temporary folder: nothing is installed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoints, version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gancore import entrypoints
+from gancore.entrypoints import OURS, Kind, find, get, load
+from gancore.errors import MissingError, PluginError
+
+Install = Callable[..., str]
+CORE = version("gancore")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Make a distribution with one module and one entry point; return the module's name."""
+    made = []
+
+    def make(
+        name: str = "foo",
+        number: str = "1.2",
+        *,
+        point: str = "foo",
+        source: str = "Foo = 'loaded'",
+        requires: tuple[str, ...] = (),
+        group: str = "gancore.plugins",
+    ) -> str:
+        module = f"fake_{name.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{name.replace('-', '_')}-{number}.dist-info"
+        info.mkdir()
+        lines = [f"Requires-Dist: {each}" for each in requires]
+        text = "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}", *lines])
+        (info / "METADATA").write_text(f"{text}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{point} = {module}:Foo\n")
+        importlib.invalidate_caches()
+        made.append(module)
+        return module
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield make
+    for module in made:
+        sys.modules.pop(module, None)
+
+
+def test_found_without_being_imported(install: Install) -> None:
+    module = install("foo-dist", "1.2", source="raise SystemExit('imported')")
+    (found,) = [each for each in find("plugin") if each.name == "foo"]
+    assert (found.distribution, found.version) == ("foo-dist", "1.2")
+    assert str(found) == "foo (foo-dist 1.2)"
+    assert found == get("plugin", "foo")
+    assert module not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["plugin", "dataset", "generator", "critic", "extractor"])
+def test_each_kind_has_its_group(install: Install, kind: Kind) -> None:
+    install("a-dist", point="zz_last", group=f"gancore.{kind}s")
+    install("b-dist", point="a_first", group=f"gancore.{kind}s")
+    names = [found.name for found in find(kind)]
+    assert names == sorted(names)
+    assert {"zz_last", "a_first"} < {*names}
+    assert load(get(kind, "zz_last")) == "loaded"
+    others: list[Kind] = ["plugin", "dataset"]
+    for other in others:
+        assert (other == kind) == ("zz_last" in [found.name for found in find(other)])
+
+
+def test_missing_with_a_suggestion(install: Install) -> None:
+    install(point="spectral")
+    with pytest.raises(MissingError, match=r"no plugin 'spektral' is.*mean 'spectral'\?") as caught:
+        get("plugin", "spektral")
+    assert caught.value.close
+
+
+def test_missing_without_a_close_name_lists_all(install: Install) -> None:
+    install(point="spectral")
+    with pytest.raises(MissingError, match=r"Known: .*gp, .*spectral") as caught:
+        get("plugin", "qqqqqqqq")
+    assert not caught.value.close
+
+
+@pytest.mark.parametrize("name", ["gp", "r1", "r2", "lazy", "clip", "sn"])
+def test_ours_missing_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrypoints, "entry_points", lambda group: EntryPoints(()))
+    with pytest.raises(MissingError, match=rf"'{name}'.*gancore-{name}\b.*pip install"):
+        get("plugin", name)
+    assert name in OURS
+    assert len(OURS) == 6
+
+
+def test_two_distributions_with_one_name(install: Install) -> None:
+    install("one", "1.0")
+    install("two", "2.0")
+    with pytest.raises(PluginError, match=r"'foo' is brought by (one 1\.0 and two 2|two.*one 1)"):
+        get("plugin", "foo")
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import no_such_module_anywhere", "ModuleNotFoundError.*no_such_module_anywhere"),
+        ("from math import nonsense", "ImportError.*nonsense"),
+        ("def broken(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("Bar = 1", "AttributeError.*Foo"),
+    ],
+)
+def test_broken_import_names_distribution_and_cause(
+    install: Install, source: str, cause: str
+) -> None:
+    install("bad-dist", "3.1", point="bad", source=source)
+    install("good-dist", point="good")
+    with pytest.raises(PluginError, match=rf"bad \(bad-dist 3\.1\).*{cause}.*bad-dist") as caught:
+        load(get("plugin", "bad"))
+    assert caught.value.__cause__ is not None
+    assert load(get("plugin", "good")) == "loaded"
+
+
+@pytest.mark.parametrize(
+    "requires",
+    [
+        (),
+        ("gancore",),
+        ("torch>=9999",),
+        (f"gancore=={CORE}",),
+        ("gancore>=0.0.1,<9999",),
+        ('gancore>=9999; python_version < "3"',),
+        ('gancore>=9999; extra == "old"',),
+    ],
+)
+def test_compatible(install: Install, requires: tuple[str, ...]) -> None:
+    install(requires=requires)
+    assert load(get("plugin", "foo")) == "loaded"
+
+
+@pytest.mark.parametrize(
+    "requires",
+    [
+        ("gancore>=9999",),
+        ("GanCore >=9999",),
+        ("torch", "gancore<0.0.1"),
+        (f"gancore!={CORE}",),
+        ('gancore>=9999; python_version > "3"',),
+    ],
+)
+def test_another_core_version_is_refused_before_the_import(
+    install: Install, requires: tuple[str, ...]
+) -> None:
+    module = install("foo-dist", "1.2", requires=requires)
+    with pytest.raises(PluginError) as caught:
+        load(get("plugin", "foo"))
+    message = str(caught.value)
+    wanted = requires[-1].split(";")[0].replace(" ", "").lower()
+    assert "foo (foo-dist 1.2)" in message
+    assert f"gancore {CORE}" in message
+    assert f"needs {wanted}" in message
+    assert module not in sys.modules
+
+
+def test_a_prerelease_of_the_core_counts(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(requires=("gancore>=0.1,<0.3",))
+    core = SimpleNamespace(version="0.2.0rc1")
+    monkeypatch.setattr(entrypoints, "distribution", lambda name: core)
+    assert load(get("plugin", "foo")) == "loaded"
+
+
+def test_a_malformed_requirement_is_the_distributions_fault(install: Install) -> None:
+    install("foo-dist", "1.2", requires=("gancore >=0.1 <0.2",))
+    with pytest.raises(PluginError, match=r"foo-dist 1\.2"):
+        load(get("plugin", "foo"))

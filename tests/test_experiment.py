@@ -1,0 +1,303 @@
+"""From a recipe to a run and back: resume, reload, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Generator, assert_same, trainer, weights
+from torch import Tensor
+
+import gancore
+from gancore import CriticStep, GeneratorStep, hookimpl, plugin
+from gancore.errors import CheckpointError, GancoreError, InputError, MissingError, PluginError
+from gancore.recipe import Recipe
+from gancore.sampling import generate
+from gancore.training import Run, Trainer, checkpoint, load_generator
+from gancore.training import trainer as build
+from gancore_gp import GradientPenalty
+from gancore_lazy import Lazy
+from gancore_sn import SpectralNorm
+
+TINY = {
+    "data": {"name": "digits"},
+    "generator": {"name": "mlp", "width": 16, "depth": 1},
+    "critic": {"name": "mlp", "width": 16, "depth": 1},
+    "loss": {"name": "wasserstein"},
+    "plugin": [{"name": "gp"}, {"name": "lazy", "every": 3}],
+    "train": {"steps": 6, "batch_size": 16, "critic_steps": 2, "ema": 0.5},
+    "checkpoint": {"every": 2},
+    "log": {"every": 1},
+    "sample": {"count": 4},
+    "score": {"metrics": ["fid"], "samples": 64, "extractor": "digits"},
+}
+
+
+def tiny(**overrides: Any) -> Recipe:
+    return Recipe.parse(json.loads(json.dumps(TINY)), "tiny", overrides)
+
+
+@plugin
+class Drift:
+    """A penalty with state of both kinds: its weight and centre follow the scores."""
+
+    count: int = field(init=False, default=0)
+    centre: Tensor = field(init=False, default_factory=lambda: torch.zeros(()))
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        scores = step.scores(step.real)
+        self.count += 1
+        self.centre = 0.9 * self.centre + 0.1 * scores.detach().mean()
+        return (scores - self.centre).square().mean() / self.count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "centre": self.centre}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.centre = state["count"], state["centre"]
+
+
+class Interruption(BaseException):
+    """Like KeyboardInterrupt: nothing may catch it."""
+
+
+@plugin
+class Bomb:
+    """Interrupts the run at one place, the `at`-th time that it is reached."""
+
+    place: str = ""
+    at: int = 0
+    seen: int = field(init=False, default=0)
+
+    def reached(self, place: str) -> None:
+        self.seen += place == self.place
+        if place == self.place and self.seen == self.at:
+            raise Interruption
+
+    @hookimpl
+    def post_step(self) -> None:
+        self.reached("between critic updates")
+
+    @hookimpl
+    def generator_penalty(self, step: GeneratorStep) -> None:
+        self.reached("in a generator update")
+
+    @hookimpl
+    def log(self) -> None:
+        self.reached("after a record")
+
+    def state_dict(self) -> dict[str, Any]:
+        self.reached("in a save")
+        return {}
+
+
+def resumable(bomb: Bomb | None = None, **changes: Any) -> Trainer:
+    return trainer(
+        plugins={
+            "gp": GradientPenalty(),
+            "drift": Drift(),
+            "lazy": Lazy(every=3, targets=("gp",)),
+            "sn": SpectralNorm(),
+            "bomb": bomb or Bomb(),
+        },
+        **{
+            "train": {"steps": 7, "batch_size": 8, "critic_steps": 2, "ema": 0.8},
+            "optimizer": {"lr": 1e-2, "decay": "cosine"},
+            "checkpoint": {"every": 2},
+            "log": {"every": 1},
+            "flip": True,
+            **changes,
+        },
+    )
+
+
+def assert_same_runs(one: Run, other: Run) -> None:
+    mine, theirs = (checkpoint.latest(run.checkpoints) for run in (one, other))
+    assert mine is not None
+    assert theirs is not None
+    assert mine.step == theirs.step
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name in mine.tensors:
+        assert_same(dict(mine.tensors[name]), dict(theirs.tensors[name]))
+    assert {**mine.state, "seconds": 0} == {**theirs.state, "seconds": 0}
+    records = [[{**record, "seconds": 0} for record in run.records] for run in (one, other)]
+    assert records[0] == records[1]
+    pictures = [sorted((run.path / "samples").iterdir()) for run in (one, other)]
+    assert [path.read_bytes() for path in pictures[0]] == [
+        path.read_bytes() for path in pictures[1]
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return resumable().run(tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.mark.parametrize(
+    ("place", "at"),
+    [
+        ("between critic updates", 1),
+        ("between critic updates", 7),
+        ("between critic updates", 12),
+        ("in a generator update", 5),
+        ("after a record", 2),
+        ("after a record", 5),
+        ("in a save", 1),
+        ("in a save", 2),
+        ("in a save", 4),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, uninterrupted: Run, place: str, at: int
+) -> None:
+    with pytest.raises(Interruption):
+        resumable(Bomb(place=place, at=at)).run(tmp_path / "run")
+    resumed = resumable().run(tmp_path / "run", resume=True, force=True)
+    assert_same_runs(resumed, uninterrupted)
+
+
+def test_interrupted_while_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build(tiny()).run(tmp_path / "whole")
+
+    def interrupt(self: Trainer, progress: object) -> None:
+        raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "scores", interrupt)
+        with pytest.raises(Interruption):
+            build(tiny()).run(tmp_path / "run")
+    assert Run.open(tmp_path / "run").scores is None
+    resumed = build(tiny()).run(tmp_path / "run", resume=True)
+    assert_same_runs(resumed, whole)
+    assert resumed.scores == whole.scores
+    assert resumed.scores is not None
+
+
+def test_scores_during_a_run_change_nothing_else(tmp_path: Path) -> None:
+    plain = build(tiny()).run(tmp_path / "plain")
+    scored = build(tiny(**{"score.every": 3})).run(tmp_path / "scored")
+    assert [record["step"] for record in scored.records if "score/fid" in record] == [3, 6]
+    mine, theirs = (checkpoint.latest(run.checkpoints) for run in (plain, scored))
+    assert mine is not None
+    assert theirs is not None
+    assert_same(dict(mine.tensors["generator"]), dict(theirs.tensors["generator"]))
+    assert scored.scores == plain.scores
+    assert scored.scores is not None
+    assert scored.scores["scores"]["fid"] == scored.records[-1]["score/fid"]
+
+
+def test_a_finished_run_is_done_and_goes_on_when_steps_have_grown(tmp_path: Path) -> None:
+    first = build(tiny()).run(tmp_path / "run")
+    assert build(tiny()).run(tmp_path / "run", resume=True).records == first.records
+    grown = build(tiny(**{"train.steps": 8})).run(tmp_path / "run", resume=True)
+    whole = build(tiny(**{"train.steps": 8})).run(tmp_path / "whole")
+    assert [record["step"] for record in grown.records] == list(range(1, 9))
+    mine, theirs = (checkpoint.latest(run.checkpoints) for run in (grown, whole))
+    assert mine is not None
+    assert theirs is not None
+    for name in mine.tensors:
+        assert_same(dict(mine.tensors[name]), dict(theirs.tensors[name]))
+    assert grown.scores == whole.scores
+    with pytest.raises(InputError, match="beyond train.steps = 6"):
+        build(tiny()).run(tmp_path / "run", resume=True)
+
+
+def test_resume_without_a_checkpoint_starts_fresh(tmp_path: Path) -> None:
+    run = build(tiny(**{"score.metrics": []})).run(tmp_path / "run", resume=True)
+    assert run.records[-1]["step"] == 6
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
+    build(tiny(**{"score.metrics": []})).run(tmp_path / "run")
+    changed = tiny(**{"plugin.0.weight": 5.0, "optimizer.lr": 1e-3, "train.steps": 8})
+    with pytest.raises(InputError) as caught:
+        build(changed).run(tmp_path / "run", resume=True)
+    message = str(caught.value)
+    assert "plugin.0.weight: was 10.0, is 5.0" in message
+    assert "optimizer.lr: was 0.0002, is 0.001" in message
+    assert "train.steps" not in message
+    assert "--force" in message
+    assert build(changed).run(tmp_path / "run", resume=True, force=True).records[-1]["step"] == 8
+
+
+def test_the_resolved_recipe_repeats_the_run(tmp_path: Path) -> None:
+    first = gancore.run(tiny(), tmp_path / "first", device="cpu")
+    again = gancore.run(first.recipe_path, tmp_path / "again", device="cpu")
+    assert_same_runs(again, first)
+    assert again.scores == first.scores
+    assert first.recipe_table["plugin"][0] == {
+        "name": "gp",
+        "weight": 10.0,
+        "target": 1.0,
+        "one_sided": False,
+    }
+
+
+def test_the_seed_decides_the_numbers_and_the_plugins_do_not(tmp_path: Path) -> None:
+    """Runs of one seed share initial weights and data order whatever their plugins."""
+    one, other, third = (
+        build(recipe)
+        for recipe in (tiny(), tiny(**{"plugin.0.name": "r1"}), tiny(**{"train.seed": 1}))
+    )
+    assert_same(weights(one.generator), weights(other.generator))
+    assert_same(weights(one.critic), weights(other.critic))
+    assert not torch.equal(*(next(t.generator.parameters()) for t in (one, third)))
+
+
+def test_load_generator_is_the_generator_that_was_scored(tmp_path: Path) -> None:
+    made = build(tiny())
+    run = made.run(tmp_path / "run")
+    expected = generate(made.sampler(), 10, seed=0)
+    assert torch.equal(generate(load_generator(run), 10, seed=0), expected)
+    assert torch.equal(generate(gancore.load_generator(run.path), 10, seed=0), expected)
+
+
+def test_load_generator_of_a_run_from_python(tmp_path: Path) -> None:
+    made = trainer(train={"steps": 2, "batch_size": 4, "ema": 0.5})
+    run = made.run(tmp_path / "run")
+    with pytest.raises(PluginError, match="generator="):
+        load_generator(run)
+    loaded = load_generator(run, generator=Generator())
+    assert_same(weights(loaded), weights(made.sampler()))
+
+
+def test_load_generator_refuses(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run folder"):
+        load_generator(tmp_path)
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        (
+            "data.name",
+            "digit",
+            MissingError,
+            "no dataset 'digit' is installed. Did you mean 'digits'",
+        ),
+        ("critic.name", "resnet", MissingError, "no critic 'resnet'"),
+        ("critic.widht", 3, PluginError, "critic: widht: unknown key. Did you mean 'width'"),
+        ("generator.width", 10**9, PluginError, "generator: width: expected less than"),
+        ("plugin.0.weight", -1, PluginError, "plugin.0: weight: expected greater than 0, got -1"),
+        ("critic.name", "wgan_critic", PluginError, "critic: .*32"),
+        ("loss.name", "gp", PluginError, "exactly one loss"),
+    ],
+)
+def test_what_a_recipe_names_must_be_there_and_fit(
+    key: str, value: Any, error: type[GancoreError], message: str
+) -> None:
+    table = json.loads(json.dumps(TINY))
+    if key == "critic.name":
+        table["critic"] = {}
+    if key == "loss.name":
+        table["plugin"] = []
+    with pytest.raises(error, match=message):
+        build(Recipe.parse(table, "tiny", {key: value}))
