@@ -1,0 +1,61 @@
+"""`gan plugins check`: run the contract on an installed plugin."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gancore.testing import Result
+
+STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "inapplicable": "yellow"}
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--options",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the plugin, as in a recipe; repeatable.",
+)
+def check(name: str, settings: tuple[str, ...]) -> None:
+    """Run every check that applies to the plugin NAME; exit 1 if one fails."""
+    from gancore.plugins import load
+    from gancore.recipe import parse_override
+
+    given: dict[str, Any] = dict(map(parse_override, settings))
+    loaded = load(name, given, where="--options")
+
+    from gancore.options import validate
+    from gancore.testing import CHECKS, Subject
+
+    cls = type(loaded.instance)
+    subject = Subject(cls, validate(cls, given, name), name)
+    began = time.perf_counter()
+    results = [each.run(subject) for each in CHECKS if each.applies(subject)]
+    _show(str(loaded), results, time.perf_counter() - began)
+    sys.exit(1 if any(result.verdict == "failed" for result in results) else 0)
+
+
+def _show(title: str, results: list[Result], seconds: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("check", "verdict", "what was found"):
+        table.add_column(column, overflow="fold", no_wrap=column != "what was found")
+    for result in results:
+        style = STYLES[result.verdict]
+        table.add_row(result.check, f"[{style}]{result.verdict}[/]", escape(result.found))
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(f"[bold]{escape(title)}[/]")
+    console.print(table)
+    failed = sum(result.verdict == "failed" for result in results)
+    console.print(f"{len(results)} checks, {failed} failed, {seconds:.1f} s")

@@ -1,0 +1,484 @@
+"""The contract of a plugin, as named checks. Which apply follows from the hooks it implements."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gancore import options
+from gancore.hooks import hookimpl
+from gancore.plugins import Loaded, plugin
+from gancore.testing.devices import OneDevice
+from gancore.testing.scene import (
+    ANSWERS,
+    PENALTIES,
+    CheckFailed,
+    ConstantCritic,
+    Scene,
+    Subject,
+    differentiate,
+)
+from gancore.training.objective import objective
+
+SHAPES = ((5,), (1, 8, 8), (3, 32, 32))
+BUILT_IN_LOSSES = ("wasserstein", "hinge", "nonsaturating", "rpgan")
+
+Verdict = Literal["passed", "failed", "inapplicable"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found."""
+
+    check: str
+    verdict: Verdict
+    found: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named part of the contract, for plugins that implement one of `hooks` (any if empty)."""
+
+    name: str
+    about: str
+    hooks: frozenset[str]
+    function: Callable[[Subject], str]
+
+    def applies(self, subject: Subject) -> bool:
+        """Whether the subject implements a hook that this is about."""
+        return not self.hooks or bool(self.hooks & set(subject.hooks))
+
+    def run(self, subject: Subject) -> Result:
+        """Run the check; whatever the plugin raises is what was found."""
+        reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})
+        if self.name in reasons:
+            return Result(self.name, "inapplicable", reasons[self.name])
+        try:
+            return Result(self.name, "passed", self.function(subject))
+        except CheckFailed as failure:
+            return Result(self.name, "failed", str(failure))
+        except Exception as error:
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            return Result(self.name, "failed", f"raised {type(error).__name__}: {error}{notes}")
+
+
+CHECKS: list[Check] = []
+"""All checks, in the order in which they run."""
+
+
+def check_plugin(subject: Subject) -> list[Result]:
+    """Run every check that applies to a plugin.
+
+    A class may declare checks inapplicable, with a reason that is reported:
+    `inapplicable: ClassVar[dict[str, str]] = {"shapes": "flips need images"}`.
+    """
+    return [check.run(subject) for check in CHECKS if check.applies(subject)]
+
+
+Function = Callable[[Subject], str]
+
+
+def _check(name: str, *hooks: str) -> Callable[[Function], Function]:
+    def register(function: Function) -> Function:
+        about = (function.__doc__ or "").strip()
+        CHECKS.append(Check(name, about, frozenset(hooks), function))
+        return function
+
+    return register
+
+
+@_check("options")
+def _options(subject: Subject) -> str:
+    """Each option has a type and a default, and stands in the class docstring."""
+    known = options.parameters(subject.cls)
+    text = subject.cls.__doc__ or ""
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty:
+            raise CheckFailed(f"option {name!r} has no default")
+        if name not in text:
+            raise CheckFailed(f"option {name!r} is not in the docstring of {subject.cls.__name__}")
+    if not text.strip() or text.startswith(f"{subject.cls.__name__}("):
+        raise CheckFailed(f"{subject.cls.__name__} has no docstring")
+    return ", ".join(known) or "no options"
+
+
+@_check("registers")
+def _registers(subject: Subject) -> str:
+    """It registers with the core, beside a loss and another penalty."""
+    Scene(subject)
+    if not subject.hooks:
+        raise CheckFailed("it implements no hook: mark its methods with @hookimpl")
+    return ", ".join(subject.hooks)
+
+
+@_check("scalar", *ANSWERS)
+def _scalar(subject: Subject) -> str:
+    """The answer is a finite scalar with the dtype and device of the samples."""
+    found = []
+    for hook in subject.answers:
+        scene = Scene(subject, dtype=torch.float32)
+        value = scene.value(hook)
+        if value.dim() != 0:
+            raise CheckFailed(f"{hook} answered shape {tuple(value.shape)}, expected a scalar")
+        if (value.dtype, value.device) != (scene.real.dtype, scene.real.device):
+            raise CheckFailed(
+                f"{hook} answered {value.dtype} on {value.device}, expected "
+                f"{scene.real.dtype} on {scene.real.device}"
+            )
+        if not math.isfinite(value.item()):
+            raise CheckFailed(f"{hook} answered {value.item()}")
+        found.append(f"{value.item():.4g}")
+    return ", ".join(found)
+
+
+@_check("gradient", *ANSWERS)
+def _gradient(subject: Subject) -> str:
+    """The network that it trains receives a gradient that is not zero, the other one none."""
+    found = []
+    for hook in subject.answers:
+        scene = Scene(subject)
+        value, gradients = scene.gradients(hook)
+        norm = _norm(gradients)
+        if not math.isfinite(norm) or norm == 0:
+            raise CheckFailed(f"the gradient of {hook} by the {ANSWERS[hook]} is {norm}")
+        if ANSWERS[hook] == "critic":
+            other = _norm(differentiate(value, list(scene.generator.parameters())))
+            if other:
+                raise CheckFailed(f"{hook} trains the generator too: a gradient of {other:.3g}")
+        found.append(f"norm {norm:.3g}")
+    return ", ".join(found)
+
+
+@_check("finite-differences", *ANSWERS)
+def _finite_differences(subject: Subject) -> str:
+    """Its gradient is that of central differences, in float64, along random directions."""
+    worst = 0.0
+    for hook in subject.answers:
+        gradients = Scene(subject).gradients(hook)[1]
+        for direction in range(3):
+            ours = _inner(gradients, _direction(gradients, direction))
+            theirs = _difference(subject, hook, direction)
+            error = abs(ours - theirs) / max(_norm(gradients), 1e-12)
+            if not error < 1e-5:
+                raise CheckFailed(
+                    f"along a direction the gradient of {hook} is {ours:.6g}, but the value "
+                    f"changes by {theirs:.6g}: is something detached?"
+                )
+            worst = max(worst, error)
+    return f"largest error {worst:.1e} of the gradient's norm"
+
+
+@_check("unchanged", *ANSWERS)
+def _unchanged(subject: Subject) -> str:
+    """Samples, weights, gradients and modes are afterwards as they were."""
+    for hook in subject.answers:
+        scene = Scene(subject)
+        step = scene.step(hook)
+        samples = {"real": step.real, "fake": step.fake}
+        before = {name: (x, x.detach().clone(), x.requires_grad) for name, x in samples.items()}
+        networks = {"critic": scene.critic, "generator": scene.generator}
+        states = {name: copy.deepcopy(module.state_dict()) for name, module in networks.items()}
+        modes = {name: [m.training for m in module.modules()] for name, module in networks.items()}
+        grad_mode = torch.is_grad_enabled()
+        scene.answer(hook, step)
+        for name, (x, copied, required) in before.items():
+            if getattr(step, name) is not x or not torch.equal(x, copied):
+                raise CheckFailed(f"{hook} changed step.{name}")
+            if x.requires_grad != required or (x.is_leaf and x.grad is not None):
+                raise CheckFailed(f"{hook} left a gradient, or its flag, on step.{name}")
+        for name, module in networks.items():
+            if [m.training for m in module.modules()] != modes[name]:
+                raise CheckFailed(f"{hook} changed the mode of the {name} (train or eval)")
+            for key, tensor in module.state_dict().items():
+                if not torch.equal(tensor, states[name][key]):
+                    raise CheckFailed(f"{hook} changed {key} of the {name}")
+            if any(p.grad is not None for p in module.parameters()):
+                raise CheckFailed(f"{hook} left gradients on the {name}: use torch.autograd.grad")
+        if torch.is_grad_enabled() != grad_mode:
+            raise CheckFailed(f"{hook} left gradients switched {'on' if not grad_mode else 'off'}")
+    return "samples, weights, gradients, modes"
+
+
+@_check("seed", *ANSWERS)
+def _seed(subject: Subject) -> str:
+    """The same seed gives the same value."""
+    for hook in subject.answers:
+        one, other = (Scene(subject).value(hook).item() for _ in range(2))
+        if one != other and not (math.isnan(one) and math.isnan(other)):
+            raise CheckFailed(
+                f"{hook} answered {one!r}, then {other!r}: draw from torch's global generator only"
+            )
+    return "equal to the last bit"
+
+
+@_check("shapes", *ANSWERS)
+def _shapes(subject: Subject) -> str:
+    """It works on vectors, grey and colour images, and a batch of one."""
+    for hook in subject.answers:
+        for shape in SHAPES:
+            for batch in (8, 1):
+                try:
+                    value = Scene(subject, shape=shape, batch=batch).value(hook)
+                except CheckFailed:
+                    raise
+                except Exception as error:
+                    raise CheckFailed(
+                        f"{hook} on samples ({batch}, {', '.join(map(str, shape))}) raised "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                if not bool(value.isfinite().all()):
+                    raise CheckFailed(f"{hook} is {value} on samples {(batch, *shape)}")
+    return ", ".join(f"(B, {', '.join(map(str, shape))})" for shape in SHAPES) + "; B = 8, 1"
+
+
+@_check("constant-critic", "penalty", "critic_loss")
+def _constant_critic(subject: Subject) -> str:
+    """Value and gradients are finite at a critic with a zero gradient."""
+    for hook in subject.answers:
+        if ANSWERS[hook] == "critic":
+            value, gradients = Scene(subject, critic=ConstantCritic).gradients(hook)
+            if not math.isfinite(value.item()) or not math.isfinite(_norm(gradients)):
+                raise CheckFailed(
+                    f"{hook} is {value.item():.4g} there and its gradient {_norm(gradients):.4g}: "
+                    "the root of a sum of squares has an infinite derivative at 0, "
+                    "torch.linalg.vector_norm has not"
+                )
+    return "finite"
+
+
+@_check("precision", *ANSWERS)
+def _precision(subject: Subject) -> str:
+    """It works in float64, in float32, and under bf16 autocast."""
+    settings = (
+        ("float64", torch.float64, False),
+        ("float32", torch.float32, False),
+        ("bf16 autocast", torch.float32, True),
+    )
+    for hook in subject.answers:
+        for name, dtype, autocast in settings:
+            scene = Scene(subject, dtype=dtype)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                value, gradients = scene.gradients(hook)
+            if value.dtype != dtype:
+                raise CheckFailed(f"{hook} answered {value.dtype} under {name}, expected {dtype}")
+            if not (math.isfinite(value.item()) and math.isfinite(_norm(gradients))):
+                raise CheckFailed(f"{hook} or its gradient is not finite under {name}")
+    return "float64, float32, bf16 autocast"
+
+
+@_check("device", *ANSWERS)
+def _device(subject: Subject) -> str:
+    """It makes its tensors on the device of the samples: nothing is left on the CPU."""
+    for hook in subject.answers:
+        scene = Scene(subject, device="meta", dtype=torch.float32)
+        step = scene.step(hook)
+        with OneDevice():  # type: ignore[no-untyped-call]
+            value = scene.answer(hook, step)
+        if isinstance(value, Tensor) and value.device.type != "meta":
+            raise CheckFailed(
+                f"{hook} answered a tensor on {value.device}, the samples are on meta"
+            )
+    return "follows the samples"
+
+
+@plugin
+class _Every:
+    """Makes all penalties lazy."""
+
+    interval: int = 4
+
+    @hookimpl
+    def penalty_scale(self, update: int) -> float:
+        """Answer the interval on due updates, 0 on others."""
+        return float(self.interval) if update % self.interval == 0 else 0.0
+
+
+@_check("lazy", *PENALTIES)
+def _lazy(subject: Subject) -> str:
+    """Made lazy, it counts N times on due updates and not at all between."""
+    for hook in (each for each in subject.answers if each in PENALTIES):
+        lazy = Loaded("every", _Every())
+        found = {}
+        for name, others, update in (
+            ("eager", (), 0),
+            ("due", (lazy,), 0),
+            ("between", (lazy,), 1),
+        ):
+            scene = Scene(subject, others=others)
+            parts = objective(scene.plugins, scene.step(hook, update), nullcontext())
+            total = differentiate(parts.total, scene.parameters(hook))
+            loss = differentiate(parts.terms[f"{ANSWERS[hook]}_loss"], scene.parameters(hook))
+            found[name] = [a - b for a, b in zip(total, loss, strict=True)]
+            key = f"{hook}/{subject.name}"
+            if (key in parts.terms) == (name == "between"):
+                said = "was asked" if name == "between" else "did not answer"
+                raise CheckFailed(f"{hook} {said} on an update that is {name}")
+        if _norm(found["between"]):
+            raise CheckFailed("a gradient remains on updates between")
+        four = [4 * each for each in found["eager"]]
+        error = _norm([a - b for a, b in zip(found["due"], four, strict=True)])
+        if error > 1e-9 * _norm(four):
+            raise CheckFailed("every 4th update, its gradient is not 4 times the eager one")
+    return "N times on due updates, nothing between"
+
+
+@_check("losses", *PENALTIES)
+def _losses(subject: Subject) -> str:
+    """It works beside every built-in loss."""
+    for hook in (each for each in subject.answers if each in PENALTIES):
+        for loss in BUILT_IN_LOSSES:
+            scene = Scene(subject, loss=loss)
+            parts = objective(scene.plugins, scene.step(hook), nullcontext())
+            norm = _norm(differentiate(parts.total, scene.parameters(hook)))
+            if not math.isfinite(norm):
+                raise CheckFailed(f"beside {loss}, the gradient of the total is {norm}")
+    return ", ".join(BUILT_IN_LOSSES)
+
+
+@_check("state")
+def _state(subject: Subject) -> str:
+    """What it remembers is in state_dict: a copy that loads it goes on in the same way."""
+    scene = Scene(subject)
+    for update in range(3):
+        _live(scene, update)
+    state = _state_of(scene.instance)
+    other = Scene(subject)
+    other.critic.load_state_dict(scene.critic.state_dict())
+    if state is not None:
+        _flat(state)
+        other.instance.load_state_dict(state)
+    for update in range(3, 6):
+        one, two = _live(scene, update), _live(other, update)
+        if one != two:
+            remedy = "it is incomplete" if state is not None else "give the class one"
+            raise CheckFailed(
+                f"after three updates it answers {one}, and a new one {two}: it remembers "
+                f"something that its state_dict does not tell; {remedy}"
+            )
+    return "none" if state is None else ", ".join(state) or "empty"
+
+
+@_check("prepared-critic", "prepare_critic")
+def _prepared_critic(subject: Subject) -> str:
+    """The critic it changes still scores, trains, saves, and is the same for a whole update."""
+    scene = Scene(subject)
+    if not all(p.is_leaf and p.requires_grad for p in scene.critic.parameters()):
+        raise CheckFailed("a parameter of the critic is no leaf, or does not require grad")
+    scene.critic.train()
+    first, second = scene.critic(scene.real), scene.critic(scene.real)
+    if not torch.equal(first, second):
+        raise CheckFailed(
+            "two calls within one update score the same samples differently: "
+            "change weights in post_step only"
+        )
+    saved = copy.deepcopy(scene.critic.state_dict())
+    other = Scene(subject)
+    with torch.no_grad():
+        for parameter in other.critic.parameters():
+            parameter.mul_(1.5)
+    other.critic.load_state_dict(saved)
+    if not torch.equal(other.critic(scene.real), first):
+        raise CheckFailed("the critic's state_dict does not bring its scores back")
+    return "the same scores all through an update, and from its state_dict"
+
+
+@_check("post-step", "post_step")
+def _post_step(subject: Subject) -> str:
+    """It keeps the critic's parameters the same objects, finite and trainable."""
+    scene = Scene(subject)
+    before = list(scene.critic.parameters())
+    for update in range(3):
+        with torch.no_grad():
+            scene.plugins.post_step(scene.critic, update)
+    after = list(scene.critic.parameters())
+    if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
+        raise CheckFailed("it replaced parameters, which the optimizer would not notice")
+    for parameter in after:
+        if not bool(parameter.isfinite().all()):
+            raise CheckFailed("a parameter is inf or nan afterwards")
+        if not parameter.requires_grad:
+            raise CheckFailed("a parameter does not require grad afterwards")
+    return "parameters in place, finite"
+
+
+@_check("scale", "penalty_scale")
+def _scale(subject: Subject) -> str:
+    """It answers None or a finite number that is not negative, at any update."""
+    scene = Scene(subject)
+    companion = next(each for each in scene.plugins.loaded if each.name == "companion")
+    scales = [scene.plugins.scale(companion, update) for update in range(64)]
+    if min(scales) < 0:
+        raise CheckFailed(f"it answered {min(scales)}: a penalty would become a reward")
+    return f"mean {sum(scales) / len(scales):.3g} over 64 updates"
+
+
+@_check("log", "log")
+def _log(subject: Subject) -> str:
+    """It takes a record and leaves it as it was."""
+    record = {"update": 5, "step": 1, "seconds": 0.5, "critic_loss": 1.0, "penalty/x": 2.0}
+    given = dict(record)
+    Scene(subject).plugins.log(given)
+    if given != record:
+        raise CheckFailed("it changed the record, which others read after it")
+    return "takes a record"
+
+
+def _live(scene: Scene, update: int) -> list[Any]:
+    """Let one update happen; return what the subject answered."""
+    answers: list[Any] = []
+    for hook in scene.subject.answers:
+        value = scene.answer(hook, scene.step(hook, update))
+        answers.append(value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+    if "penalty_scale" in scene.subject.hooks:
+        companion = next(each for each in scene.plugins.loaded if each.name == "companion")
+        answers.append(scene.plugins.scale(companion, update))
+    with torch.no_grad():
+        scene.plugins.post_step(scene.critic, update)
+    return answers
+
+
+def _state_of(instance: Any) -> dict[str, Any] | None:
+    has = [hasattr(instance, name) for name in ("state_dict", "load_state_dict")]
+    if any(has) and not all(has):
+        raise CheckFailed("it has one of state_dict and load_state_dict: both or neither")
+    return copy.deepcopy(dict(instance.state_dict())) if all(has) else None
+
+
+def _flat(state: Mapping[str, Any]) -> None:
+    for key, value in state.items():
+        if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
+            raise CheckFailed(
+                f"state {key!r} is a {type(value).__name__}, expected a tensor or JSON scalar"
+            )
+
+
+def _difference(subject: Subject, hook: str, number: int, epsilon: float = 1e-6) -> float:
+    values = []
+    for sign in (1, -1):
+        scene = Scene(subject)
+        parameters = scene.parameters(hook)
+        with torch.no_grad():
+            for parameter, part in zip(parameters, _direction(parameters, number), strict=True):
+                parameter.add_(part, alpha=sign * epsilon)
+        values.append(scene.value(hook).item())
+    return (values[0] - values[1]) / (2 * epsilon)
+
+
+def _direction(like: Iterable[Tensor], number: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in like]
+
+
+def _inner(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
+    return float(sum((a * b).sum() for a, b in zip(one, other, strict=True)))
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(float(sum(each.double().square().sum() for each in tensors)))

@@ -1,0 +1,187 @@
+"""Scenes: a plugin at work on a small GAN, the same one each time it is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gancore.hooks import hookimpl
+from gancore.plugins import HOOKS, Loaded, Plugins, load, plugin
+from gancore.step import CriticStep, GeneratorStep
+
+LOSSES = {"critic_loss": "critic", "generator_loss": "generator"}
+PENALTIES = {"penalty": "critic", "generator_penalty": "generator"}
+ANSWERS = {**LOSSES, **PENALTIES}
+"""The hooks that answer a scalar, and which network it trains."""
+
+LATENT = 6
+UPDATES = 64
+"""How many updates a penalty may leave out before it is taken for one that never answers."""
+
+
+class CheckFailed(Exception):
+    """A plugin does not keep its contract; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A plugin class with options, built anew for each scene.
+
+    cls      the class, decorated with @gancore.plugin
+    options  its options, as Python values
+    name     what it is called in records
+    """
+
+    cls: type
+    options: dict[str, Any] = field(default_factory=dict)
+    name: str = "subject"
+
+    def make(self) -> Any:
+        """Return a new instance."""
+        return self.cls(**self.options)
+
+    @property
+    def hooks(self) -> list[str]:
+        """The hooks that it implements."""
+        return [hook for hook in HOOKS if hasattr(getattr(self.cls, hook, None), "gancore_impl")]
+
+    @property
+    def answers(self) -> list[str]:
+        """Those of its hooks that answer a scalar."""
+        return [hook for hook in self.hooks if hook in ANSWERS]
+
+
+class SmoothCritic(nn.Module):
+    """A tanh network: smooth, so that finite differences hold; steep, so that no norm is small."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        size = torch.Size(shape).numel()
+        self.inner = nn.Linear(size, 8, dtype=dtype)
+        self.outer = nn.Linear(8, 1, dtype=dtype)
+        with torch.no_grad():
+            self.inner.weight.normal_(0, 1.5 / size**0.5)
+            self.outer.weight.normal_(0, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, 1) for x (B, *)."""
+        scores: Tensor = self.outer(torch.tanh(self.inner(x.flatten(1))))
+        return scores
+
+
+class SmoothGenerator(nn.Module):
+    """One layer and tanh."""
+
+    latent = LATENT
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layer = nn.Linear(LATENT, torch.Size(shape).numel(), dtype=dtype)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return samples (B, *) for z (B, LATENT)."""
+        return torch.tanh(self.layer(z)).reshape(-1, *self.shape)
+
+
+class ConstantCritic(SmoothCritic):
+    """All weights zero: its gradient is zero everywhere."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(shape, dtype)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+
+
+@plugin
+class Companion:
+    """A penalty for plugins that act on other plugins' penalties: a small weight decay."""
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        """Answer the mean square of the critic's scores."""
+        return 1e-3 * step.scores(step.real).square().mean()
+
+
+class Scene:
+    """A plugin, a loss, a companion penalty, two networks and samples, all from one seed."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        shape: tuple[int, ...] = (1, 8, 8),
+        batch: int = 8,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+        critic: Callable[[tuple[int, ...], torch.dtype], nn.Module] = SmoothCritic,
+        loss: str = "wasserstein",
+        others: tuple[Loaded, ...] = (),
+    ) -> None:
+        torch.manual_seed(0)
+        self.subject = subject
+        with torch.device(device):
+            self.critic = critic(shape, dtype)
+            self.generator = SmoothGenerator(shape, dtype)
+            self.real = torch.randn(batch, *shape, dtype=dtype).clamp(-1, 1)
+            self.latents = torch.randn(batch, LATENT, dtype=dtype)
+        self.instance = subject.make()
+        losses = [] if set(LOSSES) & set(subject.hooks) else [load(loss)]
+        own = Loaded(subject.name, self.instance)
+        self.plugins = Plugins([*losses, Loaded("companion", Companion()), own, *others])
+        self.plugins.prepare_critic(self.critic)
+
+    def parameters(self, hook: str) -> list[nn.Parameter]:
+        """Return the parameters that the answer to a hook trains."""
+        return list(getattr(self, ANSWERS[hook]).parameters())
+
+    def step(self, hook: str, update: int = 0) -> CriticStep | GeneratorStep:
+        """Return the step of an update, random numbers set."""
+        torch.manual_seed(1000 + update)
+        if ANSWERS[hook] == "critic":
+            with torch.no_grad():
+                fake = self.generator(self.latents).to(self.real.dtype)
+            return CriticStep(self.critic, self.real, fake, update=update)
+        latents = self.latents.detach().requires_grad_()
+        fake = self.generator(latents).to(self.real.dtype)
+        return GeneratorStep(
+            self.generator, self.critic, self.real, fake, latents=latents, update=update
+        )
+
+    def answer(self, hook: str, step: CriticStep | GeneratorStep) -> Any:
+        """Return what the subject answers, or None where it is not asked or has nothing."""
+        if hook in LOSSES:
+            return self.plugins.answer_loss(hook, step)
+        for each, _, value in self.plugins.answer_penalties(hook, step):
+            if each.instance is self.instance:
+                return value
+        return None
+
+    def value(self, hook: str) -> Tensor:
+        """Return the subject's first answer to a hook. Raises CheckFailed when there is none."""
+        for update in range(UPDATES):
+            value = self.answer(hook, self.step(hook, update))
+            if value is not None:
+                if not isinstance(value, Tensor):
+                    raise CheckFailed(f"{hook} answered {value!r}, expected a scalar tensor")
+                return value
+        raise CheckFailed(f"{hook} answered None in {UPDATES} updates: it never penalizes")
+
+    def gradients(self, hook: str) -> tuple[Tensor, list[Tensor]]:
+        """Return the first answer and its gradients by the parameters that it trains."""
+        value = self.value(hook)
+        return value, differentiate(value, self.parameters(hook))
+
+
+def differentiate(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients of a scalar, zeros where it does not depend on a parameter."""
+    if not value.requires_grad:
+        raise CheckFailed("the value has no graph: it is a constant, and trains nothing")
+    return list(
+        torch.autograd.grad(value.sum(), parameters, retain_graph=True, materialize_grads=True)
+    )
