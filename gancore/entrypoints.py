@@ -34,10 +34,15 @@ class Found:
 
 def find(kind: Kind) -> Iterator[Found]:
     """Yield every installed entry point of the group `gancore.<kind>s`, by name."""
-    for point in sorted(entry_points(group=f"gancore.{kind}s"), key=lambda point: point.name):
-        dist = point.dist
-        name, version = (dist.name, dist.version) if dist else ("unknown", "0")
-        yield Found(kind, point.name, name, version, point)
+    found = [
+        Found(kind, point.name, *_origin(point), point)
+        for point in entry_points(group=f"gancore.{kind}s")
+    ]
+    yield from sorted(found, key=lambda each: (each.name, each.distribution))
+
+
+def _origin(point: EntryPoint) -> tuple[str, str]:
+    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "0")
 
 
 def get(kind: Kind, name: str) -> Found:
@@ -72,7 +77,7 @@ def load(found: Found) -> Any:
     _check_core_version(found)
     try:
         return found.point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"{found.kind} {found} can't be imported: {cause}. "

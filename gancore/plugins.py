@@ -217,6 +217,21 @@ class Plugins:
         for each, call in self._callers["log"]:
             self._guard(each, "log", call, record=record)
 
+    def tables(self) -> dict[str, Any]:
+        """Return `loss` and `plugin` of a recipe table, with every option."""
+        return {
+            "loss": {"name": self.loss.method, **self.loss.options},
+            "plugin": [
+                {
+                    "name": each.method,
+                    **({"as": each.name} if each.name != each.method else {}),
+                    **each.options,
+                }
+                for each in self.loaded
+                if each is not self.loss
+            ],
+        }
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the state of each plugin that has any, by plugin name."""
         return {

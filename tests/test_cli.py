@@ -248,6 +248,71 @@ def test_plugins() -> None:
     assert "\x1b" not in verbose
 
 
+def test_plugins_check() -> None:
+    code, out, err = gan("plugins", "check", "gp", "--options", "weight=2", "--options", "target=0")
+    assert code == 0, err
+    assert re.search(r"^finite-differences +passed +largest error", out, re.M)
+    assert re.search(r"\d+ checks, 0 failed", out)
+    assert "\x1b" not in out
+    code, _, err = gan("plugins", "check", "gp", "--options", "wieght=2")
+    assert code == 2
+    assert "--options: wieght: unknown key. Did you mean 'weight'?" in err
+    code, _, err = gan("plugins", "check", "pg1")
+    assert code == 2
+    assert "no plugin 'pg1' is installed" in err
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder with two distributions: one whose penalty is dead, one that can't be imported."""
+    (tmp_path / "dead.py").write_text(
+        "from gancore import hookimpl, plugin\n\n\n@plugin\nclass Dead:\n"
+        '    """Nothing [red]at all[/red]."""\n\n    @hookimpl\n    def penalty(self, step):\n'
+        "        return step.scores(step.real).mean().detach()\n"
+    )
+    (tmp_path / "worse.py").write_text("raise SystemExit('no [licence]')\n")
+    for name in ("dead", "worse"):
+        info = tmp_path / f"{name}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+        (info / "entry_points.txt").write_text(
+            f"[gancore.plugins]\n{name} = {name}:{name.title()}\n"
+        )
+    return tmp_path
+
+
+def test_plugins_check_fails_a_broken_one(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    code, out, err = gan("plugins", "check", "dead")
+    assert code == 1, err
+    assert re.search(r"^gradient +failed +the value has no graph", out, re.M)
+
+
+def test_a_broken_import_is_shown_and_others_keep_working(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    code, out, _ = gan("plugins", "--verbose")
+    assert code == 0
+    assert re.search(r"^worse +worse==1\.5\n.*SystemExit: no \[licence\]", out, re.M)
+    assert "λ·E[(‖∇D(x̂)‖₂" in out
+    assert "Nothing [red]at all[/red]." in out
+    assert gan("plugins")[0] == 0
+    code, out, _ = gan("doctor")
+    assert code == 1
+    assert "plugin worse (worse 1.5) can't be imported: SystemExit" in out
+
+
+def test_plugins_new(tmp_path: Path) -> None:
+    code, out, err = gan("plugins", "new", "my_idea", cwd=tmp_path)
+    assert code == 0, err
+    assert "gan plugins check my_idea" in out
+    assert (tmp_path / "gancore-my-idea" / "pyproject.toml").is_file()
+    code, _, err = gan("plugins", "new", "my_idea", cwd=tmp_path)
+    assert code == 2
+    assert "is there already" in err
+
+
 def test_doctor() -> None:
     code, out, err = gan("doctor")
     assert code == 0, err

@@ -191,6 +191,16 @@ def test_scores_during_a_run_change_nothing_else(tmp_path: Path) -> None:
     assert scored.scores["scores"]["fid"] == scored.records[-1]["score/fid"]
 
 
+def test_every_scored_step_is_recorded_whatever_the_metric(tmp_path: Path) -> None:
+    recipe = tiny(**{"score.every": 4, "score.metrics": ["isc"], "log.every": 100})
+    run = build(recipe).run(tmp_path / "run")
+    assert [(record["step"], "score/isc" in record) for record in run.records] == [
+        (1, False),
+        (4, True),
+        (6, False),
+    ]
+
+
 def test_a_finished_run_is_done_and_goes_on_when_steps_have_grown(tmp_path: Path) -> None:
     first = build(tiny()).run(tmp_path / "run")
     assert build(tiny()).run(tmp_path / "run", resume=True).records == first.records

@@ -7,11 +7,12 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.errors import ScoreError
-from gancore.sampling import Progress
+from gancore.recipe import Score
+from gancore.sampling import Progress, generate
 from gancore.scoring.extractors import Extractor, extractor
 
 BATCH = 64
@@ -105,6 +106,28 @@ def score(
             },
         },
     }
+
+
+def score_generator(
+    generator: nn.Module,
+    data: Dataset,
+    section: Score,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}."""
+    return score(
+        generate(generator, section.samples, seed=seed, stream="score", progress=progress),
+        data,
+        metrics=section.metrics,
+        extractor_name=section.extractor,
+        weights=section.weights,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
 
 
 class _Counter:

@@ -46,8 +46,11 @@ class Subject:
 
     @property
     def hooks(self) -> list[str]:
-        """The hooks that it implements."""
-        return [hook for hook in HOOKS if hasattr(getattr(self.cls, hook, None), "gancore_impl")]
+        """The hooks that it implements itself; wrapping those of others does not count."""
+        marks = {
+            hook: getattr(getattr(self.cls, hook, None), "gancore_impl", None) for hook in HOOKS
+        }
+        return [hook for hook, mark in marks.items() if mark and not mark["wrapper"]]
 
     @property
     def answers(self) -> list[str]:

@@ -17,10 +17,11 @@ from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated
+from gancore.scoring import score_generator
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device
 from gancore.training.folder import Run
-from gancore.training.trainer import Trainer, plugin_tables, score_generator
+from gancore.training.trainer import Trainer
 
 
 def run(
@@ -84,7 +85,7 @@ def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
         "data": {**_resolved("dataset", recipe.data), "flip": recipe.data.flip},
         "generator": _resolved("generator", recipe.generator),
         "critic": _resolved("critic", recipe.critic),
-        **plugin_tables(built.plugins),
+        **built.plugins.tables(),
     }
     return built
 

@@ -19,7 +19,7 @@ from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import Progress, calibrated, generate, latent_size
-from gancore.scoring import score
+from gancore.scoring import score_generator
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint, join_state, split_state
@@ -227,10 +227,11 @@ class Trainer:
             self._seconds = time.perf_counter() - began
             record = self._record(done, values)
             display.advance(done, record)
-            if self.score.every and self.score.metrics and done % self.score.every == 0:
+            scored = self.score.every and self.score.metrics and done % self.score.every == 0
+            if scored:
                 found = self.scores(display.count)["scores"]
                 record |= {f"score/{key}": value for key, value in found.items()}
-            if last or step == 0 or done % self.log.every == 0 or "score/fid" in record:
+            if last or step == 0 or done % self.log.every == 0 or scored:
                 run.append(record)
                 self.plugins.log(record)
                 display.record(record)
@@ -366,7 +367,7 @@ class Trainer:
             "data": {"name": f"python:{self.data.name}", "flip": self.flip},
             "generator": {"name": f"python:{type(self.generator).__qualname__}"},
             "critic": {"name": f"python:{type(self.critic).__qualname__}"},
-            **plugin_tables(self.plugins),
+            **self.plugins.tables(),
             **{
                 name: getattr(self, name).model_dump(mode="json", exclude_none=True)
                 for name in ("optimizer", "train", "checkpoint", "sample", "log", "score")
@@ -375,44 +376,6 @@ class Trainer:
 
 
 SIDES = ("critic", "generator")
-
-
-def score_generator(
-    generator: nn.Module,
-    data: Dataset,
-    section: Score,
-    *,
-    seed: int,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}."""
-    return score(
-        generate(generator, section.samples, seed=seed, stream="score", progress=progress),
-        data,
-        metrics=section.metrics,
-        extractor_name=section.extractor,
-        weights=section.weights,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-
-
-def plugin_tables(plugins: Plugins) -> dict[str, Any]:
-    """Return `loss` and `plugin` of a recipe, with every option."""
-    return {
-        "loss": {"name": plugins.loss.method, **plugins.loss.options},
-        "plugin": [
-            {
-                "name": each.method,
-                **({"as": each.name} if each.name != each.method else {}),
-                **each.options,
-            }
-            for each in plugins.loaded
-            if each is not plugins.loss
-        ],
-    }
 
 
 def _plugins(loss: object, plugins: Sequence[object] | Mapping[str, object]) -> Plugins:
