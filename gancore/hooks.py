@@ -7,6 +7,7 @@ that it does not need. Plugins act in recipe order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -82,6 +83,19 @@ def penalty_scale(plugin: str, update: int) -> float | None:
 @hookspec
 def post_step(critic: nn.Module, update: int) -> None:
     """Act on the critic after its optimizer step, under no_grad: each critic update."""
+
+
+@hookspec
+def start(folder: Path, step: int) -> None:
+    """Begin: once, with the run folder and the generator updates that a resumed run has made.
+
+    Records and samples after `step`, of an earlier process, no longer count.
+    """
+
+
+@hookspec
+def sample(samples: Tensor, step: int) -> None:
+    """Receive the samples of each grid, on the CPU: uint8 (N, C, H, W), or float32 (N, d)."""
 
 
 @hookspec

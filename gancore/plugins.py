@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
@@ -211,6 +212,16 @@ class Plugins:
         """Call the hook `post_step` of every plugin."""
         for each, call in self._callers["post_step"]:
             self._guard(each, "post_step", call, critic=critic, update=update)
+
+    def start(self, folder: Path, step: int) -> None:
+        """Call the hook `start` of every plugin."""
+        for each, call in self._callers["start"]:
+            self._guard(each, "start", call, folder=folder, step=step)
+
+    def sample(self, samples: Tensor, step: int) -> None:
+        """Call the hook `sample` of every plugin."""
+        for each, call in self._callers["sample"]:
+            self._guard(each, "sample", call, samples=samples, step=step)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Call the hook `log` of every plugin."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +88,8 @@ class Spy:
     generator_steps: list[GeneratorStep] = field(init=False, default_factory=list)
     posts: list[int] = field(init=False, default_factory=list)
     records: list[dict[str, Any]] = field(init=False, default_factory=list)
+    started: list[tuple[Path, int]] = field(init=False, default_factory=list)
+    sampled: list[tuple[tuple[int, ...], int]] = field(init=False, default_factory=list)
 
     @hookimpl
     def penalty(self, step: CriticStep) -> Tensor:
@@ -106,3 +109,11 @@ class Spy:
     @hookimpl
     def log(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+
+    @hookimpl
+    def start(self, folder: Path, step: int) -> None:
+        self.started.append((folder, step))
+
+    @hookimpl
+    def sample(self, samples: Tensor, step: int) -> None:
+        self.sampled.append((tuple(samples.shape), step))

@@ -187,14 +187,20 @@ class Broken:
             return (alpha * norms(step)).mean()
 
     @plugin
-    class LateStarter:
-        """Keeps silent when it is due."""
+    class DividesItself:
+        """Takes a quarter of itself beside a plugin that scales, which multiplies already."""
 
+        factor: float = field(init=False, default=1.0)
         breaks: ClassVar = ("lazy",)
 
         @hookimpl
-        def penalty(self, step: CriticStep) -> Tensor | None:
-            return norms(step).mean() if step.update else None
+        def configure(self, plugins: Mapping[str, object]) -> None:
+            if any(hasattr(other, "penalty_scale") for other in plugins.values()):
+                self.factor = 0.25
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            return self.factor * norms(step).mean()
 
     @plugin
     class WassersteinOnly:
@@ -292,11 +298,21 @@ class Broken:
     class EatsRecords:
         """Takes a key away from those who come after it."""
 
-        breaks: ClassVar = ("log",)
+        breaks: ClassVar = ("records",)
 
         @hookimpl
         def log(self, record: dict[str, Any]) -> None:
             record.pop("step")
+
+    @plugin
+    class Paints:
+        """Draws on the samples."""
+
+        breaks: ClassVar = ("records",)
+
+        @hookimpl
+        def sample(self, samples: Tensor) -> None:
+            samples.zero_()
 
     @plugin
     class GeneratorDead:
@@ -358,7 +374,19 @@ def test_an_author_may_declare_a_check_inapplicable_with_a_reason() -> None:
 
 def test_checks_follow_from_the_hooks() -> None:
     names = [result.check for result in check_plugin(Subject(BROKEN["EatsRecords"]))]
-    assert names == ["options", "registers", "state", "log"]
+    assert names == ["options", "registers", "state", "records"]
+
+
+def test_a_penalty_may_start_late() -> None:
+    @plugin
+    class LateStarter:
+        """Waits for three updates."""
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor | None:
+            return norms(step).mean() if step.update > 2 else None
+
+    assert not failed(check_plugin(Subject(LateStarter)))
 
 
 def test_wrapping_the_hooks_of_others_is_no_hook_of_ones_own() -> None:
@@ -374,7 +402,7 @@ def test_wrapping_the_hooks_of_others_is_no_hook_of_ones_own() -> None:
         def log(self) -> None: ...
 
     results = check_plugin(Subject(Doubles))
-    assert [result.check for result in results] == ["options", "registers", "state", "log"]
+    assert [result.check for result in results] == ["options", "registers", "state", "records"]
     assert not failed(results)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ SPECS = {
     "generator_loss": ("step", True),
     "generator_penalty": ("step", False),
     "log": ("record", False),
+    "sample": ("samples step", False),
+    "start": ("folder step", False),
     "penalty": ("step", False),
     "penalty_scale": ("plugin update", False),
     "post_step": ("critic update", False),
@@ -73,6 +76,14 @@ class Witness:
     def log(self, record: Any) -> None:
         self.calls["log"] = (record,)
 
+    @hookimpl
+    def start(self, folder: Any, step: Any) -> None:
+        self.calls["start"] = (folder, step)
+
+    @hookimpl
+    def sample(self, samples: Any, step: Any) -> None:
+        self.calls["sample"] = (samples, step)
+
 
 def test_there_are_these_hooks() -> None:
     assert tuple(sorted(SPECS)) == HOOKS
@@ -104,6 +115,8 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
     assert float(plugins.answer_loss("generator_loss", generator_step)) == 2
     plugins.post_step(critic, 9)
     plugins.log(record)
+    plugins.start(Path("run"), 3)
+    plugins.sample(x, 4)
 
     assert witness.calls == {
         "configure": ({"it": witness},),
@@ -115,6 +128,8 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
         "penalty_scale": ("it", 8),
         "post_step": (critic, 9),
         "log": (record,),
+        "start": (Path("run"), 3),
+        "sample": (x, 4),
     }
     assert witness.calls.keys() == SPECS.keys()
 

@@ -116,6 +116,8 @@ def test_records(tmp_path: Path) -> None:
     ).run(tmp_path / "run")
     assert [record["step"] for record in run.records] == [1, 3, 6, 7]
     assert run.records == spy.records
+    assert spy.started == [(tmp_path / "run", 0)]
+    assert spy.sampled == [((4, 1, 4, 4), 7)]
     values: dict[int, float] = {}
     for record in run.records:
         assert list(record)[:3] == ["update", "step", "seconds"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,7 +64,8 @@ class Check:
         if self.name in reasons:
             return Result(self.name, "inapplicable", reasons[self.name])
         try:
-            return Result(self.name, "passed", self.function(subject))
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                return Result(self.name, "passed", self.function(subject))
         except CheckFailed as failure:
             return Result(self.name, "failed", str(failure))
         except Exception as error:
@@ -290,43 +294,44 @@ def _device(subject: Subject) -> str:
 
 @plugin
 class _Every:
-    """Makes all penalties lazy."""
+    """Makes all penalties lazy, due at one update of every `interval`."""
 
     interval: int = 4
+    due: int = 0
 
     @hookimpl
     def penalty_scale(self, update: int) -> float:
         """Answer the interval on due updates, 0 on others."""
-        return float(self.interval) if update % self.interval == 0 else 0.0
+        return float(self.interval) if (update - self.due) % self.interval == 0 else 0.0
 
 
 @_check("lazy", *PENALTIES)
 def _lazy(subject: Subject) -> str:
     """Made lazy, it counts N times on due updates and not at all between."""
     for hook in (each for each in subject.answers if each in PENALTIES):
-        lazy = Loaded("every", _Every())
-        found = {}
-        for name, others, update in (
-            ("eager", (), 0),
-            ("due", (lazy,), 0),
-            ("between", (lazy,), 1),
-        ):
-            scene = Scene(subject, others=others)
-            parts = objective(scene.plugins, scene.step(hook, update), nullcontext())
-            total = differentiate(parts.total, scene.parameters(hook))
-            loss = differentiate(parts.terms[f"{ANSWERS[hook]}_loss"], scene.parameters(hook))
-            found[name] = [a - b for a, b in zip(total, loss, strict=True)]
-            key = f"{hook}/{subject.name}"
-            if (key in parts.terms) == (name == "between"):
-                said = "was asked" if name == "between" else "did not answer"
-                raise CheckFailed(f"{hook} {said} on an update that is {name}")
-        if _norm(found["between"]):
-            raise CheckFailed("a gradient remains on updates between")
-        four = [4 * each for each in found["eager"]]
-        error = _norm([a - b for a, b in zip(found["due"], four, strict=True)])
-        if error > 1e-9 * _norm(four):
+        first = Scene(subject).first(hook)[0]
+        lazy = Loaded("every", _Every(due=first))
+        eager = _extra_gradient(Scene(subject), hook, first)
+        due = _extra_gradient(Scene(subject, others=(lazy,)), hook, first)
+        if eager is None or due is None:
+            raise CheckFailed(f"{hook} did not answer on an update that is due")
+        if _extra_gradient(Scene(subject, others=(lazy,)), hook, first + 1) is not None:
+            raise CheckFailed(f"{hook} was asked on an update between")
+        four = [4 * each for each in eager]
+        if _norm([a - b for a, b in zip(due, four, strict=True)]) > 1e-9 * _norm(four):
             raise CheckFailed("every 4th update, its gradient is not 4 times the eager one")
     return "N times on due updates, nothing between"
+
+
+def _extra_gradient(scene: Scene, hook: str, update: int) -> list[Tensor] | None:
+    """Return what the penalties of an update add to the loss's gradient; None without ours."""
+    parts = objective(scene.plugins, scene.step(hook, update), nullcontext())
+    if f"{hook}/{scene.subject.name}" not in parts.terms:
+        return None
+    parameters = scene.parameters(hook)
+    total = differentiate(parts.total, parameters)
+    loss = differentiate(parts.terms[f"{ANSWERS[hook]}_loss"], parameters)
+    return [a - b for a, b in zip(total, loss, strict=True)]
 
 
 @_check("losses", *PENALTIES)
@@ -419,15 +424,22 @@ def _scale(subject: Subject) -> str:
     return f"mean {sum(scales) / len(scales):.3g} over 64 updates"
 
 
-@_check("log", "log")
-def _log(subject: Subject) -> str:
-    """It takes a record and leaves it as it was."""
+@_check("records", "log", "sample")
+def _records(subject: Subject) -> str:
+    """It takes records and samples, and leaves them as they were."""
+    scene = Scene(subject)
+    scene.plugins.start(Path(), 0)
     record = {"update": 5, "step": 1, "seconds": 0.5, "critic_loss": 1.0, "penalty/x": 2.0}
     given = dict(record)
-    Scene(subject).plugins.log(given)
+    scene.plugins.log(given)
     if given != record:
         raise CheckFailed("it changed the record, which others read after it")
-    return "takes a record"
+    for samples in (torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8), torch.rand(4, 2)):
+        kept = samples.clone()
+        scene.plugins.sample(samples, 1)
+        if not torch.equal(samples, kept):
+            raise CheckFailed("it changed the samples, which others see after it")
+    return "takes records, images and points"
 
 
 def _live(scene: Scene, update: int) -> list[Any]:

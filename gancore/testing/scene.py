@@ -165,15 +165,22 @@ class Scene:
                 return value
         return None
 
-    def value(self, hook: str) -> Tensor:
-        """Return the subject's first answer to a hook. Raises CheckFailed when there is none."""
+    def first(self, hook: str) -> tuple[int, Tensor]:
+        """Return the subject's first answer to a hook, and its update.
+
+        Raises CheckFailed when there is none.
+        """
         for update in range(UPDATES):
             value = self.answer(hook, self.step(hook, update))
             if value is not None:
                 if not isinstance(value, Tensor):
                     raise CheckFailed(f"{hook} answered {value!r}, expected a scalar tensor")
-                return value
+                return update, value
         raise CheckFailed(f"{hook} answered None in {UPDATES} updates: it never penalizes")
+
+    def value(self, hook: str) -> Tensor:
+        """Return the subject's first answer to a hook."""
+        return self.first(hook)[1]
 
     def gradients(self, hook: str) -> tuple[Tensor, list[Tensor]]:
         """Return the first answer and its gradients by the parameters that it trains."""

@@ -125,6 +125,7 @@ class Trainer:
         run = Run(Path(out))
         steps = self.train.steps
         start = self._open(run, resume=resume, force=force)
+        self.plugins.start(run.path, start)
         display.begin(self._title(run, start), start, steps)
         try:
             self._loop(run, start, display)
@@ -264,6 +265,7 @@ class Trainer:
     def _save_samples(self, run: Run, step: int) -> None:
         samples = generate(self.sampler(), self.sample.count, seed=self.train.seed)
         save_grid(samples, run.sample_path(step))
+        self.plugins.sample(samples, step)
 
     def _save(self, run: Run, step: int) -> None:
         plugin_tensors, plugin_scalars = split_state(self.plugins.state_dict())

@@ -1,0 +1,174 @@
+"""The TensorBoard plugin, by what TensorBoard reads back."""
+
+import io
+import math
+import re
+import time
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gancore import Trainer
+from gancore.errors import PluginError
+from gancore.networks import MLPCritic, MLPGenerator
+from gancore.plugins import load
+from gancore_tensorboard import TensorBoard
+
+CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def read(folder: str = "board") -> dict[str, list[tuple[int, float]]]:
+    found = EventAccumulator(folder)
+    found.Reload()
+    tags = found.Tags()["scalars"]
+    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in tags}
+
+
+def started(step: int = 0) -> TensorBoard:
+    board = TensorBoard(folder="board")
+    board.start(Path("run"), step)
+    return board
+
+
+def next_second() -> None:
+    """Event files are read in the order of their names, which hold the second."""
+    time.sleep(1.01 - time.time() % 1)
+
+
+def record(step: int, **values: Any) -> dict[str, Any]:
+    return {"update": 5 * step, "step": step, "loss": step / 4, **values}
+
+
+def test_numbers_of_records_are_scalars_at_their_step() -> None:
+    board = started()
+    given = record(
+        3, **{"penalty/gp": 0.5, "seconds": 7, "why": "text", "last": True, "none": None}
+    )
+    before = dict(given)
+    board.log(given)
+    board.log(record(8, **{"score/fid": 12.25}))
+    assert given == before
+    assert read() == {
+        "update": [(3, 15.0), (8, 40.0)],
+        "loss": [(3, 0.75), (8, 2.0)],
+        "penalty/gp": [(3, 0.5)],
+        "seconds": [(3, 7.0)],
+        "score/fid": [(8, 12.25)],
+    }
+
+
+def test_a_record_is_on_disk_at_once() -> None:
+    board = started()
+    for step in (1, 2):
+        board.log(record(step))
+        assert read()["loss"][-1] == (step, step / 4)
+
+
+def test_the_board_is_in_the_runs_own_folder_unless_named() -> None:
+    for folder, expected in (("", "run/tensorboard"), ("elsewhere", "elsewhere")):
+        board = TensorBoard(folder=folder)
+        with pytest.raises(RuntimeError, match="call start"):
+            board.log(record(1))
+        board.start(Path("run"), 0)
+        board.log(record(1))
+        assert read(expected)["loss"] == [(1, 0.25)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sample_grid_is_a_picture_of_its_pixels(channels: int) -> None:
+    samples = torch.randint(0, 256, (4, channels, 8, 8), dtype=torch.uint8)
+    board = started()
+    board.sample(samples, 7)
+    board.sample(torch.rand(4, 2), 8)  # points have no picture
+    board.sample(torch.zeros(4, 2, 8, 8, dtype=torch.uint8), 9)  # nor have two channels
+    found = EventAccumulator("board")
+    found.Reload()
+    (event,) = found.Images("samples")
+    assert event.step == 7
+    with Image.open(io.BytesIO(event.encoded_image_string)) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(pixels[2:10, 2:10, 0], samples[0, 0].numpy())
+    assert np.array_equal(pixels[2:10, 12:20, 2], samples[1, -1].numpy())
+
+
+def test_numbers_that_are_not_finite() -> None:
+    started().log(record(1, loss=math.nan, d_real=math.inf))
+    assert math.isnan(read()["loss"][0][1])
+    assert read()["d_real"] == [(1, math.inf)]
+
+
+def test_one_event_file_a_run() -> None:
+    board = started()
+    for step in range(1, 5):
+        board.log(record(step))
+    assert len(list(Path("board").iterdir())) == 1
+
+
+def test_resume_hides_what_came_after_the_checkpoint() -> None:
+    board = started()
+    for step in (1, 2, 3, 4):
+        board.log(record(step))
+    next_second()
+    resumed = started(2)
+    resumed.log(record(4, loss=-1.0))
+    assert read()["loss"] == [(1, 0.25), (2, 0.5), (4, -1.0)]
+
+
+def test_in_a_run_that_is_resumed(tmp_path: Path) -> None:
+    def trainer(steps: int) -> Trainer:
+        torch.manual_seed(0)
+        generator, critic = MLPGenerator((1, 8, 8), width=4), MLPCritic((1, 8, 8), width=4)
+        return Trainer(
+            generator,
+            critic,
+            torch.zeros(16, 1, 8, 8, dtype=torch.uint8),
+            plugins=[TensorBoard()],
+            train={"steps": steps, "batch_size": 4},
+            log={"every": 1},
+            sample={"count": 4},
+            score={"metrics": []},
+            device="cpu",
+        )
+
+    trainer(2).run(tmp_path / "run")
+    next_second()
+    run = trainer(4).run(tmp_path / "run", resume=True)
+    written = read(str(run.path / "tensorboard"))["critic_loss"]
+    assert written == [(each["step"], pytest.approx(each["critic_loss"])) for each in run.records]
+
+
+def test_another_run_in_the_same_folder_hides_the_first() -> None:
+    for loss in (1.0, 2.0):
+        board = started()
+        for step in (1, 2):
+            board.log(record(step, loss=loss))
+        next_second()
+    assert read()["loss"] == [(1, 2.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("wrong", [1, True, ["x"], {}])
+def test_wrong_options(wrong: object) -> None:
+    with pytest.raises(PluginError, match="tensorboard: folder: expected"):
+        load("tensorboard", {"folder": wrong})
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", CARD, re.DOTALL))
+def test_card_code_runs(code: str) -> None:
+    exec(code, {})
+    assert read("runs/mine/tensorboard")["critic_loss"][1] == (2, 0.5)
+
+
+def test_card_agrees_with_the_class() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `(.*?)` \|", CARD, re.MULTILINE)
+    defaults = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
+    assert defaults == {each.name: each.default for each in fields(TensorBoard) if each.init}
+    (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
+    (table,) = tomllib.loads(block)["plugin"]
+    assert isinstance(load(table.pop("name"), table).instance, TensorBoard)
