@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tomllib
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,16 @@ def test_from_an_idea_to_a_run(tmp_path: Path, fresh: Path) -> None:
     assert recipe["plugin"][1] == {"name": "my_idea", "weight": 0.5}
 
 
+def test_the_written_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_plugin("carded", tmp_path)
+    monkeypatch.syspath_prepend(folder / "src")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    assert namespace["critic"].weight.grad.abs().sum() > 0
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     folder = write_plugin("my_idea", tmp_path)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -84,8 +96,9 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert project["dependencies"][0] == "gancore>=0.1,<0.2"
 
 
-def test_the_written_code_is_clean(tmp_path: Path) -> None:
-    folder = write_plugin("my_idea", tmp_path)
+@pytest.mark.parametrize("name", ["my_idea", "x", "path_length"])
+def test_the_written_code_is_clean(name: str, tmp_path: Path) -> None:
+    folder = write_plugin(name, tmp_path)
     for ruff in ("check --isolated", "format --check --isolated --line-length=100"):
         run(sys.executable, "-m", "ruff", *ruff.split(), ".", cwd=folder)
     run(sys.executable, "-m", "mypy", "--strict", folder / "src", cwd=ROOT)
