@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
@@ -44,6 +45,21 @@ class Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
         return out
+
+
+class Pictures(torch.utils.data.Dataset[Tensor]):
+    """The grey PNGs of a folder, read by PIL alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as picture:
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            return pixels.view(1, picture.height, picture.width)
 
 
 def images(count: int = 50) -> Dataset:

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Pictures
 from PIL import Image
+from torch_fidelity import calculate_metrics
+
+from gancore.data.digits import digits
+from gancore.report import save_images
+from gancore.scoring import extractor
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,6 +135,37 @@ def test_sample_in_three_forms(done: tuple[Path, str], tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(picture), pixels[:, :, 0])
     with Image.open(tmp_path / "grid.png") as grid:
         assert np.array_equal(np.asarray(grid)[2:66:8, 2:66:8, 0], array[0, :, :, 0])
+
+
+def test_the_scores_of_a_run_are_those_of_its_exported_pictures(
+    done: tuple[Path, str], tmp_path: Path
+) -> None:
+    """torch-fidelity itself, on what `gan sample` writes."""
+    folder, _ = done
+    code, _, err = gan("sample", folder, "-n", 64, "--out", tmp_path / "fake")
+    assert code == 0, err
+    save_images(digits().samples, tmp_path / "real")
+    extractor("digits")
+    theirs = calculate_metrics(
+        input1=Pictures(tmp_path / "fake"),
+        input2=Pictures(tmp_path / "real"),
+        feature_extractor="gancore-digits",
+        fid=True,
+        isc=True,
+        kid=True,
+        kid_subset_size=64,
+        rng_seed=3,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    code, _, err = gan("score", folder, "--metrics", "fid,isc,kid")
+    assert code == 0, err
+    ours = json.loads((folder / "scores.json").read_text())["scores"]
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    assert ours["isc"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
 
 
 def test_no_plugin_and_set(recipe: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from helpers import Pictures
 from torch import Tensor
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -26,21 +26,6 @@ def noisy(count: int) -> Tensor:
     torch.manual_seed(0)
     images = digits().samples[:count].float()
     return (images + 40 * torch.randn_like(images)).round().clamp(0, 255).to(torch.uint8)
-
-
-class Pictures(torch.utils.data.Dataset[Tensor]):
-    """The PNGs of a folder, read by PIL alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.iterdir())
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as picture:
-            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            return pixels.view(1, picture.height, picture.width)
 
 
 def test_scores_are_those_of_torch_fidelity_on_the_exported_pictures(tmp_path: Path) -> None:

@@ -117,9 +117,12 @@ def score_generator(
     device: torch.device | str,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}."""
+    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}.
+
+    The samples are those that `gan sample` writes.
+    """
     return score(
-        generate(generator, section.samples, seed=seed, stream="score", progress=progress),
+        generate(generator, section.samples, seed=seed, progress=progress),
         data,
         metrics=section.metrics,
         extractor_name=section.extractor,
