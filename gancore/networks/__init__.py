@@ -6,6 +6,18 @@ a critic maps samples (B, *shape) to unbounded scores (B,), each sample on its o
 
 from gancore.networks.dcgan import DCGANCritic, DCGANGenerator
 from gancore.networks.mlp import MLPCritic, MLPGenerator
+from gancore.networks.r3gan import R3GANCritic, R3GANGenerator
+from gancore.networks.resnet import ResNetCritic, ResNetGenerator
 from gancore.networks.wgan_critic import WGANCritic
 
-__all__ = ["DCGANCritic", "DCGANGenerator", "MLPCritic", "MLPGenerator", "WGANCritic"]
+__all__ = [
+    "DCGANCritic",
+    "DCGANGenerator",
+    "MLPCritic",
+    "MLPGenerator",
+    "R3GANCritic",
+    "R3GANGenerator",
+    "ResNetCritic",
+    "ResNetGenerator",
+    "WGANCritic",
+]
