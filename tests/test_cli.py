@@ -202,7 +202,7 @@ def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
             ["run", "RECIPE", "--set", "plugin.0.weight=x"],
             "weight: expected a valid number, got 'x'",
         ),
-        (["run", ROOT / "recipes/wgan_gp_cifar.toml"], "no dataset 'cifar10' is installed"),
+        (["run", "RECIPE", "--set", "data.name=celeba"], "no dataset 'celeba' is installed"),
         (["score", "nowhere"], "nowhere is no run folder"),
         (["sample", "nowhere", "--out", "x.jpg"], "ends in .npz or .png"),
         (["rnu"], "Did you mean 'run'"),

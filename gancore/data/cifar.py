@@ -1,0 +1,183 @@
+"""CIFAR-10, as published or as torchvision leaves it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from gancore.data import Dataset
+from gancore.data.fetch import fetch
+from gancore.errors import DataError
+
+FOLDER = "cifar-10-batches-py"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+BATCHES = {
+    "train": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
+}
+"""The files of each split and their published MD5s."""
+IMAGES = 10_000
+"""Images in a published file."""
+LARGEST = 64 << 20
+"""Bytes in a batch file; the published ones have 31 million."""
+
+
+def cifar10(*, path: str = "data", split: Literal["train", "test"] = "train") -> Dataset:
+    """Return CIFAR-10 (Krizhevsky, 2009): 50,000 or 10,000 images of 3×32×32 in 10 classes.
+
+    path: has the folder `cifar-10-batches-py`, as torchvision leaves it, or else the published
+        `cifar-10-python.tar.gz`, which is downloaded if it is not there.
+    split: train or test.
+
+    The archive is read in memory, never unpacked. The published files are pickles: they are read
+    by a reader that can build lists and bytes, and calls nothing that a file names. A file with
+    all 10,000 images must have the published MD5; one with fewer is taken as it is.
+    Raises DataError.
+    """
+    root = Path(path).expanduser().absolute()
+    samples, labels = [], []
+    for where, content in _batches(root, split):
+        images, classes = _parse(content, where)
+        samples.append(images)
+        labels.append(classes)
+    return Dataset("cifar10", torch.cat(samples), torch.cat(labels), split)
+
+
+def _batches(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
+    """Yield where each file is, and its content, in the published order."""
+    names = BATCHES[split]
+    for folder in (root / FOLDER, root):
+        if folder is root and not any((root / name).is_file() for name in names):
+            continue
+        if folder.is_dir():
+            for name in names:
+                yield str(folder / name), _read(folder / name, len(names))
+            return
+    archive = root / ARCHIVE
+    if not archive.is_file():
+        fetch([URL], archive, ARCHIVE_MD5)
+    found = _unpack(archive, names)
+    for name in names:
+        yield f"{archive}: {name}", found.pop(name)
+
+
+def _read(file: Path, count: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise DataError(
+            f"{file}: {error.strerror}; expected all {count} files of this split. "
+            f"Unpack {ARCHIVE} again, or delete the folder to have it downloaded"
+        ) from error
+    if len(content) > LARGEST:
+        raise DataError(f"{file}: over {LARGEST >> 20} MiB, not a file of CIFAR-10")
+    return content
+
+
+def _unpack(archive: Path, names: dict[str, str]) -> dict[str, bytes]:
+    """Return the files of those names, read in memory."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = member.name.removeprefix("./").removeprefix(f"{FOLDER}/")
+                if name in names and member.isfile() and member.size <= LARGEST:
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    found[name] = stream.read()
+                if len(found) == len(names):
+                    return found
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{archive}: damaged or incomplete ({error}). Delete it to have it downloaded again, "
+            f"or get it from {URL}"
+        ) from error
+    missing = ", ".join(sorted(set(names) - set(found)))
+    raise DataError(f"{archive}: has no {missing}; expected the archive at {URL}")
+
+
+def _parse(content: bytes, where: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images (n, 3, 32, 32) and labels (n,) of one file."""
+    expected = "expected CIFAR-10's pickle of data (n, 3072) and labels (n)"
+    try:
+        table = _Reader(io.BytesIO(content), encoding="bytes").load()
+        fields = {_text(key): value for key, value in table.items()}
+        images, labels = fields["data"].pixels(), fields["labels"]
+        good = all(type(label) is int and 0 <= label < 10 for label in labels)
+        if not good or images.shape != (len(labels), 3072):
+            raise ValueError(f"data of shape {images.shape} and {len(labels)} labels 0 … 9")
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{where}: {expected}, found: {reason}. Get it from {URL}") from error
+    if len(images) == IMAGES:
+        published = BATCHES["train"] | BATCHES["test"]
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() not in published.values():
+            raise DataError(
+                f"{where}: {IMAGES:,} images, but not the published ones: its MD5 differs. "
+                f"Get it from {URL}, or use your own images by data.name = 'folder'"
+            )
+    return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
+
+
+class _Array:
+    """What a pickled NumPy array says of itself."""
+
+    def __init__(self, data: Any = b"", dtype: Any = None, shape: Any = (), order: Any = "C"):
+        self._said = (shape, dtype, order in ("F", b"F"), data)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._said = state[-4:]
+
+    def pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        shape, dtype, fortran, data = self._said
+        if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", "|u1", "uint8") or fortran:
+            raise ValueError("an array that is not uint8 in C order")
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+class _Dtype:
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Reader(pickle.Unpickler):
+    """Reads pickles without calling anything they name: arrays become descriptions of arrays."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a harmless stand-in, or refuse."""
+        stand_ins: dict[tuple[str, str], Any] = {
+            ("numpy", "_reconstruct"): lambda *_: _Array(),
+            ("numpy", "_frombuffer"): _Array,
+            ("numpy", "ndarray"): _Array,
+            ("numpy", "dtype"): _Dtype,
+            ("_codecs", "encode"): lambda text, *_: text.encode("latin-1"),
+        }
+        try:
+            return stand_ins[module.partition(".")[0], name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"a call of {module}.{name}, refused") from None
+
+
+def _text(value: Any) -> str:
+    return value.decode("ascii") if isinstance(value, bytes) else str(value)

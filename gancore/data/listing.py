@@ -1,0 +1,259 @@
+"""The files in a folder or zip of images: found, named and read, without trusting them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gancore.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+MOST_FILES = 5_000_000
+LARGEST_FILE = 64 << 20
+LARGEST_TOTAL = 256 << 30
+DEEPEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One image: its name inside (with /), its size in bytes, and what the listing knows of it."""
+
+    name: str
+    size: int
+    at: object
+
+
+class Listing(Protocol):
+    """The images in one place. Making one raises DataError."""
+
+    def stamp(self) -> str:
+        """Return what changes whenever the images do, without reading them."""
+
+    def files(self) -> list[File]:
+        """Return the images, sorted by name. Raises DataError."""
+
+    def read(self, file: File) -> bytes:
+        """Return the content of an image; may be called in threads. Raises DataError."""
+
+    def where(self, file: File) -> str:
+        """Return how to name an image to the user."""
+
+    def close(self) -> None:
+        """Let go of the place."""
+
+
+def listing(path: Path) -> Listing:
+    """Return the listing of a folder or zip file. Raises DataError."""
+    if path.is_dir():
+        return Folder(path)
+    if path.is_file():
+        return Zip(path)
+    raise DataError(f"{path}: no such folder or zip file. Set data.path to one with images")
+
+
+class Folder:
+    """A folder on disk. Links are followed, loops of them are not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._files = _chosen(self._walk(path, "", ()), path)
+        except OSError as error:
+            place = error.filename or path
+            raise DataError(f"{place}: can't be read: {error.strerror}") from error
+
+    def _walk(
+        self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[File]:
+        about = folder.stat()
+        here = (about.st_dev, about.st_ino)
+        if here in above or len(above) > DEEPEST:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                name = f"{prefix}{entry.name}"
+                if entry.is_dir():
+                    yield from self._walk(folder / entry.name, f"{name}/", (*above, here))
+                elif entry.is_file():
+                    found = entry.stat()
+                    yield File(name, found.st_size, found.st_mtime_ns)
+                elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
+                    raise DataError(f"{folder / entry.name}: a link to nothing. Remove it")
+
+    def stamp(self) -> str:
+        """Return a hash of all names, sizes and times of change."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file.name}\0{file.size}\0{file.at}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def files(self) -> list[File]:
+        """Return the images, sorted by name."""
+        return self._files
+
+    def read(self, file: File) -> bytes:
+        """Return the content of an image."""
+        try:
+            with (self.path / file.name).open("rb") as stream:
+                content = stream.read(LARGEST_FILE + 1)
+        except OSError as error:
+            raise DataError(f"{self.where(file)}: can't be read: {error.strerror}") from error
+        if len(content) > LARGEST_FILE:
+            raise DataError(_too_large(self.where(file)))
+        return content
+
+    def where(self, file: File) -> str:
+        """Return the image's path."""
+        return _shown(str(self.path / file.name))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Zip:
+    """A zip file: nothing is extracted, names are only labels, and no size that it says is trusted.
+
+    The entries are held to the limits by the sizes they declare, then read no further than those;
+    one that has other content than declared is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip: zipfile.ZipFile | None = None
+
+    def stamp(self) -> str:
+        """Return a hash of size, time of change and the last 64 MiB.
+
+        Those have the central directory with the entries' CRCs; of a smaller file, everything.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                about = os.fstat(stream.fileno())
+                digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns}\n".encode())
+                stream.seek(max(0, about.st_size - (64 << 20)))
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+        return digest.hexdigest()
+
+    def files(self) -> list[File]:
+        """Return the images, sorted by name; refuse the archive if any entry is suspicious."""
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise DataError(
+                f"{self.path}: not a folder, and not a zip file that can be read ({error})"
+            ) from error
+        entries = self._zip.infolist()
+        if len(entries) > MOST_FILES:  # before anything is made of them
+            raise DataError(_too_many(self.path))
+        return _chosen(self._entries(entries), self.path)
+
+    def _entries(self, entries: Sequence[zipfile.ZipInfo]) -> Iterator[File]:
+        seen = set()
+        for entry in entries:
+            name = entry.filename.replace("\\", "/")
+            where = f"{self.path}: {_shown(name)}"
+            parts = name.split("/")
+            if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+                raise DataError(f"{where} points outside the archive. Make it anew, names inside")
+            if entry.is_dir() or name.endswith("/") or _hidden(parts):
+                continue
+            if entry.flag_bits & 0x1:
+                raise DataError(f"{where} is encrypted. Make the archive anew without a password")
+            if name in seen:
+                raise DataError(f"{where} is there twice. Make the archive anew")
+            seen.add(name)
+            if not name.lower().endswith(SUFFIXES):
+                continue
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(
+                    f"{where} is compressed by method {entry.compress_type}. Make the archive "
+                    "anew, stored or deflated"
+                )
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise DataError(f"{where} is a link. Make the archive anew with the files")
+            yield File(name, entry.file_size, entry)
+
+    def read(self, file: File) -> bytes:
+        """Return the content of an image."""
+        assert self._zip is not None
+        assert isinstance(file.at, zipfile.ZipInfo)
+        try:
+            # never more than the declared size, which the limits hold for; then the CRC is checked
+            with self._zip.open(file.at) as stream:
+                content = stream.read(file.size + 1)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            OSError,
+            EOFError,
+            RuntimeError,
+            ValueError,
+        ) as error:
+            raise DataError(
+                f"{self.where(file)}: can't be read from the archive ({error}). Make it anew"
+            ) from error
+        if len(content) != file.size:
+            raise DataError(f"{self.where(file)}: shorter than it says. Make the archive anew")
+        return content
+
+    def where(self, file: File) -> str:
+        """Return the archive's path and the image's name in it."""
+        return f"{self.path}: {_shown(file.name)}"
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._zip is not None:
+            self._zip.close()
+
+
+def _chosen(found: Iterator[File], path: Path) -> list[File]:
+    """Return the images of what is found, sorted, within the limits."""
+    files, count, total = [], 0, 0
+    for file in found:
+        count += 1
+        if count > MOST_FILES:
+            raise DataError(_too_many(path))
+        if not file.name.lower().endswith(SUFFIXES):
+            continue
+        if file.size > LARGEST_FILE:
+            raise DataError(_too_large(f"{path}: {_shown(file.name)}"))
+        total += file.size
+        if total > LARGEST_TOTAL:
+            raise DataError(f"{path}: over the limit of {LARGEST_TOTAL >> 30} GiB of images")
+        files.append(file)
+    if not files:
+        raise DataError(
+            f"{path}: no images in it; expected {', '.join(SUFFIXES)} files, directly or in one "
+            "folder a class"
+        )
+    return sorted(files, key=lambda file: file.name)
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _shown(name: str) -> str:
+    """Return a name without what could control a terminal."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def _too_many(path: Path) -> str:
+    return f"{path}: over the limit of {MOST_FILES:,} files. Use fewer"
+
+
+def _too_large(where: str) -> str:
+    return f"{where}: over the limit of {LARGEST_FILE >> 20} MiB for an image. Make it smaller"
