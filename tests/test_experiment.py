@@ -14,10 +14,12 @@ from torch import Tensor
 
 import gancore
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
+from gancore.data.digits import digits
 from gancore.errors import CheckpointError, GancoreError, InputError, MissingError, PluginError
 from gancore.recipe import Recipe
+from gancore.report import save_images
 from gancore.sampling import generate
-from gancore.training import Run, Trainer, checkpoint, load_generator
+from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import trainer as build
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
@@ -248,6 +250,23 @@ def test_the_resolved_recipe_repeats_the_run(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_finds_its_data_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save_images(digits().samples[:80], Path("pictures"))
+    recipe = tiny(
+        **{"data.name": "folder", "data.path": "pictures", "data.size": 8, "data.channels": 1}
+    )
+    run = build(recipe).run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = score_run(run, run.recipe.score, device="cpu")
+    assert again == run.scores
+    assert run.recipe_table["data"]["path"] == str(tmp_path / "pictures")
+
+
 def test_the_seed_decides_the_numbers_and_the_plugins_do_not(tmp_path: Path) -> None:
     """Runs of one seed share initial weights and data order whatever their plugins."""
     one, other, third = (
@@ -293,7 +312,7 @@ def test_load_generator_refuses(tmp_path: Path) -> None:
             MissingError,
             "no dataset 'digit' is installed. Did you mean 'digits'",
         ),
-        ("critic.name", "resnet", MissingError, "no critic 'resnet'"),
+        ("critic.name", "vit", MissingError, "no critic 'vit'"),
         ("critic.widht", 3, PluginError, "critic: widht: unknown key. Did you mean 'width'"),
         ("generator.width", 10**9, PluginError, "generator: width: expected less than"),
         ("plugin.0.weight", -1, PluginError, "plugin.0: weight: expected greater than 0, got -1"),

@@ -215,4 +215,8 @@ def _build(kind: Kind, section: Component, *arguments: Any) -> Any:
 
 
 def _resolved(kind: Kind, section: Component) -> dict[str, Any]:
-    return {"name": section.name, **options.complete(_factory(kind, section), section.options)}
+    """Return a section with every option, so that it means the same from any folder."""
+    table = options.complete(_factory(kind, section), section.options)
+    if "path" in table:
+        table["path"] = str(Path(table["path"]).expanduser().absolute())
+    return {"name": section.name, **table}
