@@ -16,6 +16,7 @@ from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.errors import ContractError, DataError, InputError, NonFiniteError, RecipeError
 from gancore.randomness import Order, Stream
+from gancore.report import Display
 from gancore.training import Run, Trainer
 from gancore.training.optimizers import decay_factor
 from gancore_gp import GradientPenalty
@@ -317,10 +318,26 @@ def test_time_limit_stops_saves_and_goes_on(tmp_path: Path) -> None:
     limited = {"steps": 6, "batch_size": 8, "critic_steps": 2, "max_seconds": 1e-9}
     run = trainer(train=limited).run(tmp_path / "run")
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000001"]
+    assert run.curves_path.is_file()
     done = trainer().run(tmp_path / "run", resume=True)
     whole = trainer().run(tmp_path / "whole")
     without_seconds = [{**record, "seconds": 0} for record in done.records]
     assert without_seconds == [{**record, "seconds": 0} for record in whole.records]
+
+
+def test_a_trainer_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    spy = Spy()
+    made = trainer(plugins=[spy])
+
+    class Impatient(Display):
+        def advance(self, step: int, values: object) -> None:
+            if step == 2:
+                made.stop("enough")
+
+    assert made.run(tmp_path / "run", display=Impatient()).records[-1]["step"] == 1
+    assert len(spy.posts) == 4
+    assert made.run(tmp_path / "run", resume=True).records[-1]["step"] == 6
+    assert spy.posts == list(range(12))
 
 
 def test_plain_tensors_are_data() -> None:

@@ -124,11 +124,13 @@ class Trainer:
         display = display or Display()
         run = Run(Path(out))
         steps = self.train.steps
+        self._stopped = ""
         start = self._open(run, resume=resume, force=force)
         self.plugins.start(run.path, start)
         display.begin(self._title(run, start), start, steps)
         try:
             self._loop(run, start, display)
+            plot_curves(run.records, run.curves_path)
             if self._stopped:
                 display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
             elif self.score.metrics:
@@ -245,7 +247,6 @@ class Trainer:
             if self._stopped and not last:
                 return
         self._stopped = ""
-        plot_curves(run.records, run.curves_path)
 
     def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         terms = {key: value for key, value in values.items() if "/" not in key}
