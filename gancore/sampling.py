@@ -53,16 +53,15 @@ def generate(
     count: int,
     *,
     seed: int,
-    stream: str = "samples",
     progress: Progress | None = None,
 ) -> Tensor:
     """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
 
-    A function of the generator, its device, the seed and the stream; the first n of many are the
+    A function of the generator, its device and the seed; the first n of many are the
     n of few. Mode and gradients of the generator are left alone: `calibrated` comes first.
     """
     batches = []
-    for latents in _latents(generator, seed, stream, -(-count // BATCH)):
+    for latents in _latents(generator, seed, "samples", -(-count // BATCH)):
         samples = generator(latents)
         batches.append((to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu())
         if progress:

@@ -33,12 +33,12 @@ def check(name: str, settings: tuple[str, ...]) -> None:
     loaded = load(name, given, where="--options")
 
     from gancore.options import validate
-    from gancore.testing import CHECKS, Subject
+    from gancore.testing import Subject, check_plugin
 
     cls = type(loaded.instance)
     subject = Subject(cls, validate(cls, given, name), name)
     began = time.perf_counter()
-    results = [each.run(subject) for each in CHECKS if each.applies(subject)]
+    results = check_plugin(subject)
     _show(str(loaded), results, time.perf_counter() - began)
     sys.exit(1 if any(result.verdict == "failed" for result in results) else 0)
 
