@@ -22,7 +22,7 @@ from gancore.options import explain
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Metric = Literal["fid", "isc", "kid", "prc"]
+Metric = Literal["fid", "isc", "kid", "prc", "modes", "quality", "w2"]
 
 
 MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
@@ -187,18 +187,7 @@ class Recipe(Section):
 
         Raises RecipeError with the file, the key path, what was expected and close names.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            table = tomllib.loads(text)
-        except OSError as error:
-            raise RecipeError(f"{path}: can't be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path}: is not UTF-8 text: {error.reason}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path}:{_toml_place(error, text)}") from error
-        except (ValueError, RecursionError) as error:
-            raise RecipeError(f"{path}: an absurd number, or absurdly deep nesting") from error
+        table = read_toml(Path(path))
         return cls.parse(table, str(path), overrides)
 
     @classmethod
@@ -235,6 +224,21 @@ class Recipe(Section):
     def table(self) -> dict[str, Any]:
         """Return the recipe as a TOML table, defaults included."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises RecipeError with the file, line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 text: {error.reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}:{_toml_place(error, text)}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: an absurd number, or absurdly deep nesting") from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:

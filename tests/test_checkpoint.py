@@ -9,7 +9,16 @@ from torch import nn
 
 from gancore.errors import CheckpointError
 from gancore.training import checkpoint
-from gancore.training.checkpoint import Checkpoint, join_state, latest, load, save, split_state
+from gancore.training.checkpoint import (
+    Checkpoint,
+    join_state,
+    latest,
+    load,
+    load_best,
+    mark_best,
+    save,
+    split_state,
+)
 
 
 def made(step: int) -> Checkpoint:
@@ -59,6 +68,25 @@ def test_only_the_latest_are_kept(tmp_path: Path) -> None:
     assert found.step == 1_000_000
 
 
+def test_the_best_is_kept_and_found(tmp_path: Path) -> None:
+    save(tmp_path, made(1), keep=1)
+    with pytest.raises(CheckpointError, match=r"no best checkpoint: only a run with score.every"):
+        load_best(tmp_path)
+    mark_best(tmp_path, None)
+    save(tmp_path, made(2), keep=1, best=2)
+    mark_best(tmp_path, {"step": 2, "score": "fid", "value": 1.5})
+    save(tmp_path, made(3), keep=1, best=2)
+    save(tmp_path, made(4), keep=1, best=2)
+    assert names(tmp_path) == ["best.json", "step-000002", "step-000004"]
+    assert load_best(tmp_path).step == 2
+    assert json.loads((tmp_path / "best.json").read_text())["value"] == 1.5
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.step == 4
+    mark_best(tmp_path, None)
+    assert names(tmp_path) == ["step-000002", "step-000004"]
+
+
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
 
@@ -80,6 +108,8 @@ def test_a_save_that_fails_leaves_the_older_one_and_is_swept(
     found = latest(tmp_path)
     assert found is not None
     assert found.step == 1
+    assert names(tmp_path) == [".writing-step-000002", "step-000001"]  # readers leave it alone
+    latest(tmp_path, mend=True)
     assert names(tmp_path) == ["step-000001"]
 
 
@@ -98,7 +128,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
-    found = latest(tmp_path)
+    assert latest(tmp_path) is not None
+    assert (tmp_path / "step-000002").is_dir()  # readers leave it alone
+    found = latest(tmp_path, mend=True)
     assert found is not None
     assert found.step == 1
     assert names(tmp_path) == [".invalid-step-000002", "step-000001"]

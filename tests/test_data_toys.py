@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import make_swiss_roll
 
-from gancore.data import Dataset
-from gancore.data.toys import centres, deviation, gaussians8, gaussians25, swissroll
+from gancore.data import Dataset, Truth
+from gancore.data.toys import gaussians8, gaussians25, swissroll
 from gancore.errors import PluginError
 from gancore.options import complete, validate
 
 Toy = Callable[..., Dataset]
-Modes = Literal["gaussians8", "gaussians25"]
 TOYS: list[Toy] = [gaussians8, gaussians25, swissroll]
 FIRSTS = [(0.0138435, 1.4461230), (-1.3971227, 0.0396198), (-1.2090352, -0.5195163)]
-GAUSSIANS: list[tuple[Toy, Modes, int, float]] = [
-    (gaussians8, "gaussians8", 8, 0.02 / 1.414),
-    (gaussians25, "gaussians25", 25, 0.05 / 2.828),
+GAUSSIANS: list[tuple[Toy, int, float]] = [
+    (gaussians8, 8, 0.02 / 1.414),
+    (gaussians25, 25, 0.05 / 2.828),
 ]
+
+
+def truth(data: Dataset) -> Truth:
+    assert data.truth is not None
+    return data.truth
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -51,9 +55,11 @@ def test_the_numbers_never_change() -> None:
     assert firsts == [pytest.approx(list(each), abs=1e-6) for each in FIRSTS]
 
 
-@pytest.mark.parametrize(("toy", "name", "modes", "sigma"), GAUSSIANS)
-def test_gaussians(toy: Toy, name: Modes, modes: int, sigma: float) -> None:
-    data, middle = toy(samples=40_000), centres(name)
+@pytest.mark.parametrize(("toy", "modes", "sigma"), GAUSSIANS)
+def test_gaussians(toy: Toy, modes: int, sigma: float) -> None:
+    data = toy(samples=40_000)
+    middle = truth(data).points
+    assert truth(data).modes
     assert data.labels is not None
     assert torch.bincount(data.labels).tolist() == [40_000 // modes] * modes
     nearest = torch.cdist(data.samples, middle).argmin(1)
@@ -62,8 +68,9 @@ def test_gaussians(toy: Toy, name: Modes, modes: int, sigma: float) -> None:
     off = data.samples - middle[data.labels]
     assert off.std().item() == pytest.approx(sigma, rel=0.02)
     assert off.mean(0).abs().max().item() < 5 * sigma / 200
-    assert deviation(name) == pytest.approx(sigma)
-    assert deviation(name, 1.0) == pytest.approx(sigma / {8: 0.02, 25: 0.05}[modes])
+    assert truth(data).deviation == pytest.approx(sigma)
+    wide = truth(toy(samples=50, std=1.0))
+    assert wide.deviation == pytest.approx(sigma / {8: 0.02, 25: 0.05}[modes])
     exact = toy(samples=50, std=0.0)
     assert exact.labels is not None
     assert torch.equal(exact.samples, middle[exact.labels])
@@ -74,9 +81,11 @@ def test_centres_are_the_authors() -> None:
     unit = [(1, 0), (-1, 0), (0, 1), (0, -1)]
     unit += [(half, half), (half, -half), (-half, half), (-half, -half)]  # type: ignore[list-item]
     eight = sorted((round(2 * x / 1.414, 5), round(2 * y / 1.414, 5)) for x, y in unit)
-    assert sorted((round(x, 5), round(y, 5)) for x, y in centres("gaussians8").tolist()) == eight
+    assert (
+        sorted((round(x, 5), round(y, 5)) for x, y in truth(gaussians8()).points.tolist()) == eight
+    )
     grid = sorted((2 * x / 2.828, 2 * y / 2.828) for x in range(-2, 3) for y in range(-2, 3))
-    assert sorted(map(tuple, centres("gaussians25").tolist())) == [
+    assert sorted(map(tuple, truth(gaussians25()).points.tolist())) == [
         pytest.approx(each, abs=1e-6) for each in grid
     ]
 
@@ -103,9 +112,18 @@ def test_swissroll_is_scikit_learns_curve() -> None:
     assert swissroll(samples=3).labels is None
 
 
-def test_only_toys_with_modes_have_centres() -> None:
-    with pytest.raises(ValueError, match="'swissroll' has no modes: expected 'gaussians8'"):
-        centres("swissroll")  # type: ignore[arg-type]
+def test_the_truth_of_the_swissroll_lies_densely_on_its_curve() -> None:
+    data = truth(swissroll(samples=10))
+    assert not data.modes
+    assert data.deviation == pytest.approx(0.25 / 7.5)
+    points = data.points.double().numpy() * 7.5
+    t = np.hypot(points[:, 0], points[:, 1])
+    np.testing.assert_allclose(np.stack([t * np.cos(t), t * np.sin(t)], 1), points, atol=1e-4)
+    assert t[[0, -1]] == pytest.approx([1.5 * np.pi, 4.5 * np.pi], abs=1e-4)
+    gaps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert gaps.max() < 0.25 / 5
+    clean = swissroll(samples=500, noise=0.0).samples
+    assert torch.cdist(clean, data.points).min(1).values.max() < data.deviation / 5
 
 
 @pytest.mark.parametrize(

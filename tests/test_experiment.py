@@ -203,6 +203,59 @@ def test_every_scored_step_is_recorded_whatever_the_metric(tmp_path: Path) -> No
     ]
 
 
+BY_STEP = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}
+"""What the runs below score: the best is neither the first nor the last."""
+
+
+def by_step(self: Trainer, progress: object = None) -> dict[str, Any]:
+    step = int(self.generator_optimizer.state[self.generator_parameters[0]]["step"])
+    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": {}}
+
+
+def test_the_best_step_is_marked_and_its_checkpoint_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "scores", by_step)
+    recipe = tiny(**{"score.every": 2, "checkpoint.keep": 1, "train.steps": 8})
+    run = build(recipe).run(tmp_path / "run")
+    assert run.scores == {"scores": {"fid": 1.5, "isc": 1 / 8}, "protocol": {}}
+    marked = json.loads((run.checkpoints / "best.json").read_text())
+    assert marked == {"step": 4, "score": "fid", "value": 1.0}
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == [
+        "step-000004",
+        "step-000008",
+    ]
+    found = checkpoint.load(run.checkpoints / "step-000004").tensors["ema"]
+    best = load_generator(run, best=True).state_dict()
+    assert torch.equal(best["layers.0.weight"], found["module.layers.0.weight"])
+    last = load_generator(run).state_dict()
+    assert not torch.equal(best["layers.0.weight"], last["layers.0.weight"])
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_an_interrupted_run_marks_the_same_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(Trainer, "scores", by_step)
+    monkeypatch.setitem(BY_STEP, steps, 9.0)  # the final score of the shorter run
+    recipe = {"score.every": 2, "checkpoint.keep": 1}
+    build(tiny(**recipe, **{"train.steps": steps})).run(tmp_path / "run")
+    run = build(tiny(**recipe, **{"train.steps": 8})).run(tmp_path / "run", resume=True)
+    marked = json.loads((run.checkpoints / "best.json").read_text())
+    assert marked == {"step": 4, "score": "fid", "value": 1.0}
+    assert checkpoint.load_best(run.checkpoints).step == 4
+
+
+def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Trainer,
+        "scores",
+        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": {}},
+    )
+    run = build(tiny(**{"score.every": 2})).run(tmp_path / "run")
+    assert checkpoint.load_best(run.checkpoints).step == 2
+
+
 def test_a_finished_run_is_done_and_goes_on_when_steps_have_grown(tmp_path: Path) -> None:
     first = build(tiny()).run(tmp_path / "run")
     assert build(tiny()).run(tmp_path / "run", resume=True).records == first.records

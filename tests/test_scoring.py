@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import Pictures
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -16,7 +20,7 @@ from gancore.data import Dataset
 from gancore.data.digits import digits
 from gancore.errors import PluginError, ScoreError
 from gancore.report import save_images
-from gancore.scoring import extractor, score
+from gancore.scoring import extractor, fidelity, score
 from gancore.scoring.digits import DigitsExtractor
 from gancore.scoring.extractors import inception_path
 
@@ -115,22 +119,37 @@ def inception_state() -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-def test_inception_with_given_weights_and_grey_images(inception_weights: Path) -> None:
-    """Grey is repeated to three channels: the same numbers as for the repeated images."""
-    grey = Dataset("grey", digits().samples[:12])
-    colour = Dataset("colour", grey.samples.repeat(1, 3, 1, 1))
-    found = [
-        score(
-            noisy(12).repeat(1, channels, 1, 1),
-            real,
-            metrics=["isc", "kid"],
-            weights=str(inception_weights),
-        )
-        for channels, real in ((1, grey), (3, colour))
-    ]
-    assert found[0]["scores"] == found[1]["scores"]
-    assert found[0]["scores"]["isc"] > 1
-    assert found[0]["protocol"]["extractor"] == "inception-v3-compat"
+def test_inception_scores_are_those_of_torch_fidelitys_own_command(
+    inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights on the exported pictures, colour and grey, which is repeated.
+
+    FID of so few means nothing, so that it is refused, but it is a number to compare.
+    """
+    monkeypatch.setattr(fidelity, "_check", lambda *args: None)
+    torch.manual_seed(0)
+    metrics = ["isc", "kid", "prc", "fid"]
+    real = digits().samples[:14]
+    fake = (real[:12] + 40 * torch.randn(12, 3, 8, 8)).round().clamp(0, 255).to(torch.uint8)
+    ours = score(
+        fake, Dataset("real", real), metrics=metrics, weights=str(inception_weights), seed=5
+    )
+    save_images(fake, tmp_path / "fake")
+    save_images(real, tmp_path / "real")
+    command = (
+        f"{sys.executable} -m torch_fidelity.fidelity --cpu --json --silent --no-cache "
+        f"--save-cpu-ram --input1 {tmp_path / 'fake'} --input2 {tmp_path / 'real'} "
+        f"--feature-extractor-weights-path {inception_weights} "
+        f"--feature-extractor inception-v3-compat --kid-subset-size 12 --rng-seed 5 "
+        f"--{' --'.join(metrics)}"
+    ).split()
+    theirs = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    names = {key: name for metric in metrics for key, name in fidelity.KEYS[metric].items()}
+    assert ours["scores"] == pytest.approx(
+        {key: theirs[name] for key, name in names.items()}, rel=1e-5
+    )
+    assert ours["scores"]["isc"] > 1
+    assert ours["protocol"]["extractor"] == "inception-v3-compat"
 
 
 def test_absent_inception_weights_say_where_to_put_them(
@@ -194,3 +213,84 @@ def test_extractor_facts() -> None:
     assert (found.feature_dim, found.sample_shape) == (64, (1, 8, 8))
     assert found.weights == DigitsExtractor.DEFAULT_WEIGHTS
     assert extractor("digits") == found
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gancore"
+
+
+def seen(fake: Tensor, real: Dataset, metrics: list[str], **options: Any) -> tuple[set[str], Any]:
+    """Return what went through the extractor, and the scores."""
+    what = set()
+    scores = score(
+        fake,
+        real,
+        metrics=metrics,
+        extractor_name="digits",
+        progress=lambda name, done, total: what.add(name),
+        **options,
+    )["scores"]
+    return what, scores
+
+
+BOTH = {"scoring", "real samples"}
+
+
+def test_features_of_the_real_samples_are_computed_once(cache: Path) -> None:
+    fake, real = noisy(200), digits()
+    assert seen(fake, real, ["isc"])[0] == {"scoring"}
+    first = seen(fake, real, ["fid"])
+    assert first[0] == BOTH
+    assert {path.name.split("-")[0] for path in cache.iterdir()} == {"statistics"}
+    again = seen(fake, digits(), ["isc", "fid"])
+    assert again[0] == {"scoring"}
+    assert again[1]["fid"] == first[1]["fid"]
+    with_kid = seen(fake, real, ["fid", "kid"])  # which wants more than the statistics
+    assert with_kid[0] == BOTH
+    assert with_kid[1]["fid"] == first[1]["fid"]
+    assert seen(fake, real, ["kid", "prc"]) == (
+        {"scoring"},
+        {**seen(fake, real, ["prc"])[1], **{k: v for k, v in with_kid[1].items() if "kid" in k}},
+    )
+
+
+@pytest.mark.parametrize("what", ["data", "count", "weights", "threads"])
+def test_what_defines_the_features_is_what_they_are_kept_by(
+    cache: Path, what: str, tmp_path: Path
+) -> None:
+    fake, real = noisy(200), digits()
+    before = seen(fake, real, ["fid"])[1]["fid"]
+    options = {}
+    match what:
+        case "data":
+            samples = real.samples.clone()
+            samples[0, 0, 0, 0] += 1
+            real = Dataset("digits", samples, split="all")
+        case "count":
+            real = Dataset("digits", real.samples[:1000], split="all")
+        case "weights":
+            tensors = load_file(DigitsExtractor.DEFAULT_WEIGHTS)
+            save_file({name: 1.01 * tensor for name, tensor in tensors.items()}, tmp_path / "w")
+            options = {"weights": str(tmp_path / "w")}
+        case "threads":
+            torch.set_num_threads(2)
+    try:
+        found, scores = seen(fake, real, ["fid"], **options)
+    finally:
+        torch.set_num_threads(1)
+    assert found == BOTH
+    assert (scores["fid"] == pytest.approx(before, rel=1e-6)) == (what in ("threads", "data"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_damaged_statistics_are_made_anew(cache: Path, damage: bytes | None) -> None:
+    fake, real = noisy(200), digits()
+    first = seen(fake, real, ["fid"])
+    kept = next(cache.iterdir())
+    content = bytearray(kept.read_bytes())
+    content[-9] ^= 1
+    kept.write_bytes(bytes(content) if damage is None else damage)
+    assert seen(fake, real, ["fid"]) == first
+    assert seen(fake, real, ["fid"]) == ({"scoring"}, first[1])

@@ -19,8 +19,11 @@ from gancore.errors import InputError
     metavar="samples.npz|grid.png|DIR/",
     help="An array (key arr_0), a picture of all of them, or a folder with a picture of each.",
 )
+@click.option(
+    "--best", is_flag=True, help="Of the step that scored best (score.every), not the last."
+)
 @click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
-def sample(run: Path, count: int, out: Path, device: str) -> None:
+def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     """Write samples of the run folder RUN: images as uint8 NHWC, points as float32 (N, d).
 
     The same run gives the same samples on the same device, and the first of many are the few.
@@ -34,7 +37,7 @@ def sample(run: Path, count: int, out: Path, device: str) -> None:
     from gancore.training import Run, load_generator
 
     found = Run.open(run)
-    generator = load_generator(found, device=device)
+    generator = load_generator(found, device=device, best=best)
     samples = generate(generator, count, seed=found.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":

@@ -6,32 +6,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-NAMES = {
-    "fid": "FID",
-    "isc": "Inception Score",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-}
-
 
 def show_scores(found: Mapping[str, Any]) -> None:
-    """Print scores; those of another extractor than Inception carry its name."""
+    """Print scores by the names that their protocol allows, and the protocol."""
     from rich.console import Console
 
-    scores, protocol = found["scores"], found["protocol"]
-    extractor = protocol["extractor"]
-    suffix = "" if extractor == "inception-v3-compat" else f" ({extractor} features)"
+    from gancore.scoring import shown_protocol, shown_scores
+
     console = Console(file=sys.stdout, highlight=False)
-    for key, name in NAMES.items():
-        if key in scores:
-            spread = f" ± {scores[f'{key}_std']:.2g}" if f"{key}_std" in scores else ""
-            console.print(f"[bold]{name}{suffix}[/]  [cyan]{scores[key]:.4g}[/]{spread}")
-    reference = protocol["reference"]
-    console.print(
-        f"{protocol['samples']} samples against {reference['samples']} of {reference['name']} "
-        f"({reference['split']}), extractor {extractor}, seed {protocol['seed']}, "
-        f"torch-fidelity {protocol['versions']['torch-fidelity']}",
-        style="dim",
-        soft_wrap=True,
-    )
+    for name, value in shown_scores(found).items():
+        console.print(f"[bold]{name}[/]  [cyan]{value}[/]")
+    console.print(shown_protocol(found["protocol"]), style="dim", soft_wrap=True)

@@ -15,7 +15,21 @@ from torch import Tensor
 
 from gancore.errors import DataError
 
-__all__ = ["Dataset", "to_uint8", "to_unit"]
+__all__ = ["Dataset", "Truth", "to_uint8", "to_unit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the points of a toy scatter around, which makes exact scores possible.
+
+    points     float32 (K, d): the centres of the modes, or points that lie densely on a curve
+    deviation  the standard deviation of each coordinate around them
+    modes      whether each row is a mode, to be covered
+    """
+
+    points: Tensor
+    deviation: float
+    modes: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +40,7 @@ class Dataset:
     samples  uint8 (N, C, H, W) images, or float32 (N, d) points
     labels   int64 (N,), or None
     split    which part of the published data this is
+    truth    what points scatter around, where that is known
 
     Raises DataError for any other dtype or shape, and for an empty one.
     """
@@ -34,6 +49,7 @@ class Dataset:
     samples: Tensor
     labels: Tensor | None = None
     split: str = "train"
+    truth: Truth | None = None
 
     def __post_init__(self) -> None:
         """Check dtypes and shapes."""

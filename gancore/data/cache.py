@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that the second start is instant."""
+"""Tensors kept on disk that are slow to make: decoded images, features of reference samples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from gancore.data import Dataset
+from torch import Tensor
 
 
 def cache_folder() -> Path:
@@ -23,21 +24,22 @@ def cache_folder() -> Path:
 
 
 class Cache:
-    """One file a place and set of options (`slot`), good for one state of its content (`key`).
+    """One file for each thing that can be made (`slot`), good for one state of its source (`key`).
 
-    Nothing that goes wrong here is an error: then there is no cache.
+    kind begins the file's name. Nothing that goes wrong here is an error: then there is no cache.
     """
 
-    def __init__(self, slot: str, key: str) -> None:
-        self.slot, self.key = hashlib.sha256(slot.encode(errors="surrogateescape")).hexdigest(), key
+    def __init__(self, kind: str, slot: str, key: str) -> None:
+        self.kind, self.key = kind, key
+        self.slot = hashlib.sha256(slot.encode(errors="surrogateescape")).hexdigest()
 
     @property
     def file(self) -> Path:
         """Where the tensors are."""
-        return cache_folder() / f"images-{self.slot[:24]}.safetensors"
+        return cache_folder() / f"{self.kind}-{self.slot[:24]}.safetensors"
 
-    def load(self, name: str) -> Dataset | None:
-        """Return the data set if it is there, whole and of this key."""
+    def load(self) -> dict[str, Tensor] | None:
+        """Return the tensors if they are there, whole and of this key."""
         from safetensors import safe_open
 
         try:
@@ -45,19 +47,15 @@ class Cache:
                 about = stored.metadata() or {}
                 if about.get("key") != self.key:
                     return None
-                tensors = {each: stored.get_tensor(each) for each in stored.keys()}  # noqa: SIM118
-            found = Dataset(name, tensors["samples"], tensors.get("labels"))
+                found = {each: stored.get_tensor(each) for each in stored.keys()}  # noqa: SIM118
         except Exception:  # whatever is wrong with the file, it is made anew
             return None
         return found if about.get("content") == _content(found) else None
 
-    def save(self, data: Dataset) -> None:
-        """Keep a data set in place of any before; the file appears whole or not at all."""
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors in place of any before; the file appears whole or not at all."""
         from safetensors.torch import save_file
 
-        tensors = {"samples": data.samples}
-        if data.labels is not None:
-            tensors["labels"] = data.labels
         part = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,24 +65,28 @@ class Cache:
             )
             part = Path(name)
             os.close(handle)
-            save_file(tensors, part, metadata={"key": self.key, "content": _content(data)})
+            about = {"key": self.key, "content": _content(tensors)}
+            save_file(dict(tensors), part, metadata=about)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
             part.replace(self.file)
         except Exception as error:  # safetensors raises its own for a full disk
-            logging.getLogger(__name__).warning("decoded images are not cached: %s", error)
+            logging.getLogger(__name__).warning("%s are not cached: %s", self.kind, error)
         finally:
             if part is not None:
                 part.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         """Remove what killed processes left an hour ago or earlier."""
-        for part in self.file.parent.glob("images-*.part"):
+        for part in self.file.parent.glob("*.part"):
             with contextlib.suppress(OSError):
                 if time.time() - part.stat().st_mtime > 3600:
                     part.unlink()
 
 
-def _content(data: Dataset) -> str:
-    labels = b"" if data.labels is None else data.labels.numpy().tobytes()
-    return f"{data.sha256} {hashlib.sha256(labels).hexdigest()}"
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

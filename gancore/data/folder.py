@@ -65,17 +65,16 @@ def folder(
     place = Path(os.path.realpath(Path(path).expanduser()))
     source = listing(place)
     try:
-        cache = Cache(json.dumps([str(place), size, channels]), _key(source))
-        if (found := cache.load("folder")) is not None:
-            return found
+        cache = Cache("images", json.dumps([str(place), size, channels]), _key(source))
+        if (found := cache.load()) is not None:
+            return Dataset("folder", found["samples"], found.get("labels"))
         files = source.files()
         labels = _labels([file.name for file in files], place)
         samples = _decoded(source, files, size, channels)
     finally:
         source.close()
-    data = Dataset("folder", samples, labels)
-    cache.save(data)
-    return data
+    cache.save({"samples": samples} if labels is None else {"samples": samples, "labels": labels})
+    return Dataset("folder", samples, labels)
 
 
 def _key(source: Listing) -> str:

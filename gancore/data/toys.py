@@ -6,14 +6,14 @@ near their standard deviation. `std` and `noise` are meant before that division.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from gancore.data import Dataset
+from gancore.data import Dataset, Truth
 
 Samples = Annotated[int, Ge(1), Le(10_000_000)]
 Spread = Annotated[float, Ge(0), Le(10)]
@@ -33,7 +33,9 @@ def gaussians8(*, samples: Samples = 100_000, std: Spread = 0.02, seed: Seed = 0
     std: of each Gaussian, before the division.
     seed: of the random numbers.
     """
-    return _gaussians("gaussians8", samples, std, seed)
+    angles = np.arange(8) * np.pi / 4
+    centres = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _gaussians("gaussians8", centres, samples, std, seed)
 
 
 def gaussians25(*, samples: Samples = 100_000, std: Spread = 0.05, seed: Seed = 0) -> Dataset:
@@ -46,7 +48,9 @@ def gaussians25(*, samples: Samples = 100_000, std: Spread = 0.05, seed: Seed = 
     std: of each Gaussian, before the division.
     seed: of the random numbers.
     """
-    return _gaussians("gaussians25", samples, std, seed)
+    steps = 2.0 * np.arange(-2, 3)
+    centres = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(25, 2)
+    return _gaussians("gaussians25", centres, samples, std, seed)
 
 
 def swissroll(*, samples: Samples = 100_000, noise: Spread = 0.25, seed: Seed = 0) -> Dataset:
@@ -60,43 +64,30 @@ def swissroll(*, samples: Samples = 100_000, noise: Spread = 0.25, seed: Seed = 
     seed: of the random numbers.
     """
     random = np.random.RandomState(seed)
-    t = 1.5 * np.pi * (1 + 2 * random.random_sample(samples))
-    points = np.stack([t * np.cos(t), t * np.sin(t)], axis=1)
+    points = _spiral(random.random_sample(samples))
     points += noise * random.standard_normal((samples, 2))
-    return Dataset("swissroll", torch.from_numpy(points / SCALES["swissroll"]).float())
+    scale = SCALES["swissroll"]
+    truth = Truth(_tensor(_spiral(np.linspace(0, 1, 4000)) / scale), noise / scale, modes=False)
+    return Dataset("swissroll", _tensor(points / scale), truth=truth)
 
 
-def centres(name: Literal["gaussians8", "gaussians25"]) -> Tensor:
-    """Return the modes' centres, float32 (8, 2) or (25, 2), in the data's units.
-
-    Row k is the mode of label k. Raises ValueError for a toy without modes.
-    """
-    return torch.from_numpy(_centres(name) / SCALES[name]).float()
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-def deviation(name: Literal["gaussians8", "gaussians25"], std: float | None = None) -> float:
-    """Return the modes' standard deviation in the data's units, for that `std` or the default."""
-    defaults = {"gaussians8": 0.02, "gaussians25": 0.05}
-    return (defaults[name] if std is None else std) / SCALES[name]
+def _spiral(at: Array) -> Array:
+    t = 1.5 * np.pi * (1 + 2 * at)
+    return np.stack([t * np.cos(t), t * np.sin(t)], axis=1)
 
 
-def _centres(name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    match name:
-        case "gaussians8":
-            angles = np.arange(8) * np.pi / 4
-            found = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        case "gaussians25":
-            steps = 2.0 * np.arange(-2, 3)
-            found = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(25, 2)
-        case _:
-            raise ValueError(f"{name!r} has no modes: expected 'gaussians8' or 'gaussians25'")
-    return found
-
-
-def _gaussians(name: str, samples: int, std: float, seed: int) -> Dataset:
+def _gaussians(name: str, centres: Array, samples: int, std: float, seed: int) -> Dataset:
     # NumPy promises that RandomState's numbers never change, so the data's hash does not either
     random = np.random.RandomState(seed)
-    modes = _centres(name)
-    labels = random.permutation(np.arange(samples) % len(modes))
-    points = modes[labels] + std * random.standard_normal((samples, 2))
-    return Dataset(name, torch.from_numpy(points / SCALES[name]).float(), torch.from_numpy(labels))
+    labels = random.permutation(np.arange(samples) % len(centres))
+    points = centres[labels] + std * random.standard_normal((samples, 2))
+    scale = SCALES[name]
+    truth = Truth(_tensor(centres / scale), std / scale)
+    return Dataset(name, _tensor(points / scale), torch.from_numpy(labels), truth=truth)
+
+
+def _tensor(points: Array) -> Tensor:
+    return torch.from_numpy(points).float()

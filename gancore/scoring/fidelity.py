@@ -7,15 +7,18 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gancore.data import Dataset
 from gancore.errors import ScoreError
-from gancore.recipe import Score
-from gancore.sampling import Progress, generate
+from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor, extractor
+from gancore.scoring.features import BATCH, Features, Reference
 
-BATCH = 64
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 ISC_SPLITS = 10
@@ -53,32 +56,38 @@ def score(
     ScoreError for images that the extractor can't take, for fewer samples than FID has features,
     and for weights that can't be had; PluginError for an unknown extractor.
     """
-    from torch_fidelity import calculate_metrics
-
     metrics = tuple(metrics)
     chosen = extractor(extractor_name, weights)
-    subset = min(KID_SUBSET_SIZE, len(fake), len(real))
-    _check(chosen, metrics, fake, real)
+    _check(chosen, metrics, len(fake), tuple(fake.shape[1:]), real)
+    settings = {
+        "isc_splits": ISC_SPLITS,
+        "kid_subsets": KID_SUBSETS,
+        "kid_subset_size": min(KID_SUBSET_SIZE, len(fake), len(real)),
+    }
     device = torch.device(device)
-    needs_real = set(metrics) != {"isc"}
-    total = len(fake) + (len(real) if needs_real else 0)
-    seen = _Counter(total, progress)
-    found = calculate_metrics(
-        input1=_Images(fake, chosen, seen),
-        input2=_Images(real.samples.cpu(), chosen, seen) if needs_real else None,
-        **dict.fromkeys(metrics, True),
-        feature_extractor=chosen.registered,
-        feature_extractor_weights_path=str(chosen.weights),
-        cuda=device.type == "cuda",
-        batch_size=BATCH,
-        isc_splits=ISC_SPLITS,
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=subset,
-        rng_seed=seed,
-        cache=False,  # torch-fidelity's is keyed by name only: stale numbers
-        save_cpu_ram=True,  # that is: no loader processes
-        verbose=False,
+    features = Features(chosen, metrics, device, progress)
+    generated = features(fake, "scoring")
+    reference = Reference(
+        real,
+        chosen,
+        lambda images: features(images, "real samples")["features"],
+        keep=not {"kid", "prc"}.isdisjoint(metrics),
+        about={"batch_size": BATCH, "device": device.type, "dtype": "float32"},
     )
+    found: dict[str, Any] = {}
+    if "isc" in metrics:
+        found |= isc_features_to_metric(generated["logits"], splits=ISC_SPLITS, rng_seed=seed)
+    if "kid" in metrics:
+        found |= kid_features_to_metric(
+            generated["features"], reference.features, rng_seed=seed, verbose=False, **settings
+        )
+    if "prc" in metrics:
+        found |= prc_features_to_metric(
+            generated["features"], reference.features, save_cpu_ram=True, verbose=False
+        )
+    if "fid" in metrics:
+        statistics = fid_features_to_statistics(generated["features"])
+        found |= fid_statistics_to_metric(statistics, reference.statistics, verbose=False)
     return {
         "scores": {
             key: float(found[theirs]) for metric in metrics for key, theirs in KEYS[metric].items()
@@ -97,9 +106,7 @@ def score(
             "batch_size": BATCH,
             "dtype": "float32",
             "device": device.type,
-            "isc_splits": ISC_SPLITS,
-            "kid_subsets": KID_SUBSETS,
-            "kid_subset_size": subset,
+            **settings,
             "versions": {
                 name: version(name)
                 for name in ("gancore", "torch", "torchvision", "torch-fidelity")
@@ -108,67 +115,33 @@ def score(
     }
 
 
-def score_generator(
-    generator: nn.Module,
-    data: Dataset,
-    section: Score,
+def check_images(
+    real: Dataset,
+    metrics: Iterable[str],
+    samples: int,
     *,
-    seed: int,
-    device: torch.device | str,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Sample a calibrated generator and score it by `section`: {"scores": …, "protocol": …}.
-
-    The samples are those that `gan sample` writes.
-    """
-    return score(
-        generate(generator, section.samples, seed=seed, progress=progress),
-        data,
-        metrics=section.metrics,
-        extractor_name=section.extractor,
-        weights=section.weights,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
+    extractor_name: str,
+    weights: str | None,
+) -> None:
+    """Raise what `score` would for so many generated images like the real ones."""
+    _check(extractor(extractor_name, weights), tuple(metrics), samples, real.shape, real)
 
 
-class _Counter:
-    """Tells the progress as images are asked for."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def __call__(self) -> None:
-        self.done += 1
-        if self.progress and (self.done % BATCH == 0 or self.done == self.total):
-            self.progress("scoring", min(self.done, self.total), self.total)
-
-
-class _Images(torch.utils.data.Dataset[Tensor]):
-    """uint8 images in the channels that the extractor takes."""
-
-    def __init__(self, images: Tensor, chosen: Extractor, seen: _Counter) -> None:
-        self.images = images
-        self.seen = seen
-        self.repeat = 3 if (chosen.sample_shape[0], images.shape[1]) == (3, 1) else 1
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        self.seen()
-        return self.images[index].repeat(self.repeat, 1, 1)
-
-
-def _check(chosen: Extractor, metrics: tuple[str, ...], fake: Tensor, real: Dataset) -> None:
+def _check(
+    chosen: Extractor,
+    metrics: tuple[str, ...],
+    samples: int,
+    shape: tuple[int, ...],
+    real: Dataset,
+) -> None:
     if not real.is_images:
+        raise ScoreError(f"{real.name!r} is points, not images: score_points scores those")
+    if wrong := [each for each in metrics if each not in KEYS]:
         raise ScoreError(
-            f"{', '.join(metrics)} compare images, and {real.name!r} is points: "
-            "--set score.metrics=[] trains without scoring"
+            f"score.metrics: {', '.join(wrong)} can't be computed for images, such as those of "
+            f"{real.name!r}: choose of {', '.join(KEYS)}, or [] to train without scoring"
         )
     channels, *size = chosen.sample_shape
-    shape = tuple(fake.shape[1:])
     fits = shape[0] == channels or (channels in (None, 3) and shape[0] == 1)
     if not fits or any(want not in (None, got) for want, got in zip(size, shape[1:], strict=True)):
         wanted = "×".join("any" if n is None else str(n) for n in chosen.sample_shape)
@@ -176,11 +149,11 @@ def _check(chosen: Extractor, metrics: tuple[str, ...], fake: Tensor, real: Data
             f"extractor {chosen.name!r} takes {wanted} images, these are "
             f"{'×'.join(map(str, shape))}: choose another score.extractor"
         )
-    fewest = min(len(fake), len(real))
+    fewest = min(samples, len(real))
     if "fid" in metrics and fewest < chosen.feature_dim:
         raise ScoreError(
             f"FID in {chosen.feature_dim} features needs as many samples of each kind, and here "
-            f"are {len(fake)} generated and {len(real)} real: raise score.samples, or use kid"
+            f"are {samples} generated and {len(real)} real: raise score.samples, or use kid"
         )
-    if "isc" in metrics and len(fake) < ISC_SPLITS:
-        raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {len(fake)}")
+    if "isc" in metrics and samples < ISC_SPLITS:
+        raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gancore.errors import CheckpointError
+from gancore.training.folder import write_text
 
 FORMAT = 1
 TEMPORARY = ".writing-"
 INVALID = ".invalid-"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+BEST = "best.json"
 
 Tensors = Mapping[str, Tensor]
 
@@ -39,8 +41,8 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint under `folder`, then delete all but the latest `keep`."""
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int, best: int | None = None) -> Path:
+    """Write a checkpoint under `folder`, then delete all but the latest `keep` and the best."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
     writing = folder / f"{TEMPORARY}{final.name}"
@@ -60,26 +62,50 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         shutil.rmtree(final)
     writing.rename(final)
     _sync(folder)
-    for _, old in sorted(_steps(folder), reverse=True)[keep:]:
-        shutil.rmtree(old)
+    for step, old in sorted(_steps(folder), reverse=True)[keep:]:
+        if step != best:
+            shutil.rmtree(old)
     return final
 
 
-def latest(folder: Path) -> Checkpoint | None:
+def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
+    """Write which step scored best: {"step", "score", "value"}; None if none did yet."""
+    if best is None:
+        (folder / BEST).unlink(missing_ok=True)
+    else:
+        write_text(folder / BEST, json.dumps(best) + "\n")
+
+
+def load_best(folder: Path) -> Checkpoint:
+    """Load the checkpoint that scored best. Raises CheckpointError where none is marked."""
+    try:
+        step = json.loads((folder / BEST).read_text())["step"]
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} has no best checkpoint: only a run with score.every marks one"
+        ) from error
+    return load(folder / f"step-{step:06d}")
+
+
+def latest(folder: Path, *, mend: bool = False) -> Checkpoint | None:
     """Load the latest checkpoint that is whole, or None if there is none.
 
-    Leftovers of an interrupted save are swept; a damaged checkpoint is set aside under another
-    name. Raises CheckpointError when there are checkpoints but all are damaged.
+    mend: sweep the leftovers of an interrupted save and set damaged checkpoints aside under other
+    names; only for whoever goes on with the run, as others may read while it saves.
+
+    Raises CheckpointError when there are checkpoints but all are damaged.
     """
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover)
+    if mend:
+        for leftover in folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(leftover)
     faults = []
     for _, path in sorted(_steps(folder), reverse=True):
         try:
             return load(path)
         except CheckpointError as error:
             faults.append(str(error))
-            path.rename(folder / f"{INVALID}{path.name}")
+            if mend:
+                path.rename(folder / f"{INVALID}{path.name}")
     if faults:
         raise CheckpointError("no checkpoint is whole:\n" + "\n".join(faults))
     return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from gancore import entrypoints, options
 from gancore.data import Dataset
@@ -19,7 +19,7 @@ from gancore.report import Display
 from gancore.sampling import Progress, calibrated
 from gancore.scoring import score_generator
 from gancore.training import checkpoint
-from gancore.training.environment import choose_device
+from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
 from gancore.training.trainer import Trainer
 
@@ -80,14 +80,16 @@ def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
         device=device,
         recipe={},
     )
-    built.recipe = {
-        **recipe.table(),
-        "data": {**_resolved("dataset", recipe.data), "flip": recipe.data.flip},
-        "generator": _resolved("generator", recipe.generator),
-        "critic": _resolved("critic", recipe.critic),
-        **built.plugins.tables(),
-    }
+    built.recipe = _resolve(recipe, built.plugins)
     return built
+
+
+def resolve(recipe: Recipe) -> dict[str, Any]:
+    """Return the table that a run of this recipe saves: every option, absolute data paths.
+
+    Neither data nor networks are built. Raises PluginError.
+    """
+    return _resolve(recipe, Plugins(load_plugins(recipe)))
 
 
 def load_plugins(recipe: Recipe) -> list[Loaded]:
@@ -165,36 +167,76 @@ def load_generator(
     *,
     generator: nn.Module | None = None,
     device: str = "cpu",
+    best: bool = False,
 ) -> nn.Module:
     """Return a run's trained generator, ready to sample from: in eval mode, calibrated.
+
+    best: that of the step which scored best during the run, not that of the last one
 
     It has the moving average's weights where there are any. For a run made from Python, whose
     recipe can't name the network, give a `generator` of the same build. Raises InputError,
     CheckpointError.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    found = checkpoint.latest(run.checkpoints)
-    if found is None:
-        raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
+    found = checkpoint.load_best(run.checkpoints) if best else _latest(run)
     if generator is None:
-        recipe = run.recipe
-        if recipe.generator.name.startswith("python:"):
-            raise PluginError(
-                f"{run.path} was made from Python with {recipe.generator.name}, which no recipe "
-                "can build: load_generator(run, generator=…)"
-            )
-        generator = _build("generator", recipe.generator, load_data(recipe).shape)
+        generator = _rebuild(run, "generator")
     prefix = "module."
     weights = {
         key.removeprefix(prefix): tensor
         for key, tensor in found.tensors.get("ema", found.tensors["generator"]).items()
         if key != "n_averaged"
     }
+    _fill(generator, weights, run)
+    return calibrated(place(generator, choose_device(device)), run.seed)
+
+
+def load_critic(
+    run: str | Path | Run,
+    *,
+    critic: nn.Module | None = None,
+    device: str = "cpu",
+) -> nn.Module:
+    """Return a run's critic as its latest checkpoint has it, in eval mode.
+
+    For a run made from Python, whose recipe can't name the network, give a `critic` of the same
+    build, prepared by the plugins that prepare one (spectral norm). Raises InputError,
+    CheckpointError.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    found = _latest(run)
+    if critic is None:
+        critic = _rebuild(run, "critic")
+        Plugins(load_plugins(run.recipe)).prepare_critic(critic)
+    _fill(critic, found.tensors["critic"], run)
+    return place(critic, choose_device(device)).eval()
+
+
+def _latest(run: Run) -> checkpoint.Checkpoint:
+    found = checkpoint.latest(run.checkpoints)
+    if found is None:
+        raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
+    return found
+
+
+def _rebuild(run: Run, kind: Literal["generator", "critic"]) -> nn.Module:
+    """Build a run's network as its recipe says."""
+    recipe = run.recipe
+    section = recipe.generator if kind == "generator" else recipe.critic
+    if section.name.startswith("python:"):
+        raise PluginError(
+            f"{run.path} was made from Python with {section.name}, which no recipe can build: "
+            f"load_{kind}(run, {kind}=…)"
+        )
+    network: nn.Module = _build(kind, section, load_data(recipe).shape)
+    return network
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
     try:
-        generator.load_state_dict(weights)
+        module.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{run.path}: its weights do not fit: {error}") from error
-    return calibrated(generator.to(choose_device(device)), run.seed)
 
 
 def _components(recipe: Recipe) -> dict[Kind, Component]:
@@ -212,6 +254,16 @@ def _factory(kind: Kind, section: Component) -> Callable[..., Any]:
 
 def _build(kind: Kind, section: Component, *arguments: Any) -> Any:
     return build(_factory(kind, section), section.options, _section(kind), *arguments)
+
+
+def _resolve(recipe: Recipe, plugins: Plugins) -> dict[str, Any]:
+    return {
+        **recipe.table(),
+        "data": {**_resolved("dataset", recipe.data), "flip": recipe.data.flip},
+        "generator": _resolved("generator", recipe.generator),
+        "critic": _resolved("critic", recipe.critic),
+        **plugins.tables(),
+    }
 
 
 def _resolved(kind: Kind, section: Component) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Run:
     """A run folder.
 
     Holds recipe.toml, environment.json, metrics.jsonl, curves.png, samples/, checkpoints/ and
-    scores.json.
+    scores.json; report.html and samples.gif once `gan report` has made them.
     """
 
     path: Path
@@ -59,6 +59,16 @@ class Run:
         return self.path / "scores.json"
 
     @property
+    def report_path(self) -> Path:
+        """Scores, pictures and recipe on one page."""
+        return self.path / "report.html"
+
+    @property
+    def animation_path(self) -> Path:
+        """The sample grids as an animation."""
+        return self.path / "samples.gif"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -82,6 +92,12 @@ class Run:
         """The seed of the run."""
         seed: int = self.recipe_table["train"]["seed"]
         return seed
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, plugins, device and the like."""
+        found: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        return found
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -119,8 +135,13 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     temporary.replace(path)

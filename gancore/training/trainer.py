@@ -19,11 +19,11 @@ from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import Progress, calibrated, generate, latent_size
-from gancore.scoring import score_generator
+from gancore.scoring import better, check_scoring, score_generator
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint, join_state, split_state
-from gancore.training.environment import choose_device, environment
+from gancore.training.environment import arranged, choose_device, environment, place
 from gancore.training.folder import Run
 from gancore.training.objective import objective, to_host
 from gancore.training.optimizers import (
@@ -79,11 +79,13 @@ class Trainer:
         self.device = choose_device(device)
         self.plugins = _plugins(loss, plugins)
         seed = self.train.seed
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic = True  # or a resumed run would drift
 
         Stream(seed, "init/plugins").seed_global(0)
         self.plugins.prepare_critic(critic)
-        self.generator = generator.to(self.device)
-        self.critic = critic.to(self.device)
+        self.generator = place(generator, self.device)
+        self.critic = place(critic, self.device)
         self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
         self.flip = flip
         if flip and not self.data.is_images:
@@ -97,11 +99,15 @@ class Trainer:
         self.ema = moving_average(generator, self.train.ema)
         self.recipe = dict(recipe) if recipe is not None else self._described()
 
-        self._orders = {side: Order(seed, f"order/{side}", len(self.data)) for side in SIDES}
+        self._orders = {
+            side: Order(seed, f"order/{side}", len(self.data), self.device) for side in SIDES
+        }
         self._latents = {side: Stream(seed, f"latents/{side}", self.device) for side in SIDES}
         self._mirrors = {side: Stream(seed, f"mirror/{side}", self.device) for side in SIDES}
         self._globals = {side: Stream(seed, f"global/{side}", self.device) for side in SIDES}
         self._penalties: dict[str, float] = {}
+        self._best: dict[str, Any] | None = None
+        self._final: dict[str, Any] | None = None
         self._seconds = 0.0
         self._stopped = ""
 
@@ -119,8 +125,10 @@ class Trainer:
         force   resume although the recipe has changed
 
         Raises InputError when the folder is in use and resume was not asked for, or the recipe
-        has changed; NonFiniteError and ContractError before the optimizer step they concern.
+        has changed; ScoreError for scores that can't be taken; NonFiniteError and ContractError
+        before the optimizer step they concern.
         """
+        check_scoring(self.data, self.score)
         display = display or Display()
         run = Run(Path(out))
         steps = self.train.steps
@@ -134,7 +142,9 @@ class Trainer:
             if self._stopped:
                 display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
             elif self.score.metrics:
-                run.write_json(run.scores_path, self.scores(display.count))
+                run.write_json(run.scores_path, self._final or self.scores(display.count))
+            if self._best:
+                display.say("best: {score} {value:.4g} at step {step}".format(**self._best))
         finally:
             display.end()
         return run
@@ -144,32 +154,39 @@ class Trainer:
         self._stopped = reason
 
     def critic_update(self, update: int) -> dict[str, float]:
-        """Make one critic update, from 0; return its terms.
+        """Make one critic update, from 0; return its terms. Raises as `update_critic`."""
+        return self.update_critic(self.critic_step(update))
 
-        Raises NonFiniteError before the optimizer step, and ContractError.
-        """
+    def critic_step(self, update: int) -> CriticStep:
+        """Draw what the plugins see in a critic update, fakes included."""
         size = self.train.batch_size
         self._globals["critic"].seed_global(update)
         with torch.no_grad(), self._autocast():
             fake = self.generator(self._noise("critic", update, size)).float()
-        step = CriticStep(
+        return CriticStep(
             self.critic,
             self._real("critic", update, size),
             fake,
             update=update,
             allow_batchnorm=self.train.allow_batchnorm,
         )
+
+    def update_critic(self, step: CriticStep) -> dict[str, float]:
+        """Make the critic update of this step; return its terms.
+
+        Raises NonFiniteError before the optimizer step, and ContractError.
+        """
         parts = objective(self.plugins, step, self._autocast())
         torch.autograd.backward(parts.total, inputs=self.critic_parameters)
         terms = parts.terms
         terms["d_real"] = step.scores(step.real).mean()
         terms["d_fake"] = step.scores(step.fake).mean()
         terms["critic_grad_norm"] = _grad_norm(self.critic_parameters)
-        values = to_host(terms, update)
+        values = to_host(terms, step.update)
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            self.plugins.post_step(self.critic, update)
+            self.plugins.post_step(self.critic, step.update)
         return values
 
     def generator_update(self, update: int) -> dict[str, float]:
@@ -232,8 +249,10 @@ class Trainer:
             display.advance(done, record)
             scored = self.score.every and self.score.metrics and done % self.score.every == 0
             if scored:
-                found = self.scores(display.count)["scores"]
-                record |= {f"score/{key}": value for key, value in found.items()}
+                found = self.scores(display.count)
+                record |= {f"score/{key}": value for key, value in found["scores"].items()}
+                self._remember_best(done, found["scores"])
+                self._final = found if last else None
             if last or step == 0 or done % self.log.every == 0 or scored:
                 run.append(record)
                 self.plugins.log(record)
@@ -242,7 +261,7 @@ class Trainer:
                 self._save_samples(run, done)
             if self.train.max_seconds and time.perf_counter() - session > self.train.max_seconds:
                 self.stop(f"train.max_seconds is over after step {done}")
-            if last or self._stopped or done % self.checkpoint.every == 0:
+            if last or scored or self._stopped or done % self.checkpoint.every == 0:
                 self._save(run, done)
             if self._stopped and not last:
                 return
@@ -263,9 +282,15 @@ class Trainer:
         """Keep the latest due value of each penalty; a lazy one has none in most updates."""
         self._penalties |= {key: value for key, value in values.items() if "/" in key}
 
+    def _remember_best(self, step: int, scores: Mapping[str, float]) -> None:
+        """Keep the step with the best value of the first score."""
+        key, value = next(iter(scores.items()))
+        if self._best is None or better(key, value, self._best["value"]):
+            self._best = {"step": step, "score": key, "value": value}
+
     def _save_samples(self, run: Run, step: int) -> None:
         samples = generate(self.sampler(), self.sample.count, seed=self.train.seed)
-        save_grid(samples, run.sample_path(step))
+        save_grid(samples, run.sample_path(step), like=self.data.samples)
         self.plugins.sample(samples, step)
 
     def _save(self, run: Run, step: int) -> None:
@@ -284,16 +309,21 @@ class Trainer:
         state = {
             "seconds": self._seconds,
             "penalties": self._penalties,
+            "best": self._best,
             "plugins": plugin_scalars,
             "recipe": self.recipe,
         }
         checkpoint.save(
-            run.checkpoints, Checkpoint(step, tensors, state), keep=self.checkpoint.keep
+            run.checkpoints,
+            Checkpoint(step, tensors, state),
+            keep=self.checkpoint.keep,
+            best=self._best["step"] if self._best else None,
         )
+        checkpoint.mark_best(run.checkpoints, self._best)
 
     def _open(self, run: Run, *, resume: bool, force: bool) -> int:
         """Prepare the folder and return the step to start at."""
-        found = checkpoint.latest(run.checkpoints) if resume and run.path.is_dir() else None
+        found = checkpoint.latest(run.checkpoints, mend=True) if resume else None
         if not resume and run.path.is_dir() and any(run.path.iterdir()):
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
@@ -334,6 +364,7 @@ class Trainer:
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         self._penalties = dict(found.state["penalties"])
+        self._best = found.state.get("best")
         self._seconds = found.state["seconds"]
 
     def _title(self, run: Run, start: int) -> str:
@@ -352,7 +383,8 @@ class Trainer:
         if self.flip:
             generator = self._mirrors[side].at(update)
             mirror = torch.rand(size, generator=generator, device=self.device) < 0.5
-        return self.data.batch(self._orders[side].take(update * size, size), mirror=mirror)
+        index = self._orders[side].take(update * size, size)
+        return arranged(self.data.batch(index, mirror=mirror))
 
     def _autocast(self) -> AbstractContextManager[None]:
         enabled = self.train.precision == "bf16"

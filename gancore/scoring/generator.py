@@ -1,0 +1,67 @@
+"""Scoring a generator: images by torch-fidelity, points exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gancore.data import Dataset
+from gancore.recipe import Score
+from gancore.sampling import Progress, generate
+from gancore.scoring.fidelity import check_images, score
+from gancore.scoring.points import check_points, score_points
+
+
+def score_generator(
+    generator: nn.Module,
+    data: Dataset,
+    section: Score,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Sample a calibrated generator and score it: {"scores": …, "protocol": …, "spread": …}.
+
+    The samples are those that `gan sample` writes. The spread is their total variance, in pixels
+    or coordinates, as a share of the real data's: near 0 where a generator has collapsed.
+    """
+    samples = generate(generator, section.samples, seed=seed, progress=progress)
+    if data.is_images:
+        found = score(
+            samples,
+            data,
+            metrics=section.metrics,
+            extractor_name=section.extractor,
+            weights=section.weights,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    else:
+        found = score_points(samples, data, metrics=section.metrics, seed=seed)
+    return {**found, "spread": _variance(samples) / max(_variance(data.samples), 1e-12)}
+
+
+def _variance(samples: Tensor) -> float:
+    """Return the sum of the variances of all pixels or coordinates, over about 10,000 samples."""
+    chosen = samples[:: max(1, len(samples) // 10_000)].flatten(1).double()
+    return chosen.var(dim=0, correction=0).sum().item()
+
+
+def check_scoring(data: Dataset, section: Score) -> None:
+    """Raise now what scoring after the training would: ScoreError, PluginError."""
+    if not section.metrics:
+        return
+    if not data.is_images:
+        check_points(data, section.metrics)
+        return
+    check_images(
+        data,
+        section.metrics,
+        section.samples,
+        extractor_name=section.extractor,
+        weights=section.weights,
+    )

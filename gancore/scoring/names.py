@@ -1,0 +1,72 @@
+"""What scores are called: a number of other features than the canonical Inception's is no FID."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gancore.scoring.extractors import CANONICAL, INCEPTION
+
+NAMES = {
+    "fid": "FID",
+    "isc": "Inception Score",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "modes": "modes covered",
+    "quality": "share of high-quality samples",
+    "w2": "2-Wasserstein distance",
+}
+
+HIGHER_IS_BETTER = frozenset({"isc", "precision", "recall", "modes", "quality"})
+"""Of all the others, lower is better."""
+
+
+def better(key: str, value: float, than: float) -> bool:
+    """Return whether one value of the score `key` is better than another."""
+    return value > than if key in HIGHER_IS_BETTER else value < than
+
+
+def score_name(key: str, protocol: Mapping[str, Any]) -> str:
+    """Return what a report calls the score `key` taken under this protocol.
+
+    Features other than those of Inception are named; Inception's with other weights than the
+    canonical ones are named by the weights' hash, and the distance in them is not called FID.
+    """
+    name = NAMES.get(key, key)
+    extractor = protocol.get("extractor")
+    if extractor is None or (extractor == INCEPTION and protocol["weights_sha256"] == CANONICAL):
+        return name
+    if extractor == INCEPTION:
+        weights = protocol["weights_sha256"][:8]
+        return f"{'Fréchet distance' if key == 'fid' else name} (Inception weights {weights})"
+    return f"{name} ({extractor} features)"
+
+
+def shown_scores(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return each score's name and value as text, of {"scores": {…}, "protocol": {…}}."""
+    scores, shown = found["scores"], {}
+    for key in scores:
+        if key in NAMES:
+            text = f"{scores[key]:.4g}"
+            if f"{key}_std" in scores:
+                text += f" ± {scores[f'{key}_std']:.2g}"
+            if f"{key}_real" in scores:
+                text += f" (real samples: {scores[f'{key}_real']:.4g})"
+            shown[score_name(key, found["protocol"])] = text
+    return shown
+
+
+def shown_protocol(protocol: Mapping[str, Any]) -> str:
+    """Return in one line what a score was taken from and with."""
+    reference = protocol["reference"]
+    parts = [
+        f"{protocol['samples']} samples against {reference['samples']} of {reference['name']} "
+        f"({reference['split']})",
+        f"seed {protocol['seed']}",
+    ]
+    if "extractor" in protocol:
+        weights = protocol["weights_sha256"][:8]
+        parts.insert(1, f"extractor {protocol['extractor']} (weights {weights})")
+        parts.append(f"torch-fidelity {protocol['versions']['torch-fidelity']}")
+    return ", ".join(parts)
