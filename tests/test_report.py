@@ -28,6 +28,7 @@ from gancore.report import (
     save_grid,
     save_images,
 )
+from gancore.report.curves import curve_figures
 
 Pixels = NDArray[np.uint8]
 
@@ -87,6 +88,14 @@ def test_large_images_keep_their_size(tmp_path: Path) -> None:
     assert np.array_equal(inner, samples[0].numpy().transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("far", [0.1, 100.0])
+def test_the_axes_of_points_are_those_of_the_real_ones(
+    tmp_path: Path, figures: list[Figure], far: float
+) -> None:
+    save_grid(far * torch.rand(30, 2), tmp_path / "p.png", like=torch.tensor([[1.0, -2.0]]))
+    assert figures[0].axes[0].get_xlim() == figures[0].axes[0].get_ylim() == (-3.0, 3.0)
+
+
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_points_become_a_scatter(tmp_path: Path, figures: list[Figure], dimensions: int) -> None:
     points = torch.randn(30, dimensions)
@@ -142,6 +151,18 @@ def test_curves_draw_every_value_over_steps(tmp_path: Path, figures: list[Figure
     picture = read(tmp_path / "curves.png")
     assert picture.shape == (600, 1100, 3)  # two rows of two
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+
+
+def test_each_panel_has_a_figure_of_its_own() -> None:
+    records = [{**record, "penalty/$\\frac$": 2.0} for record in RECORDS]
+    figures = curve_figures(records)
+    assert list(figures) == ["Wasserstein estimate", "losses", "penalties", "scores"]
+    drawn = {str(line.get_label()): line for line in figures["penalties"].axes[0].lines}
+    assert np.column_stack(drawn["penalty/gp"].get_data()).tolist() == [[1, 9.0], [9, 0.3]]
+    (axes,) = figures["penalties"].axes
+    assert axes.get_xlabel() == "generator updates"
+    figures["penalties"].savefig(io.BytesIO())  # though a $ begins a formula elsewhere
+    assert curve_figures([{"step": 1, "seconds": 0.1}]) == {}
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "seconds": 0.1}]])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = (
     ("Wasserstein estimate", ("wasserstein",)),
@@ -16,17 +20,14 @@ PANELS = (
 )
 """Each panel's title and the keys it shows; a key that ends in / stands for all below it."""
 
+Records = Sequence[Mapping[str, Any]]
 
-def plot_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+
+def plot_curves(records: Records, path: Path) -> None:
     """Draw the records of a run over generator updates as a PNG; nothing without records."""
     from matplotlib.figure import Figure
 
-    keys = dict.fromkeys(key for record in records for key in record)
-    panels = []
-    for title, prefixes in PANELS:
-        shown = [key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)]
-        if shown:
-            panels.append((title, shown))
+    panels = _panels(records)
     if not panels:
         return
     rows = -(-len(panels) // 2)
@@ -34,15 +35,41 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     grid = list(figure.subplots(rows, 2, squeeze=False).flat)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    for (title, shown), axes in zip(panels, grid, strict=False):
-        for key in shown:
-            points = [(record["step"], record[key]) for record in records if key in record]
-            axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 20 else "")
+    for (title, keys), axes in zip(panels.items(), grid, strict=False):
+        _draw(axes, records, keys)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("generator updates", fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
+
+
+def curve_figures(records: Records) -> dict[str, Figure]:
+    """Draw the records of a run over generator updates: a figure a panel, by its title."""
+    from matplotlib.figure import Figure
+
+    figures = {}
+    for title, keys in _panels(records).items():
+        figures[title] = Figure(figsize=(5.5, 3), layout="constrained")
+        _draw(figures[title].subplots(), records, keys)
+    return figures
+
+
+def _panels(records: Records) -> dict[str, list[str]]:
+    """Return the keys of each panel that has any, by its title."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    panels = {
+        title: [key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)]
+        for title, prefixes in PANELS
+    }
+    return {title: shown for title, shown in panels.items() if shown}
+
+
+def _draw(axes: Axes, records: Records, keys: Sequence[str]) -> None:
+    for key in keys:
+        points = [(record["step"], record[key]) for record in records if key in record]
+        label = key.replace("$", r"\$")  # a plugin's name may hold what begins a formula
+        axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 20 else "")
+    axes.set_xlabel("generator updates", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 def _belongs(key: str, prefix: str) -> bool:

@@ -57,8 +57,7 @@ class LinesDisplay(Display):
         left = (self._steps - record["step"]) / speed if speed else 0.0
         shown = " ".join(f"{key} {value:.4g}" for key, value in _shown(record).items())
         self.say(
-            f"step {record['step']}/{self._steps} {shown} | "
-            f"{speed:.1f} steps/s, {_clock(left)} left"
+            f"step {record['step']}/{self._steps} {shown} | {speed:.1f} steps/s, {clock(left)} left"
         )
 
     def count(self, what: str, done: int, total: int) -> None:
@@ -168,7 +167,8 @@ def _shown(values: Mapping[str, Any]) -> dict[str, float]:
     return {key: values[key] for key in order if key not in HIDDEN}
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as minutes and seconds, and hours if there are any: 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

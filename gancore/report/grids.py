@@ -14,16 +14,18 @@ CELL = 64
 """Smaller images are enlarged to about so many pixels, without smoothing."""
 
 
-def save_grid(samples: Tensor, path: Path) -> None:
+def save_grid(samples: Tensor, path: Path, *, like: Tensor | None = None) -> None:
     """Write samples as a PNG: uint8 (N, C, H, W) as a square grid, (N, d) points as a scatter.
 
     One or three channels become grey or colour; of any other number, the first is shown.
+
+    like: points whose range, and half as much again, decides the axes, so that pictures compare
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if samples.dim() == 4:
         _save_image_grid(samples, path)
     else:
-        _save_points(samples, path)
+        _save_points(samples, path, like)
 
 
 def save_images(samples: Tensor, folder: Path) -> None:
@@ -53,10 +55,13 @@ def _save_image_grid(images: Tensor, path: Path) -> None:
     save_image(grid, path)
 
 
-def _save_points(points: Tensor, path: Path) -> None:
+def _save_points(points: Tensor, path: Path, like: Tensor | None) -> None:
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(5, 5))).subplots()
     axes.scatter(points[:, 0], points[:, min(1, points.shape[1] - 1)], s=4, alpha=0.5)
     axes.set_aspect("equal")
+    if like is not None:
+        reach = 1.5 * like.abs().max().item()
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
     figure.savefig(path, dpi=100)

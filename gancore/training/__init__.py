@@ -3,6 +3,7 @@
 from gancore.training.experiment import (
     check,
     default_folder,
+    load_critic,
     load_data,
     load_generator,
     run,
@@ -17,6 +18,7 @@ __all__ = [
     "Trainer",
     "check",
     "default_folder",
+    "load_critic",
     "load_data",
     "load_generator",
     "run",

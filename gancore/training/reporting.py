@@ -1,0 +1,214 @@
+"""The report of a run: its scores, pictures and recipe in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gancore.data import Dataset, to_unit
+from gancore.errors import CheckpointError, GancoreError, InputError
+from gancore.randomness import Order, Stream
+from gancore.report.curves import curve_figures
+from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
+from gancore.report.histograms import (
+    critic_weights,
+    gradient_norms,
+    plot_gradient_norms,
+    plot_weights,
+)
+from gancore.report.page import Page, Picture, Section
+from gancore.report.surface import plot_surface
+from gancore.sampling import Progress, generate
+from gancore.scoring import shown_protocol, shown_scores
+from gancore.training import checkpoint
+from gancore.training.experiment import load_critic, load_data, load_generator
+from gancore.training.folder import Run, write_bytes, write_text
+
+POINTS = 1000
+"""Samples of each kind that the critic's pictures are made from."""
+
+CURVES = {
+    "Wasserstein estimate": "D(real) − D(generated), averaged over a batch. Look for an early rise "
+    "and a slow fall, as samples get better; heights compare only under the same constraint.",
+    "critic's scores": "The critic's mean scores of real and of generated samples. Their distance "
+    "is the estimate; a common drift does no harm.",
+    "losses": "What each network minimizes, without penalties. Neither need fall: look for "
+    "swings that grow.",
+    "penalties": "Each penalty at its latest due update, before any scaling. Look for a fall to a "
+    "steady, low value: the constraint then holds.",
+    "gradient norms": "The length of the gradient by each network's weights. Look for spikes and "
+    "steady growth, which come before divergence, and for zero, where nothing is learned.",
+    "scores": "Scores taken during the run.",
+}
+
+
+def write_report(run: Run, *, device: str = "auto", progress: Progress | None = None) -> None:
+    """Write a run's report.html and its animated samples.gif.
+
+    What can't be made (the critic's pictures of a run made from Python, say) is left out, and
+    the page tells why. Raises InputError for a run without records, CheckpointError for one
+    without a checkpoint.
+    """
+    recipe, records = run.recipe, run.records
+    if not records:
+        raise InputError(f"{run.path} has no records yet: run it first")
+    if checkpoint.latest(run.checkpoints) is None:
+        raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
+    tell = progress or (lambda what, done, total: None)
+
+    tell("drawing", 0, 3)
+    samples = _samples(run)
+    tell("drawing", 1, 3)
+    critic = _critic(run, device)
+    tell("drawing", 2, 3)
+    curves = Section("Curves")
+    for title, figure in curve_figures(records).items():
+        text = f"{title[0].upper()}{title[1:]}"
+        alt = f"{text} over {records[-1]['step']} generator updates, as lines"
+        curves.pictures.append(Picture.of(figure, title=text, caption=CURVES[title], alt=alt))
+
+    loss, plugins = recipe.loss.name, [each.alias or each.name for each in recipe.plugin]
+    page = Page(
+        title=run.path.resolve().name,
+        summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
+        f"{loss}{''.join(f' + {name}' for name in plugins)}, "
+        f"{records[-1]['step']} of {recipe.train.steps} steps, seed {run.seed}",
+        **_scores(run.scores),
+        sections=[samples, critic, curves],
+        recipe=run.recipe_path.read_text(encoding="utf-8"),
+        environment=_environment(run),
+        record=records[-1],
+    )
+    write_text(run.report_path, page.html())
+    tell("drawing", 3, 3)
+
+
+def _samples(run: Run) -> Section:
+    section = Section("Samples")
+    try:
+        frames = read_frames(run.sample_path(0).parent)
+    except GancoreError as error:
+        section.missing.append(_reason("No samples", error))
+        return section
+    if not frames:
+        section.missing.append("No samples: the run's folder of sample grids is empty.")
+        return section
+    section.pictures.append(_filmstrip(frames))
+    moving = animation(frames)
+    write_bytes(run.animation_path, moving)
+    section.pictures.append(
+        Picture(
+            title="In motion",
+            caption=f"{len(frames)} sample grids, also in {run.animation_path.name}. Look for "
+            "samples that keep changing late in the run: it has not settled.",
+            alt=f"The sample grids up to step {frames[-1].step}, one after the other",
+            data=moving,
+            mime="image/gif",
+        )
+    )
+    return section
+
+
+def _filmstrip(frames: list[Frame]) -> Picture:
+    return Picture.of(
+        filmstrip(frames),
+        title="Over time",
+        caption="The same latents at several steps. Look for sharper samples, and for samples "
+        "that grow alike: the generator then drops modes.",
+        alt=f"Grids of generated samples from step {frames[0].step} to step {frames[-1].step}",
+    )
+
+
+def _critic(run: Run, device: str) -> Section:
+    """Make the critic's pictures, as far as its network and data can be had."""
+    section = Section("Critic")
+    try:
+        critic = load_critic(run, device=device)
+        section.pictures.append(_weights(critic))
+        data = load_data(run.recipe)
+        real, fake = _batches(run, data, device)
+        section.pictures.append(_gradients(run, critic, real, fake))
+        if data.shape == (2,):
+            section.pictures.insert(0, _surface(critic, real, fake))
+    except GancoreError as error:
+        section.missing.append(_reason("Pictures of the critic are missing", error))
+    return section
+
+
+def _batches(run: Run, data: Dataset, device: str) -> tuple[Tensor, Tensor]:
+    """Return as many real and generated samples, as the critic takes them."""
+    generator = load_generator(run, device=device)
+    where = next(generator.parameters()).device
+    count = min(POINTS, len(data))
+    real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))
+    fake = generate(generator, count, seed=run.seed)
+    return real.to(where), (to_unit(fake) if data.is_images else fake).to(where)
+
+
+def _surface(critic: nn.Module, real: Tensor, fake: Tensor) -> Picture:
+    return Picture.of(
+        plot_surface(critic, real, fake),
+        title="Value surface",
+        caption="The critic's score over the plane, brighter where it is higher, with contour "
+        "lines. Look for contours that follow the data and lead the generated points to it; where "
+        "they ignore a mode, nothing draws samples there.",
+        alt="Contours of the critic's score with real and generated points",
+    )
+
+
+def _weights(critic: nn.Module) -> Picture:
+    weights = critic_weights(critic)
+    spread = f" from {weights.min():.3g} to {weights.max():.3g}" if len(weights) else ""
+    return Picture.of(
+        plot_weights(weights),
+        title="Weights",
+        caption=f"The critic's {len(weights):,} weights as it uses them,{spread}; biases and "
+        "normalization gains are left out. Clipping heaps them up at its two limits; penalties "
+        "leave them free.",
+        alt=f"Histogram of the critic's weights,{spread}",
+    )
+
+
+def _gradients(run: Run, critic: nn.Module, real: Tensor, fake: Tensor) -> Picture:
+    source = Stream(run.seed, "interpolates/report", real.device).at(0)
+    norms = gradient_norms(critic, real, fake, generator=source)
+    median = f"median {norms.median():.3g}"
+    return Picture.of(
+        plot_gradient_norms(norms),
+        title="Gradient norms",
+        caption=f"‖∇D(x̂)‖₂ at {len(norms):,} points between real and generated samples, {median}. "
+        "A gradient penalty pulls them to 1, the harder the larger its weight; look for norms "
+        "far from it, with which the generator learns from a steep or a flat critic.",
+        alt=f"Histogram of the critic's gradient norms at interpolates, {median}",
+    )
+
+
+def _scores(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the page's scores and protocol."""
+    if found is None:
+        return {"scores": {}, "protocol": "Not scored: gan score RUN does it."}
+    return {"scores": shown_scores(found), "protocol": shown_protocol(found["protocol"])}
+
+
+def _environment(run: Run) -> dict[str, str]:
+    """Return the versions of plugins and packages, and the machine."""
+    if not run.environment_path.is_file():
+        return {}
+    found = run.environment
+    git = found["git"]
+    commit = f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "none"
+    return {
+        **{f"plugin {name}": source for name, source in found["plugins"].items()},
+        **found["versions"],
+        "Python": found["python"],
+        "platform": found["platform"],
+        "device": " ".join(filter(None, [found["device"], found["device_name"]])),
+        "threads": str(found["threads"]),
+        "git commit": commit,
+    }
+
+
+def _reason(what: str, error: GancoreError) -> str:
+    return f"{what}: {' '.join(str(error).split())}"
