@@ -41,11 +41,15 @@ class Stream:
 
 
 class Order:
-    """An endless data order: epoch after epoch, each a permutation of range(size)."""
+    """An endless data order: epoch after epoch, each a permutation of range(size).
 
-    def __init__(self, seed: int, name: str, size: int) -> None:
+    It is the same on every device; an epoch's goes there as a whole, and nothing after that.
+    """
+
+    def __init__(self, seed: int, name: str, size: int, device: torch.device | str = "cpu") -> None:
         self._stream = Stream(seed, name)
         self._size = size
+        self._device = torch.device(device)
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -62,7 +66,9 @@ class Order:
 
     def _of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            self._permutation = torch.randperm(self._size, generator=self._stream.at(epoch))
+            generator, pinned = self._stream.at(epoch), self._device.type == "cuda"
+            order = torch.randperm(self._size, generator=generator, pin_memory=pinned)
+            self._permutation = order.to(self._device, non_blocking=True)
             self._epoch = epoch
         return self._permutation
 

@@ -262,7 +262,8 @@ def test_generator_penalty_counts() -> None:
         torch.testing.assert_close(pushed, plain + 2.5)
 
 
-def test_bf16_is_for_the_loss_and_not_for_penalties() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_bf16_is_for_the_loss_and_not_for_penalties(device: str) -> None:
     seen: dict[str, list[torch.dtype]] = {"penalty": [], "other": []}
 
     @plugin
@@ -275,7 +276,8 @@ def test_bf16_is_for_the_loss_and_not_for_penalties() -> None:
             seen["other"].clear()
             return value
 
-    made = trainer(plugins=[Probe()], train={"steps": 1, "batch_size": 8, "precision": "bf16"})
+    train = {"steps": 1, "batch_size": 8, "precision": "bf16"}
+    made = trainer(plugins=[Probe()], train=train, device=device)
     for module in made.critic.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, i, out: seen["other"].append(out.dtype))

@@ -7,14 +7,20 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from gancore.errors import InputError
 from gancore.plugins import Loaded
 
+M = TypeVar("M", bound=nn.Module)
+
 PACKAGES = ("gancore", "torch", "torchvision", "torch-fidelity", "numpy", "pluggy")
+
+MEMORY_FORMATS = {"cuda": torch.channels_last}
+"""How images and the weights of convolutions lie in memory; as they were made elsewhere."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,8 +39,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def arranged(tensor: Tensor) -> Tensor:
+    """Return a tensor in the layout that suits its device."""
+    layout = MEMORY_FORMATS.get(tensor.device.type)
+    return tensor.to(memory_format=layout) if layout and tensor.dim() == 4 else tensor
+
+
+def place(module: M, device: torch.device) -> M:
+    """Move a module to a device, its tensors arranged for that; return it."""
+    module.to(device)._apply(arranged)  # type: ignore[no-untyped-call]
+    return module
+
+
 def environment(device: torch.device, plugins: Iterable[Loaded]) -> dict[str, Any]:
-    """Return versions, device, threads, world size and git state."""
+    """Return versions, device, precision of float32, threads, world size and git state."""
     on_cuda = device.type == "cuda"
     return {
         "versions": {name: version(name) for name in PACKAGES},
@@ -48,6 +66,10 @@ def environment(device: torch.device, plugins: Iterable[Loaded]) -> dict[str, An
         "platform": platform.platform(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if on_cuda else platform.processor(),
+        "float32": {  # as set: tf32 and bf16 are short cuts, ieee and none are not
+            "matmul": torch.backends.cuda.matmul.fp32_precision,
+            "convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        },
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "git": _git(),

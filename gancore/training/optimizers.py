@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gancore.recipe import Optimizer
+from gancore.training.environment import arranged
 
 Decay = Literal["none", "linear", "cosine"]
 
@@ -53,7 +54,7 @@ def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def restore_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give an optimizer back what `optimizer_state` returned."""
+    """Give an optimizer back what `optimizer_state` returned, in the layout of its parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         owner, index, key = path.split("/")
@@ -61,3 +62,5 @@ def restore_optimizer(
             state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for values in optimizer.state.values():
+        values |= {key: arranged(tensor) for key, tensor in values.items()}
