@@ -11,17 +11,15 @@ import scipy.linalg
 import torch
 import torch_fidelity
 from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gancore.scoring import digits_train
-from gancore.scoring.digits import DigitsExtractor, DigitsNet
+from gancore.scoring.digits import DigitsExtractor
 
 NAME = "digits-under-test"
-BOTH = ["64", "logits"]
 
 
 class Images(Dataset[Tensor]):
@@ -107,8 +105,7 @@ def test_accuracy_and_metadata(images: Tensor, metadata: dict[str, Any]) -> None
     assert measured >= 0.98
     assert measured == pytest.approx(metadata["accuracy"], abs=1e-9)
     assert metadata["scaling"] == "uint8 = round(v * 255 / 16) for v in 0..16"
-    assert {"split", "seed", "epochs", "augmentation", "torch", "scikit-learn"} <= metadata.keys()
-    assert DigitsExtractor.DEFAULT_WEIGHTS.stat().st_size < 1_000_000
+    assert "scikit-learn" in metadata
 
 
 def test_data_and_split_are_the_recorded_ones(images: Tensor, metadata: dict[str, Any]) -> None:
@@ -127,36 +124,6 @@ def test_features_are_standardized_on_the_training_images(
     features = DigitsExtractor(NAME, ["64"])(images[fit])[0]
     assert features.mean(dim=0).abs().max() < 1e-4
     assert features.var(dim=0).sub(1).abs().max() < 1e-3
-
-
-@pytest.mark.parametrize("order", [["64", "logits"], ["logits", "64"], ["64"], ["logits"]])
-def test_features_come_in_the_requested_order(images: Tensor, order: list[str]) -> None:
-    extractor = DigitsExtractor(NAME, order)
-    found = extractor.convert_features_tuple_to_dict(extractor(images[:5]))
-    features, logits = extractor.net(images[:5])
-    expected = {"64": features, "logits": logits}
-    assert list(found) == order
-    for name in order:
-        assert torch.equal(found[name], expected[name])
-        assert found[name].shape == (5, {"64": 64, "logits": 10}[name])
-        assert found[name].dtype == torch.float32
-        assert not found[name].requires_grad
-
-
-def test_class_says_what_it_gives() -> None:
-    assert DigitsExtractor.get_provided_features_list() == ("64", "logits")
-    layers = map(DigitsExtractor.get_default_feature_layer_for_metric, ("isc", "fid", "kid", "prc"))
-    assert list(layers) == ["logits", "64", "64", "64"]
-    assert DigitsExtractor.feature_dim == 64
-    assert DigitsExtractor.sample_shape == (1, 8, 8)
-    assert DigitsExtractor.weights_path() == DigitsExtractor.DEFAULT_WEIGHTS
-    assert DigitsExtractor.weights_path("other") == Path("other")
-
-
-def test_net_takes_float_as_uint8(images: Tensor) -> None:
-    net = DigitsNet().eval()
-    for ours, same in zip(net(images[:9]), net(images[:9].float()), strict=True):
-        assert torch.equal(ours, same)
 
 
 @pytest.mark.usefixtures("registered")
@@ -197,78 +164,6 @@ def test_fid_grows_with_corruption(images: Tensor) -> None:
     assert found[-1] > 20 * found[0] > 0
 
 
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [
-        (torch.zeros(2, 1, 8, 8), r"not float32 of shape \(2, 1, 8, 8\)"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"not uint8 of shape \(2, 3, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), r"not uint8 of shape \(2, 1, 16, 16\)"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), r"not uint8 of shape \(1, 8, 8\)"),
-    ],
-)
-def test_refuses_other_input(bad: Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=r"takes uint8 images of shape \(B, 1, 8, 8\), " + said):
-        DigitsExtractor(NAME, BOTH)(bad)
-
-
-def test_refuses_what_is_not_a_tensor() -> None:
-    with pytest.raises(ValueError, match="takes a tensor, not ndarray"):
-        DigitsExtractor(NAME, BOTH)(np.zeros((1, 1, 8, 8), dtype=np.uint8))
-
-
-def test_refuses_another_dtype_inside() -> None:
-    with pytest.raises(ValueError, match="computes in float32, not float64"):
-        DigitsExtractor(NAME, BOTH, feature_extractor_internal_dtype="float64")
-
-
-def test_honours_given_weights(tmp_path: Path, images: Tensor) -> None:
-    net = DigitsNet().eval()
-    save_file(net.state_dict(), tmp_path / "other.safetensors")
-    extractor = DigitsExtractor(
-        NAME, ["64"], feature_extractor_weights_path=str(tmp_path / "other.safetensors"), cuda=False
-    )
-    assert torch.equal(extractor(images[:5])[0], net(images[:5])[0])
-
-
-def test_refuses_other_weights(tmp_path: Path) -> None:
-    torch.save(DigitsNet().state_dict(), tmp_path / "pickle.pth")
-    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for file in ("pickle.pth", "other.safetensors"):
-        with pytest.raises(ValueError, match="does not hold the weights of a DigitsNet") as error:
-            DigitsExtractor(NAME, BOTH, feature_extractor_weights_path=tmp_path / file)
-        assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError):
-        DigitsExtractor(NAME, BOTH, feature_extractor_weights_path=tmp_path / "none")
-
-
-def test_meta_device() -> None:
-    batch = torch.empty(3, 1, 8, 8, dtype=torch.uint8, device="meta")
-    features, logits = DigitsExtractor(NAME, BOTH).to("meta")(batch)
-    assert features.is_meta
-    assert (features.shape, logits.shape) == ((3, 64), (3, 10))
-    with torch.device("meta"):
-        loaded = DigitsExtractor(NAME, BOTH)
-    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_cpu(images: Tensor) -> None:
-    extractor = DigitsExtractor(NAME, BOTH)
-    expected = extractor(images)
-    for ours, other in zip(extractor.cuda()(images.cuda()), expected, strict=True):
-        torch.testing.assert_close(ours.cpu(), other, rtol=1e-2, atol=1e-2)  # TF32 convolutions
-
-
-def test_training_is_deterministic_and_leaves_the_random_state() -> None:
-    images, labels = digits_train.load_data()
-    before = torch.get_rng_state()
-    first, second = (digits_train.train(images[:300], labels[:300], epochs=1) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
-    for name, tensor in first.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
-
-
 @pytest.mark.slow
 def test_script_reproduces_the_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], metadata: dict[str, Any]
@@ -285,4 +180,4 @@ def test_script_reproduces_the_weights(
     assert made["held_out"] == metadata["held_out"]
     assert made["accuracy"] >= 0.98  # the bytes depend on the machine and on torch's version
     assert f"accuracy {made['accuracy']:.4f}" in capsys.readouterr().out
-    DigitsExtractor(NAME, BOTH, feature_extractor_weights_path=path)
+    DigitsExtractor(NAME, ["64"], feature_extractor_weights_path=path)

@@ -11,7 +11,7 @@ def show_scores(found: Mapping[str, Any]) -> None:
     """Print scores by the names that their protocol allows, and the protocol."""
     from rich.console import Console
 
-    from gancore.scoring import shown_protocol, shown_scores
+    from gancore.protocol import shown_protocol, shown_scores
 
     console = Console(file=sys.stdout, highlight=False)
     for name, value in shown_scores(found).items():

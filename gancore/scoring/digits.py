@@ -6,31 +6,18 @@ taken with it compare with each other only, never with scores taken with Incepti
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import silu
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch import nn
+
+from gancore.scoring.classifier import ClassifierExtractor, ClassifierNet
 
 
-class DigitsNet(nn.Module):
-    """A small convolutional classifier: (B, 1, 8, 8) → 64 features and 10 logits.
-
-    The images are uint8 or floating-point with values 0..255; the network scales them itself.
-
-    The features are the last hidden layer *before* its activation. A ReLU would pile values up at
-    zero and leave singular covariances; before the activation each feature is smooth and closer
-    to the Gaussian that FID takes it for. They are standardized without learned scale, with the
-    mean and variance of the training images fixed in the weights: each feature has mean 0 and
-    variance 1 over real digits, so FID is in units of that variance (64 in total).
-    """
+class DigitsNet(ClassifierNet):
+    """A small convolutional classifier: (B, 1, 8, 8) → 64 features and 10 logits."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
+        conv = nn.Sequential(
             nn.Conv2d(1, 32, 3, padding=1),
             nn.SiLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
@@ -39,95 +26,16 @@ class DigitsNet(nn.Module):
             nn.SiLU(),
             nn.Flatten(),
         )
-        self.embed = nn.Linear(64 * 2 * 2, 64)
-        self.standardize = nn.BatchNorm1d(64, affine=False)
-        self.classify = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features (B, 64) and the logits (B, 10) of images (B, 1, 8, 8) in 0..255."""
-        scaled = images.to(self.embed.weight.dtype) / 127.5 - 1
-        features: Tensor = self.standardize(self.embed(self.conv(scaled)))
-        return features, self.classify(silu(features))
+        super().__init__(conv, 64 * 2 * 2)
 
 
-class DigitsExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is untyped
+class DigitsExtractor(ClassifierExtractor):
     """`DigitsNet` as a torch-fidelity 0.4 feature extractor, with the features "64" and "logits".
 
     It takes uint8 images of shape (B, 1, 8, 8) with values 0..255, which gancore makes of the
-    digits' 0..16 by round(v·255/16). FID, KID and precision/recall use "64", IS uses "logits".
-
-    Args:
-        name: The name under which the class is registered with torch-fidelity.
-        features_list: The features wanted, in the order in which to return them.
-        feature_extractor_weights_path: A safetensors file of a `DigitsNet`; the packaged one if
-            None.
-        feature_extractor_internal_dtype: None or "float32", the only one there is.
-        **kwargs: torch-fidelity passes all of its settings; the others are not used.
-
-    Raises:
-        ValueError: For weights that are not a `DigitsNet`'s, another dtype, or unknown features.
-        FileNotFoundError: Where there is no such weights file.
+    digits' 0..16 by round(v·255/16). Arguments and errors are those of `ClassifierExtractor`.
     """
 
+    NET = DigitsNet
     DEFAULT_WEIGHTS: ClassVar[Path] = Path(__file__).with_name("digits.safetensors")
-    feature_dim: ClassVar[int] = 64
     sample_shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
-
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str] | tuple[str, ...],
-        feature_extractor_weights_path: str | Path | None = None,
-        feature_extractor_internal_dtype: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name, features_list)
-        if feature_extractor_internal_dtype not in (None, "float32"):
-            raise ValueError(f"{name} computes in float32, not {feature_extractor_internal_dtype}")
-        path = self.weights_path(feature_extractor_weights_path)
-        self.net = DigitsNet()
-        try:
-            # assign: the weights are real even where this is built under torch.device("meta")
-            self.net.load_state_dict(load_file(path, device="cpu"), assign=True)
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path} does not hold the weights of a DigitsNet: {reason}") from None
-        self.requires_grad_(False)
-        self.eval()
-
-    @classmethod
-    def weights_path(cls, given: str | Path | None = None) -> Path:
-        """Return the weights file used for a given `feature_extractor_weights_path`."""
-        return cls.DEFAULT_WEIGHTS if given is None else Path(given)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Return the names of the features: "64" is (B, 64), "logits" is (B, 10), both float32."""
-        return "64", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Return the feature for "isc", "fid", "kid" or "prc"; KeyError for another metric."""
-        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Return False: compiling so small a network costs more than it saves."""
-        return False
-
-    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested features of uint8 images (B, 1, 8, 8), in `features_list`'s order.
-
-        Raises:
-            ValueError: For anything but a uint8 tensor of that shape.
-        """
-        if not isinstance(input, Tensor):
-            raise ValueError(f"{self.name} takes a tensor, not {type(input).__name__}")
-        if input.dtype != torch.uint8 or input.dim() != 4 or input.shape[1:] != self.sample_shape:
-            raise ValueError(
-                f"{self.name} takes uint8 images of shape (B, 1, 8, 8), "
-                f"not {str(input.dtype).removeprefix('torch.')} of shape {tuple(input.shape)}"
-            )
-        features, logits = self.net(input)
-        found = {"64": features, "logits": logits}
-        return tuple(found[name] for name in self.features_list)

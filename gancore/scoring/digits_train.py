@@ -6,23 +6,21 @@ seeds and splits (1 to 4) gave 98.7 to 99.3 %. The same machine and versions giv
 others may give other weights of like accuracy.
 
 The file's metadata has one key, `gancore`: a JSON object with the accuracy, the held-out indices
-into `load_digits()`, and how the network was made. One key, because safetensors writes several in
-random order.
+into `load_digits()`, and how the network was made.
 """
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import sklearn
 import torch
-from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+from torch.nn.functional import affine_grid, grid_sample
 
+from gancore.scoring.classifier_train import accuracy, fit, write
 from gancore.scoring.digits import DigitsExtractor, DigitsNet
 
 SEED = 0
@@ -41,10 +39,10 @@ def load_data() -> tuple[Tensor, Tensor]:
 
 def split(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the indices (N,) to train on and those held out: a stratified quarter."""
-    fit, held_out = train_test_split(
+    learned, held_out = train_test_split(
         np.arange(len(labels)), test_size=0.25, stratify=labels.numpy(), random_state=SEED
     )
-    return torch.from_numpy(np.sort(fit)), torch.from_numpy(np.sort(held_out))
+    return torch.from_numpy(np.sort(learned)), torch.from_numpy(np.sort(held_out))
 
 
 def augment(images: Tensor) -> Tensor:
@@ -72,42 +70,24 @@ def train(images: Tensor, labels: Tensor, epochs: int = EPOCHS) -> DigitsNet:
 
     Torch's random state is left as it was found.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        net = DigitsNet()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK_LR, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, PEAK_LR, total_steps=epochs * math.ceil(len(images) / BATCH)
-        )
-        for _ in range(epochs):
-            order = torch.randperm(len(images))
-            for start in range(0, len(images), BATCH):
-                batch = order[start : start + BATCH]
-                _, logits = net(augment(images[batch]))
-                optimizer.zero_grad()
-                torch.autograd.backward(cross_entropy(logits, labels[batch]))
-                optimizer.step()
-                schedule.step()
-    # fix the features' mean and variance to those of the images as they are
-    net.standardize.reset_running_stats()
-    net.standardize.momentum = 1.0
-    with torch.no_grad():
-        net(images)
-    return net.eval()
-
-
-@torch.no_grad()
-def accuracy(net: DigitsNet, images: Tensor, labels: Tensor) -> float:
-    """Return the fraction of images (N, 1, 8, 8) that the network gives their labels (N,)."""
-    return float((net(images)[1].argmax(dim=1) == labels).double().mean())
+    return fit(
+        DigitsNet,
+        images,
+        labels,
+        augment=augment,
+        epochs=epochs,
+        batch=BATCH,
+        peak_lr=PEAK_LR,
+        seed=SEED,
+    )
 
 
 def main(path: Path = DigitsExtractor.DEFAULT_WEIGHTS) -> None:
     """Train, print the held-out accuracy, and write the weights and their metadata."""
     torch.set_num_threads(1)
     images, labels = load_data()
-    fit, held_out = split(labels)
-    net = train(images[fit], labels[fit])
+    learned, held_out = split(labels)
+    net = train(images[learned], labels[learned])
     reached = accuracy(net, images[held_out], labels[held_out])
     metadata = {
         "accuracy": reached,
@@ -120,8 +100,7 @@ def main(path: Path = DigitsExtractor.DEFAULT_WEIGHTS) -> None:
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
     }
-    packed = {"gancore": json.dumps(metadata, sort_keys=True)}
-    path.write_bytes(save(net.state_dict(), packed))
+    write(net, metadata, path)
     print(f"held-out accuracy {reached:.4f} on {len(held_out)} images; wrote {path}")
 
 

@@ -14,10 +14,7 @@ from pathlib import Path
 
 from gancore import entrypoints
 from gancore.errors import PluginError, ScoreError, did_you_mean
-
-INCEPTION = "inception-v3-compat"
-CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""SHA-256 of the Inception weights that make a Fréchet distance the FID of the field."""
+from gancore.protocol import INCEPTION
 
 
 @dataclass(frozen=True)

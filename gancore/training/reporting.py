@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
+from gancore.protocol import shown_protocol, shown_scores
 from gancore.randomness import Order, Stream
 from gancore.report.curves import curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
@@ -21,7 +22,6 @@ from gancore.report.histograms import (
 from gancore.report.page import Page, Picture, Section
 from gancore.report.surface import plot_surface
 from gancore.sampling import Progress, generate
-from gancore.scoring import shown_protocol, shown_scores
 from gancore.training import checkpoint
 from gancore.training.experiment import load_critic, load_data, load_generator
 from gancore.training.folder import Run, write_bytes, write_text

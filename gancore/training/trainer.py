@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from gancore.data import Dataset
 from gancore.errors import CheckpointError, ContractError, InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
+from gancore.protocol import better
 from gancore.randomness import Order, Stream
 from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import Progress, calibrated, generate, latent_size
-from gancore.scoring import better, check_scoring, score_generator
+from gancore.scoring import check_scoring, score_generator
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint, join_state, split_state

@@ -1,11 +1,13 @@
-"""What scores are called: a number of other features than the canonical Inception's is no FID."""
+"""What a score may be called under its protocol: FID is in Inception's features only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gancore.scoring.extractors import CANONICAL, INCEPTION
+INCEPTION = "inception-v3-compat"
+CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""SHA-256 of the Inception weights that make a Fréchet distance the FID of the field."""
 
 NAMES = {
     "fid": "FID",
@@ -61,7 +63,7 @@ def shown_protocol(protocol: Mapping[str, Any]) -> str:
     """Return in one line what a score was taken from and with."""
     reference = protocol["reference"]
     parts = [
-        f"{protocol['samples']} samples against {reference['samples']} of {reference['name']} "
+        f"{protocol['samples']:,} samples against {reference['samples']:,} of {reference['name']} "
         f"({reference['split']})",
         f"seed {protocol['seed']}",
     ]
