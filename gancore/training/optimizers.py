@@ -10,10 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gancore.errors import ContractError
 from gancore.recipe import Optimizer
 from gancore.training.environment import arranged
 
 Decay = Literal["none", "linear", "cosine"]
+
+
+def trainable(module: nn.Module, what: str) -> list[nn.Parameter]:
+    """Return the parameters to train. Raises ContractError where there are none."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ContractError(f"the {what} has no parameters to train")
+    return parameters
+
+
+def grad_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients together."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients)
 
 
 def make_optimizer(section: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

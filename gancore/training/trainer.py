@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
-from gancore.errors import CheckpointError, ContractError, InputError
+from gancore.errors import CheckpointError, InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
-from gancore.protocol import better
 from gancore.randomness import Order, Stream
 from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
@@ -29,11 +28,14 @@ from gancore.training.folder import Run
 from gancore.training.objective import objective, to_host
 from gancore.training.optimizers import (
     decay_factor,
+    grad_norm,
     make_optimizer,
     moving_average,
     optimizer_state,
     restore_optimizer,
+    trainable,
 )
+from gancore.training.tally import Tally
 
 
 class Trainer:
@@ -93,8 +95,8 @@ class Trainer:
             raise InputError("data.flip mirrors images, and this data set is points: leave it out")
         self.latent = latent_size(generator)
 
-        self.generator_parameters = _trainable(generator, "generator")
-        self.critic_parameters = _trainable(critic, "critic")
+        self.generator_parameters = trainable(generator, "generator")
+        self.critic_parameters = trainable(critic, "critic")
         self.generator_optimizer = make_optimizer(self.optimizer, self.generator_parameters)
         self.critic_optimizer = make_optimizer(self.optimizer, self.critic_parameters)
         self.ema = moving_average(generator, self.train.ema)
@@ -106,10 +108,8 @@ class Trainer:
         self._latents = {side: Stream(seed, f"latents/{side}", self.device) for side in SIDES}
         self._mirrors = {side: Stream(seed, f"mirror/{side}", self.device) for side in SIDES}
         self._globals = {side: Stream(seed, f"global/{side}", self.device) for side in SIDES}
-        self._penalties: dict[str, float] = {}
-        self._best: dict[str, Any] | None = None
+        self.tally = Tally()
         self._final: dict[str, Any] | None = None
-        self._seconds = 0.0
         self._stopped = ""
 
     def run(
@@ -144,8 +144,8 @@ class Trainer:
                 display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
             elif self.score.metrics:
                 run.write_json(run.scores_path, self._final or self.scores(display.count))
-            if self._best:
-                display.say("best: {score} {value:.4g} at step {step}".format(**self._best))
+            if self.tally.best:
+                display.say("best: {score} {value:.4g} at step {step}".format(**self.tally.best))
         finally:
             display.end()
         return run
@@ -182,7 +182,7 @@ class Trainer:
         terms = parts.terms
         terms["d_real"] = step.scores(step.real).mean()
         terms["d_fake"] = step.scores(step.fake).mean()
-        terms["critic_grad_norm"] = _grad_norm(self.critic_parameters)
+        terms["critic_grad_norm"] = grad_norm(self.critic_parameters)
         values = to_host(terms, step.update)
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad(set_to_none=True)
@@ -208,7 +208,7 @@ class Trainer:
         parts = objective(self.plugins, step, self._autocast())
         torch.autograd.backward(parts.total, inputs=self.generator_parameters)
         terms = parts.terms
-        terms["generator_grad_norm"] = _grad_norm(self.generator_parameters)
+        terms["generator_grad_norm"] = grad_norm(self.generator_parameters)
         values = to_host(terms, update)
         self.generator_optimizer.step()
         self.generator_optimizer.zero_grad(set_to_none=True)
@@ -234,25 +234,25 @@ class Trainer:
 
     def _loop(self, run: Run, start: int, display: Display) -> None:
         steps, critic_steps = self.train.steps, self.train.critic_steps
-        began = time.perf_counter() - self._seconds
+        began = time.perf_counter() - self.tally.seconds
         session = time.perf_counter()
         for step in range(start, steps):
             self._set_rates(step)
             for number in range(critic_steps):
                 values = self.critic_update(step * critic_steps + number)
-                self._remember_penalties(values)
+                self.tally.remember_penalties(values)
             values |= self.generator_update(step)
-            self._remember_penalties(values)
+            self.tally.remember_penalties(values)
             done = step + 1
             last = done == steps
-            self._seconds = time.perf_counter() - began
+            self.tally.seconds = time.perf_counter() - began
             record = self._record(done, values)
             display.advance(done, record)
             scored = self.score.every and self.score.metrics and done % self.score.every == 0
             if scored:
                 found = self.scores(display.count)
                 record |= {f"score/{key}": value for key, value in found["scores"].items()}
-                self._remember_best(done, found["scores"])
+                self.tally.remember_best(done, found["scores"])
                 self._final = found if last else None
             if last or step == 0 or done % self.log.every == 0 or scored:
                 run.append(record)
@@ -273,21 +273,11 @@ class Trainer:
         return {
             "update": step * self.train.critic_steps,
             "step": step,
-            "seconds": round(self._seconds, 3),
+            "seconds": round(self.tally.seconds, 3),
             **terms,
             "wasserstein": values["d_real"] - values["d_fake"],
-            **self._penalties,
+            **self.tally.penalties,
         }
-
-    def _remember_penalties(self, values: Mapping[str, float]) -> None:
-        """Keep the latest due value of each penalty; a lazy one has none in most updates."""
-        self._penalties |= {key: value for key, value in values.items() if "/" in key}
-
-    def _remember_best(self, step: int, scores: Mapping[str, float]) -> None:
-        """Keep the step with the best value of the first score."""
-        key, value = next(iter(scores.items()))
-        if self._best is None or better(key, value, self._best["value"]):
-            self._best = {"step": step, "score": key, "value": value}
 
     def _save_samples(self, run: Run, step: int) -> None:
         samples = generate(self.sampler(), self.sample.count, seed=self.train.seed)
@@ -308,9 +298,7 @@ class Trainer:
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
         state = {
-            "seconds": self._seconds,
-            "penalties": self._penalties,
-            "best": self._best,
+            **self.tally.state(),
             "plugins": plugin_scalars,
             "recipe": self.recipe,
         }
@@ -318,9 +306,9 @@ class Trainer:
             run.checkpoints,
             Checkpoint(step, tensors, state),
             keep=self.checkpoint.keep,
-            best=self._best["step"] if self._best else None,
+            best=self.tally.best["step"] if self.tally.best else None,
         )
-        checkpoint.mark_best(run.checkpoints, self._best)
+        checkpoint.mark_best(run.checkpoints, self.tally.best)
 
     def _open(self, run: Run, *, resume: bool, force: bool) -> int:
         """Prepare the folder and return the step to start at."""
@@ -364,9 +352,7 @@ class Trainer:
             )
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-        self._penalties = dict(found.state["penalties"])
-        self._best = found.state.get("best")
-        self._seconds = found.state["seconds"]
+        self.tally = Tally.of(found.state)
 
     def _title(self, run: Run, start: int) -> str:
         names = ", ".join(each.name for each in self.plugins.loaded)
@@ -421,15 +407,3 @@ def _plugins(loss: object, plugins: Sequence[object] | Mapping[str, object]) -> 
         else [wrap(instance) for instance in plugins]
     )
     return Plugins([load(loss) if isinstance(loss, str) else wrap(loss), *named])
-
-
-def _trainable(module: nn.Module, what: str) -> list[nn.Parameter]:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ContractError(f"the {what} has no parameters to train")
-    return parameters
-
-
-def _grad_norm(parameters: list[nn.Parameter]) -> Tensor:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return nn.utils.get_total_norm(gradients)
