@@ -15,7 +15,8 @@ from gancore.plugins import Plugins, load
 from gancore.recipe import Recipe
 
 CORE = Path(gancore.__file__).parent
-RECIPES = sorted((CORE.parent / "recipes").glob("*"))
+RECIPES = sorted((CORE.parent / "recipes").glob("*.toml"))
+BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
@@ -23,13 +24,14 @@ ORDER = [
     {"options", "entrypoints"},
     {"plugins"},
     {"step"},
-    {"losses", "recipe"},
+    {"losses", "recipe", "protocol"},
     {"randomness"},
     {"networks", "data"},
     {"sampling"},
     {"scoring", "report"},
     {"training"},
-    {"cost", "leaderboard"},
+    {"cost"},
+    {"leaderboard"},
     {"testing", "scaffold"},
     {"cli"},
     {"__main__"},
@@ -107,13 +109,20 @@ def test_no_import_cycles() -> None:
     assert len(order) == len(MODULES)
 
 
-METHODS = ["wgan_gp", "wgan_clip", "none", "sngan", "r1", "r2", "r1_r2", "wgan_gp_lazy", "r1_lazy"]
+METHODS = {
+    "digits": "wgan_gp wgan_clip none sngan r1 r2 r1_r2 wgan_gp_lazy r1_lazy",
+    "fashion": "wgan_gp wgan_clip none sngan r1 r1_r2",
+    "cifar": "wgan_gp wgan_clip sngan r1 r1_lazy r1_r2",
+    **dict.fromkeys(("gaussians8", "gaussians25", "swissroll"), "wgan_gp wgan_clip none"),
+}
 BRINGS = {"gp": "gp", "clip": "clip", "r1": "r1", "r2": "r2", "lazy": "lazy", "sngan": "sn"}
 """The plugin that each word of a method's name stands for."""
 
 
-def test_the_digits_recipes_are_all_there() -> None:
-    assert {path.name for path in RECIPES} >= {f"{method}_digits.toml" for method in METHODS}
+@pytest.mark.parametrize("data", METHODS)
+def test_the_recipes_are_all_there(data: str) -> None:
+    names = {f"{method}_{data}.toml" for method in METHODS[data].split()}
+    assert {path.name for path in RECIPES} >= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -11,9 +11,12 @@ import click
 from gancore.errors import GancoreError
 
 COMMANDS = {
+    "compare": "Fail if a leaderboard got worse than an earlier one.",
     "doctor": "Show what this installation can do.",
+    "leaderboard": "Run recipes over seeds: which is better, and is it sure?",
     "plugins": "List the installed plugins.",
     "recipe": "Check recipes; print their JSON schema.",
+    "report": "Write the pictures and scores of a run as one HTML file.",
     "run": "Train, regularize and score a recipe.",
     "sample": "Write samples of a trained run.",
     "score": "Score a trained run.",

@@ -1,0 +1,51 @@
+"""`gan compare`: the gate against regressions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.argument("current", type=click.Path(path_type=Path))
+@click.option("--metric", help="The score to compare; the one that ranks BASELINE if left out.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="How much worse is no regression: 0.05 is 5 %.",
+)
+def compare(baseline: Path, current: Path, metric: str | None, tolerance: float) -> None:
+    """Compare two leaderboard.json, entry by entry; exit 1 if one got significantly worse."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gancore.leaderboard.gate import gate, read, regressed
+    from gancore.leaderboard.text import against, title, verdict
+    from gancore.protocol import score_name
+
+    before, after = read(baseline), read(current)
+    metric = metric or str(before["metric"])
+    found = gate(before, after, metric)
+    table = Table(title=title({**after, "metric": metric}, metric), title_justify="left")
+    for column in ("entry", "current ÷ baseline", "verdict"):
+        table.add_column(column)
+    lost = []
+    for name, each in found.items():
+        if regressed(each, metric, tolerance):
+            lost.append(name)
+        table.add_row(
+            name, against(vars(each)), verdict(vars(each)), style="red" if name in lost else ""
+        )
+    Console(file=sys.stdout, highlight=False).print(table)
+    names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
+    if unmatched := sorted((names[0] | names[1]) - found.keys()):
+        click.echo(f"not compared, for want of a score in both: {', '.join(unmatched)}")
+    if lost:
+        name = score_name(metric, after["protocol"])
+        click.echo(f"regression in {name}: {', '.join(lost)}", err=True)
+        sys.exit(1)

@@ -1,0 +1,211 @@
+"""What a regularizer costs: time, FLOPs and memory of a critic update, against one without it.
+
+Drawing fakes is left out, as it is the same for all; so is the generator's update. FLOPs are those
+of convolutions and matrix products, counted exactly as they are dispatched.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from gancore.errors import RunError
+from gancore.recipe import Recipe
+from gancore.sampling import Progress
+from gancore.training import Trainer, trainer
+
+LONGEST_PERIOD = 256
+"""Updates after which a pattern of due penalties is taken to repeat, at the latest."""
+
+
+class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is dispatched while it is on.
+
+    operations  calls, by operator
+    flops       of convolutions and matrix products, 2 a multiply-add, by operator
+    peak        bytes of all tensors made meanwhile that were alive at one time, at most
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations: Counter[str] = Counter()
+        self.flops: Counter[str] = Counter()
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Count one operation."""
+        known = {self._key(each) for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket  # type: ignore[attr-defined]
+        self.operations[str(packet)] += 1
+        if packet in flop_registry:
+            self.flops[str(packet)] += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        for each in tree_iter(out):
+            if isinstance(each, Tensor) and self._key(each) not in known:
+                self._made(each)
+        return out
+
+    @staticmethod
+    def _key(tensor: Tensor) -> int:
+        key: int = tensor.untyped_storage()._cdata
+        return key
+
+    def _made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            self._alive[key] = storage.nbytes()
+            weakref.finalize(storage, self._alive.pop, key, None)
+            self.peak = max(self.peak, sum(self._alive.values()))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a critic update costs, on the mean over a period of lazy penalties.
+
+    seconds     the median
+    flops, operations
+                as counted
+    memory      bytes of the tensors it makes that are alive at one time, at most
+    time_ratio, flops_ratio, memory_ratio
+                to the same update without plugins; the time's is the median of ratios taken
+                right after each other
+    """
+
+    seconds: float
+    flops: float
+    operations: float
+    memory: int
+    time_ratio: float
+    flops_ratio: float
+    memory_ratio: float
+
+
+@dataclass(eq=False)
+class _Variant:
+    """A trainer, and which of its updates stand for how many of a period."""
+
+    trainer: Trainer
+    patterns: dict[int, float]
+    counts: list[Counts] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, recipe: Recipe, device: str) -> _Variant:
+        built = trainer(recipe, device=device)
+        return cls(built, _patterns(built))
+
+    def count(self) -> bool:
+        """Count one update of each pattern; return whether all went well."""
+        for update in self.patterns:
+            step = self.trainer.critic_step(update)
+            try:
+                with Counts() as counts:
+                    self.trainer.update_critic(step)
+            except RunError:
+                return False
+            self.counts.append(counts)
+        return True
+
+    def time(self) -> None:
+        seconds = 0.0
+        for update, share in self.patterns.items():
+            step = self.trainer.critic_step(update)
+            began = time.perf_counter()
+            self.trainer.update_critic(step)  # ends in a copy to the host
+            seconds += share * (time.perf_counter() - began)
+        self.rounds.append(seconds)
+
+    def mean(self, of: Callable[[Counts], int]) -> float:
+        return sum(
+            share * of(counts)
+            for share, counts in zip(self.patterns.values(), self.counts, strict=True)
+        )
+
+
+def measure(
+    recipes: Mapping[str, Recipe],
+    *,
+    device: str = "auto",
+    rounds: int = 15,
+    progress: Progress | None = None,
+) -> dict[str, Cost]:
+    """Measure the critic updates of recipes, and of each without its plugins, all in turn.
+
+    rounds: how often each is timed, after a first time that does not count.
+    A recipe whose first update fails is left out. Raises InputError for those that can't be built.
+    """
+    variants: dict[str, _Variant] = {}
+    bare: dict[str, str] = {}
+    for name, recipe in recipes.items():
+        plain = recipe.without([each.alias or each.name for each in recipe.plugin])
+        bare[name] = _key(plain)
+        if bare[name] not in variants:
+            variants[bare[name]] = _Variant.of(plain, device)
+        variants[name] = _Variant.of(recipe, device) if recipe.plugin else variants[bare[name]]
+    each_once = list({id(variant): variant for variant in variants.values()}.values())
+    failed = [variant for variant in each_once if not variant.count()]
+    timed = [variant for variant in each_once if variant not in failed]
+    for number in range(rounds):
+        for variant in timed:
+            variant.time()
+        if progress:
+            progress("measuring costs", number + 1, rounds)
+    return {
+        name: _cost(variants[name], variants[bare[name]])
+        for name in recipes
+        if variants[name] in timed and variants[bare[name]] in timed
+    }
+
+
+def _cost(variant: _Variant, bare: _Variant) -> Cost:
+    flops, bare_flops = (each.mean(lambda counts: counts.flops.total()) for each in (variant, bare))
+    memory, bare_memory = (max(c.peak for c in each.counts) for each in (variant, bare))
+    ratios = [mine / its for mine, its in zip(variant.rounds, bare.rounds, strict=True)]
+    return Cost(
+        seconds=statistics.median(variant.rounds),
+        flops=flops,
+        operations=variant.mean(lambda counts: counts.operations.total()),
+        memory=memory,
+        time_ratio=statistics.median(ratios),
+        flops_ratio=flops / bare_flops,
+        memory_ratio=memory / bare_memory,
+    )
+
+
+def _patterns(built: Trainer) -> dict[int, float]:
+    """Return updates with each combination of due penalties, and their shares of all updates."""
+    penalties = built.plugins.penalties("penalty")
+    due = [
+        tuple(built.plugins.scale(each, update) != 0 for each in penalties)
+        for update in range(LONGEST_PERIOD)
+    ]
+    period = next(p for p in range(1, LONGEST_PERIOD + 1) if due[p:] == due[: len(due) - p])
+    counted = Counter(due[:period])
+    return {due.index(pattern): count / period for pattern, count in counted.items()}
+
+
+def _key(recipe: Recipe) -> str:
+    """Return what decides the cost of an update, as text."""
+    table = recipe.table()
+    keys = ("data", "generator", "critic", "loss", "optimizer")
+    train = {key: table["train"].get(key) for key in ("batch_size", "precision", "compile")}
+    return json.dumps([*(table[key] for key in keys), train], sort_keys=True)

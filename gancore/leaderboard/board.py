@@ -1,0 +1,116 @@
+"""The board: a TOML file that says which recipes to compare, over which seeds, on what budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, to_json
+
+from gancore.errors import RecipeError
+from gancore.options import explain
+from gancore.recipe import Count, Recipe, Section, read_toml
+
+
+class Budget(Section):
+    """`[budget]`: what every entry may spend; the recipes' train.steps are set from it."""
+
+    unit: Literal["critic_updates", "passes"] = Field(
+        default="critic_updates",
+        description="passes: an update without a regularizer is one, others are as many as their "
+        "FLOPs are more",
+    )
+    count: Count
+
+
+class Entry(Section):
+    """`[[entry]]`: a recipe, or overrides of the board's own."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$", description="also of its run folders"
+    )
+    label: str | None = Field(default=None, max_length=200, description="what tables show")
+    recipe: str | None = Field(default=None, description="its own recipe instead of the board's")
+    set: tuple[str, ...] = Field(default=(), description="overrides, each key=value")
+
+
+class Board(Section):
+    """A whole board; paths in it are relative to its file."""
+
+    recipe: str
+    baseline: str
+    seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
+    threads: int = Field(default=1, ge=1, le=1024, description="of each run, whatever the jobs")
+    metric: str | None = Field(
+        default=None, description="the score that ranks; the first if absent"
+    )
+    set: tuple[str, ...] = Field(default=(), description="overrides for all entries")
+    budget: Budget | None = None
+    entry: tuple[Entry, ...] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [entry.name for entry in self.entry]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("unavailable", "two entries have one name")
+        if self.baseline not in names:
+            raise PydanticCustomError(
+                "unavailable",
+                "baseline: there is no entry {name}; there is {names}",
+                {"name": repr(self.baseline), "names": ", ".join(names)},
+            )
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Board:
+        """Read a board file. Raises RecipeError with file, key path and what was expected."""
+        table = read_toml(Path(path))
+        try:
+            return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
+        except ValidationError as error:
+            raise RecipeError(explain(error, str(path), _known_keys)) from error
+
+    def recipes(self, folder: Path) -> dict[str, Recipe]:
+        """Return each entry's recipe, as yet without the budget. Raises RecipeError.
+
+        folder: what paths in the board are relative to
+        """
+        return {
+            entry.name: Recipe.load(folder / (entry.recipe or self.recipe), (*self.set, *entry.set))
+            for entry in self.entry
+        }
+
+    def within_budget(
+        self, recipes: Mapping[str, Recipe], flops_ratios: Mapping[str, float]
+    ) -> dict[str, Recipe]:
+        """Return the recipes with the train.steps that the budget pays for.
+
+        flops_ratios: of a critic update to one without a regularizer, by entry; for passes only.
+        Raises RecipeError where critic updates don't come out even.
+        """
+        if self.budget is None:
+            return dict(recipes)
+        found = {}
+        for name, recipe in recipes.items():
+            per_step = float(recipe.train.critic_steps)
+            if self.budget.unit == "passes":
+                if name not in flops_ratios:
+                    raise RecipeError("budget.unit: passes are counted in costs: drop --no-cost")
+                per_step *= flops_ratios[name]
+            elif self.budget.count % recipe.train.critic_steps:
+                raise RecipeError(
+                    f"budget.count: {self.budget.count} critic updates are no whole number of "
+                    f"steps for the entry {name!r}, which makes {recipe.train.critic_steps} a step"
+                )
+            train = recipe.train.model_copy(update={"steps": int(self.budget.count / per_step)})
+            found[name] = recipe.model_copy(update={"train": train})
+        return found
+
+
+def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+    models: dict[str, type[Section]] = {"budget": Budget, "entry": Entry}
+    return list(models.get(str(path[0]) if path else "", Board).model_fields)

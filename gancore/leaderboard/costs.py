@@ -1,0 +1,50 @@
+"""What the entries of a board cost: measured once, before the runs, while the machine is quiet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gancore.cost import measure
+from gancore.leaderboard.board import Board
+from gancore.recipe import Recipe
+from gancore.training.folder import write_text
+
+
+def measure_costs(
+    board: Board,
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    *,
+    device: str,
+    tell: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Return each entry's `gancore.cost.Cost` as a table, on the board's number of threads.
+
+    They are kept in costs.json in the board's folder, and measured again for other recipes.
+    Raises InputError for recipes that can't be trained.
+    """
+    path = out / "costs.json"
+    about = [device, board.threads, {name: each.table() for name, each in recipes.items()}]
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            found: dict[str, dict[str, Any]] = kept["costs"]
+            return found
+    tell(f"measuring what {len(recipes)} entries cost, before the first run")
+    before = torch.get_num_threads()
+    torch.set_num_threads(board.threads)
+    try:
+        measured = measure(recipes, device=device)
+    finally:
+        torch.set_num_threads(before)
+    found = {name: asdict(cost) for name, cost in measured.items()}
+    write_text(path, json.dumps({"key": key, "costs": found}, indent=1) + "\n")
+    return found

@@ -1,0 +1,136 @@
+"""The display of a board while it runs: a live table on a terminal, a line a run elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Self
+
+from gancore.leaderboard.board import Board
+from gancore.leaderboard.sweep import Job
+from gancore.report import clock
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LOOK = 2.0
+"""Seconds between looks into the folders of the runs that go on."""
+
+
+class BoardDisplay:
+    """Shows what runs, what is done, what it scored, and the time left.
+
+    parallel: how many runs go on at a time.
+    """
+
+    def __init__(self, board: Board, parallel: int, file: IO[str]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._board, self._parallel = board, parallel
+        self._console = Console(file=file, highlight=False)
+        self._live = Live(console=self._console) if self._console.is_terminal else None
+        self._told: dict[Job, str] = {}
+        self._looked = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Tell one line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Take the state of all runs."""
+        changed = [job for job in jobs if self._told.get(job) != job.state]
+        if self._live and (changed or time.monotonic() - self._looked > LOOK):
+            self._looked = time.monotonic()
+            self._live.update(self._table(jobs))
+        for job in changed:
+            if not self._live and job.state in ("running", "done", "failed"):
+                self.say(self._line(job, jobs))
+            self._told[job] = job.state
+
+    def _line(self, job: Job, jobs: Sequence[Job]) -> str:
+        done = sum(each.state in ("done", "failed") for each in jobs)
+        text = f"{job.entry} seed {job.seed}: "
+        match job.state:
+            case "running":
+                return text + f"starts at step {job.step()} of {job.steps}"
+            case "failed":
+                text += f"failed: {job.error}"
+            case _:
+                again = job not in self._told
+                text += _scores([job], self._board.metric)
+                text += ", done before" if again else f" in {clock(job.seconds)}"
+        return f"{text} | {done}/{len(jobs)} runs, {clock(self._left(jobs))} left"
+
+    def _table(self, jobs: Sequence[Job]) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        done = sum(each.state in ("done", "failed") for each in jobs)
+        table = Table(
+            title=f"{done}/{len(jobs)} runs, {clock(self._left(jobs))} left", title_justify="left"
+        )
+        for column in ("entry", "done", "running", "median so far", "failed"):
+            table.add_column(column)
+        for entry in self._board.entry:
+            mine = [job for job in jobs if job.entry == entry.name]
+            ended = [job for job in mine if job.state == "done"]
+            failed = sum(job.state == "failed" for job in mine)
+            going = ", ".join(
+                f"seed {job.seed}: {job.step() / max(job.steps, 1):.0%}"
+                for job in mine
+                if job.state == "running"
+            )
+            table.add_row(
+                Text(entry.label or entry.name),
+                f"{len(ended)}/{len(mine)}",
+                going,
+                _scores(ended, self._board.metric),
+                str(failed or ""),
+                style="red" if failed else "",
+            )
+        return table
+
+    def _left(self, jobs: Sequence[Job]) -> float:
+        """Return the seconds left: by what each entry's runs took, or all entries'."""
+        took: dict[str, list[float]] = {}
+        for job in jobs:
+            if job.state == "done":
+                took.setdefault(job.entry, []).append(job.seconds)
+        every = [seconds for each in took.values() for seconds in each]
+        for job in jobs:
+            if job.state == "running" and not every and job.step():
+                every.append((time.monotonic() - job.started) * job.steps / job.step())
+        if not every:
+            return 0.0
+        left = 0.0
+        for job in jobs:
+            if job.state in ("waiting", "running"):
+                whole = statistics.mean(took.get(job.entry, every))
+                passed = time.monotonic() - job.started if job.state == "running" else 0.0
+                left += max(whole - passed, 0.0)
+        return left / self._parallel
+
+
+def _scores(done: Sequence[Job], metric: str | None) -> str:
+    found = [job.run.scores["scores"] for job in done]  # type: ignore[index]
+    if not found:
+        return ""
+    key = metric or next(iter(found[0]))
+    return f"{key} {statistics.median(each[key] for each in found):.4g}"

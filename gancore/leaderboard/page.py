@@ -1,0 +1,303 @@
+"""The leaderboard's page: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gancore.leaderboard import plots
+from gancore.leaderboard.sweep import Job
+from gancore.leaderboard.text import (
+    MINUS,
+    against,
+    against_title,
+    interval,
+    notes,
+    other_metrics,
+    runs,
+    times,
+    title,
+    verdict,
+)
+from gancore.report.filmstrip import find_grids
+from gancore.report.page import Picture, Section, render
+
+TEMPLATE = "leaderboard/leaderboard.html.jinja"
+
+VERDICTS = ("better", "baseline", "tie", "undecided", "worse")
+"""As the column of verdicts sorts them."""
+
+COSTS = {"time_ratio": "time", "flops_ratio": "FLOPs", "memory_ratio": "memory"}
+
+LARGEST = 200_000
+"""Bytes of a sample grid; a larger one becomes a JPEG, as ten of them should open on a phone."""
+
+SIDE = 420
+"""Pixels of such a JPEG."""
+
+OVER = {
+    "update": "Look for who gets ahead early, and who still improves at the end.",
+    "seconds": "What an update costs is in it, and so is what else the machine did meanwhile.",
+}
+"""What to look for in the curves over each."""
+
+PRICED = {
+    "time_ratio": "Time is measured, and scatters with the machine.",
+    "flops_ratio": "FLOPs of convolutions and matrix products are counted, and do not scatter.",
+}
+"""What the costs that scores are drawn against are."""
+
+Found = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column of the table; `first` is the order that has the best on top."""
+
+    title: str
+    first: str = "ascending"
+
+
+class Cell(NamedTuple):
+    """What a cell shows, the number it is sorted by (None comes last), and what goes below it."""
+
+    text: str
+    value: float | None = None
+    small: str = ""
+    look: str = ""
+
+
+def page(found: Found, jobs: Sequence[Job]) -> str:
+    """Return the page of a result: the table, what it can't say, and pictures of its runs.
+
+    jobs: the runs of the board, whose folders have the curves and samples. Every text is escaped,
+    and the page's policy lets it run no script but its own, and fetch nothing.
+    """
+    script = resources.files(__package__).joinpath("sort.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return render(
+        TEMPLATE,
+        summary=_summary(found),
+        columns=_columns(found),
+        rows=[_row(found, rank, entry) for rank, entry in enumerate(found["entries"], 1)],
+        notes=notes(found),
+        sections=[_final(found, jobs), _training(found, jobs), _cost(found)],
+        samples=_samples(found, jobs),
+        entries=[_entry(entry) for entry in found["entries"]],
+        environment=_environment(found),
+        script=script,
+        script_hash=f"sha256-{base64.b64encode(digest).decode()}",
+    )
+
+
+def _summary(found: Found) -> str:
+    if not plots.scored(found):
+        return "No run has a score yet."
+    labels = {entry["name"]: entry["label"] for entry in found["entries"]}
+    return (
+        f"{len(labels)} entries over seeds {', '.join(map(str, found['seeds']))}, ranked by "
+        f"{title(found, found['metric'])}, against {labels[found['baseline']]}."
+    )
+
+
+def _columns(found: Found) -> list[Column]:
+    metric = found["metric"]
+    return [
+        _score_column(found, metric),
+        Column(against_title(found), _score_column(found, metric).first),
+        Column("verdict"),
+        *(_score_column(found, key) for key in other_metrics(found)),
+        *(Column(name) for name in COSTS.values()),
+        Column("runs", "descending"),
+    ]
+
+
+def _score_column(found: Found, key: str) -> Column:
+    return Column(
+        title(found, key).replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑") if key else "score",
+        "descending" if key in found["higher_is_better"] else "ascending",
+    )
+
+
+def _row(found: Found, rank: int, entry: Mapping[str, Any]) -> dict[str, Any]:
+    scores, cost = entry["scores"], entry["cost"]
+    main = scores.get(found["metric"])
+    good, _, bad = runs(entry).partition(", ")
+    return {
+        "rank": rank if main else None,
+        "label": entry["label"],
+        "name": entry["name"],
+        "sources": [
+            source.replace("==", " ") for source in dict.fromkeys(entry["plugins"].values())
+        ],
+        "cells": [
+            _score_cell(main),
+            _cell(against(main), main.get("ratio") if main else None),
+            _verdict_cell(main),
+            *(_score_cell(scores.get(key)) for key in other_metrics(found)),
+            *(Cell(times(cost.get(key)), cost.get(key)) for key in COSTS),
+            Cell(good, len(entry["seconds"]), bad),
+        ],
+    }
+
+
+def _score_cell(scores: Mapping[str, Any] | None) -> Cell:
+    return _cell(interval(scores), scores["median"] if scores else None)
+
+
+def _cell(text: str, value: float | None) -> Cell:
+    """Return a cell of a number, with its interval below it."""
+    number, _, spread = text.partition(" ")
+    return Cell(number, value, spread)
+
+
+def _verdict_cell(scores: Mapping[str, Any] | None) -> Cell:
+    if scores is None:
+        return Cell(verdict(scores), look="none")
+    return Cell(verdict(scores), VERDICTS.index(scores["verdict"]), look=scores["verdict"])
+
+
+def _final(found: Found, jobs: Sequence[Job]) -> Section:
+    section = Section("Scores")
+    if not plots.scored(found):
+        section.missing.append("There are no pictures of scores: no run has one yet.")
+        return section
+    name = title(found, found["metric"])
+    section.pictures.append(
+        Picture.of(
+            plots.plot_intervals(found),
+            title="Medians and intervals",
+            caption="Each entry's median as a mark, its 95 % bootstrap interval as a bar, and "
+            "below it each run as a ring; the dashed line is the baseline's median. Bars that "
+            "overlap decide nothing: verdicts pair the seeds.",
+            alt=f"{name} of each entry: all runs, median and interval",
+        )
+    )
+    section.pictures.append(
+        Picture.of(
+            plots.plot_estimates(found, plots.estimates(found, jobs)),
+            title="Does the Wasserstein estimate tell the score?",
+            caption="Each run's last estimate against its score. Estimates compare only under "
+            "one constraint on the critic, so look at one entry's runs at a time. Where one is "
+            "negative, the critic scored generated samples above real ones in the last batch.",
+            alt=f"{name} of each run against its last Wasserstein estimate",
+        )
+    )
+    return section
+
+
+def _training(found: Found, jobs: Sequence[Job]) -> Section:
+    section = Section("Over training")
+    for over, text in OVER.items():
+        drawn = plots.curves(found, jobs, over)
+        if not drawn:
+            section.missing = [
+                "There are no curves of scores: no run took any while it trained, which "
+                "score.every in a recipe makes it do."
+            ]
+            break
+        without = [each["label"] for each in plots.scored(found) if each["name"] not in drawn]
+        left_out = f" Without score.every, and so left out: {', '.join(without)}."
+        section.pictures.append(
+            Picture.of(
+                plots.plot_curves(found, drawn, over),
+                title=f"Over {plots.AXES[over]}",
+                caption=f"The median over seeds as a line, each run faintly. {text}"
+                f"{left_out if without else ''}",
+                alt=f"{title(found, found['metric'])} of each entry over {plots.AXES[over]}",
+            )
+        )
+    return section
+
+
+def _cost(found: Found) -> Section:
+    section = Section("Cost")
+    name = title(found, found["metric"])
+    for key, text in COSTS.items():
+        entries = plots.scored(found)
+        if key in PRICED and any(key in entry["cost"] for entry in entries):
+            section.pictures.append(
+                Picture.of(
+                    plots.plot_cost(found, key),
+                    title=f"Score against {text}",
+                    caption=f"Medians with their intervals. {PRICED[key]} No entry beats those on "
+                    "the stepped line, the Pareto front, in both; it joins medians, and does not "
+                    "know ties.",
+                    alt=f"{name} of each entry against its cost in {text}, with the Pareto front",
+                )
+            )
+    if not section.pictures:
+        section.missing.append("Scores against costs are left out: no cost was measured.")
+    return section
+
+
+def _samples(found: Found, jobs: Sequence[Job]) -> Section:
+    """Show a grid of each entry, of the seed that most have finished where it has."""
+    section = Section(
+        "Samples",
+        about="The last grid of each entry. One seed draws the same latents for all entries whose "
+        "generators take as many numbers: the same place in two grids is then the same latent.",
+    )
+    done = [job for job in jobs if job.state == "done"]
+    common = Counter(job.seed for job in done).most_common(1)
+    for entry in found["entries"]:
+        mine = [job for job in done if job.entry == entry["name"]]
+        mine.sort(key=lambda job: job.seed != common[0][0])
+        grids = find_grids(mine[0].run.sample_path(0).parent) if mine else []
+        if not grids:
+            section.missing.append(f"{entry['label']} has no sample grid.")
+            continue
+        step, path = grids[-1]
+        try:
+            data, mime = _small(path)
+        except OSError as error:
+            section.missing.append(f"{entry['label']}: {path.name} can't be read: {error}")
+            continue
+        where = f"seed {mine[0].seed}, step {step:,}"
+        alt = f"Grid of samples of {entry['label']}, {where}"
+        section.pictures.append(Picture(entry["label"], where, alt, data, mime))
+    return section
+
+
+def _small(path: Path) -> tuple[bytes, str]:
+    """Return a grid as a file that suits a page of many, and its type."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        if path.stat().st_size <= LARGEST:
+            return path.read_bytes(), "image/png"
+        small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85, subsampling=0)
+    return file.getvalue(), "image/jpeg"
+
+
+def _entry(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return what an entry was made of, and made."""
+    seconds = entry["seconds"]
+    return {
+        "entry": entry["label"],
+        "plugins": ", ".join(f"{name}: {source}" for name, source in entry["plugins"].items()),
+        "generator updates": f"{entry['generator_updates']:,}",
+        "critic updates": f"{entry['critic_updates']:,}",
+        "seconds a run": f"{statistics.median(seconds):,.0f}" if seconds else MINUS,
+    }
+
+
+def _environment(found: Found) -> dict[str, str]:
+    """Return the versions, and the machine."""
+    about = found["environment"]
+    keys = [key for key in ("python", "platform", "device", "device_name") if about.get(key)]
+    return {
+        **about.get("versions", {}),
+        **{key.replace("_", " "): str(about[key]) for key in keys},
+        "threads a run": str(found["threads"]),
+    }

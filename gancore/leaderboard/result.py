@@ -1,0 +1,146 @@
+"""The result of a board: its runs, put into numbers that say how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gancore.leaderboard.board import Board, Entry
+from gancore.leaderboard.gate import FORMAT
+from gancore.leaderboard.statistics import ALPHA, POWER, compare, summarize
+from gancore.leaderboard.sweep import Job
+from gancore.protocol import HIGHER_IS_BETTER
+
+COLLAPSED = 0.1
+"""A run whose samples have less than this share of the real data's variance has collapsed."""
+
+SPREADS = ("_std", "_real")
+"""Ends of keys that go with another score and are none themselves."""
+
+
+def result(
+    board: Board, jobs: Sequence[Job], costs: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return what leaderboard.json holds: entries from best to worst, and how they were made.
+
+    costs: by entry, time_ratio, flops_ratio and memory_ratio to the same network unregularized.
+    """
+    finished = [job for job in jobs if job.state == "done"]
+    metrics = _metrics(finished)
+    metric = board.metric or (metrics[0] if metrics else "")
+    values = {
+        key: {
+            entry.name: {
+                job.seed: job.run.scores["scores"][key]  # type: ignore[index]
+                for job in finished
+                if job.entry == entry.name
+            }
+            for entry in board.entry
+        }
+        for key in metrics
+    }
+    compared = {
+        key: compare(
+            {
+                name: (scores, each[board.baseline])
+                for name, scores in each.items()
+                if name != board.baseline
+            },
+            higher_is_better=key in HIGHER_IS_BETTER,
+        )
+        for key, each in values.items()
+    }
+    entries = [
+        {
+            **_about(entry, [job for job in jobs if job.entry == entry.name]),
+            "scores": {
+                key: _scores(values[key][entry.name], compared[key].get(entry.name))
+                for key in metrics
+                if values[key][entry.name]
+            },
+            "cost": dict(costs.get(entry.name, {})),
+        }
+        for entry in board.entry
+    ]
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    entries.sort(
+        key=lambda each: (
+            sign * each["scores"][metric]["median"] if metric in each["scores"] else math.inf
+        )
+    )
+    return {
+        "format": FORMAT,
+        "metric": metric,
+        "higher_is_better": sorted(HIGHER_IS_BETTER.intersection(metrics)),
+        "baseline": board.baseline,
+        "entries": entries,
+        "protocol": _protocol(finished),
+        "environment": _environment(finished),
+        "budget": board.budget.model_dump() if board.budget else None,
+        "seeds": list(board.seeds),
+        "threads": board.threads,
+        "statistics": {"alpha": ALPHA, "power": POWER, "test": "paired t on log scores, Holm"},
+    }
+
+
+def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
+    done = [job for job in jobs if job.state == "done"]
+    train = jobs[0].recipe["train"]
+    return {
+        "name": entry.name,
+        "label": entry.label or entry.name,
+        "plugins": done[0].run.environment["plugins"] if done else {},
+        "generator_updates": train["steps"],
+        "critic_updates": train["steps"] * train["critic_steps"],
+        "seconds": [round(job.seconds, 1) for job in done],
+        "failed": [{"seed": job.seed, "error": job.error} for job in jobs if job.state == "failed"],
+        "missing": [job.seed for job in jobs if job.state in ("waiting", "running")],
+        "collapsed": [
+            job.seed
+            for job in done
+            if job.run.scores["spread"] < COLLAPSED  # type: ignore[index]
+        ],
+    }
+
+
+def _scores(values: Mapping[int, float], found: Any) -> dict[str, Any]:
+    seeds = sorted(values)
+    comparison: dict[str, Any] = {"verdict": "baseline"}
+    if found is not None:
+        comparison = {key: _plain(value) for key, value in asdict(found).items()}
+    return {
+        **asdict(summarize([values[seed] for seed in seeds])),
+        "values": [values[seed] for seed in seeds],
+        "seeds": seeds,
+        **comparison,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _metrics(finished: Sequence[Job]) -> list[str]:
+    keys = dict.fromkeys(key for job in finished for key in job.run.scores["scores"])  # type: ignore[index]
+    return [key for key in keys if not key.endswith(SPREADS)]
+
+
+def _protocol(finished: Sequence[Job]) -> dict[str, Any]:
+    """Return what the protocols of all runs have in common, all but the seed."""
+    protocols = [job.run.scores["protocol"] for job in finished]  # type: ignore[index]
+    first = protocols[0] if protocols else {}
+    return {
+        key: value
+        for key, value in first.items()
+        if key != "seed" and all(each.get(key) == value for each in protocols)
+    }
+
+
+def _environment(finished: Sequence[Job]) -> dict[str, Any]:
+    if not finished:
+        return {}
+    found = finished[0].run.environment
+    return {key: value for key, value in found.items() if key != "plugins"}

@@ -1,0 +1,178 @@
+"""Statistics of a leaderboard: what a few seeds can say, and what they can't.
+
+Entries are compared with the baseline seed by seed. Scores of GANs scatter in proportion to their
+size, so the differences are those of logarithms: a paired t-test on them, corrected for the number
+of entries by Holm's method (Holm, 1979). Bootstrap intervals are for display only: at three to
+eight seeds they are too short to decide by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, stats
+
+ALPHA = 0.05
+"""The chance of a wrong verdict anywhere in a table where all entries are the same."""
+
+POWER = 0.8
+"""The chance with which a difference of the size told would have been seen."""
+
+FEWEST = 3
+"""Seeds below which nothing is decided."""
+
+Verdict = Literal["baseline", "better", "worse", "tie", "undecided"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scores of one entry: the median and a 95 % bootstrap interval of it, for display."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An entry against the baseline, over the seeds that both have.
+
+    seeds_compared
+                how many seeds both have
+    ratio, ratio_low, ratio_high
+                the geometric mean of score ÷ baseline's with its 95 % interval; for scores that
+                can be 0 or negative the mean difference (`scale` says which)
+    p           of the paired t-test, before correction
+    detectable  the smallest ratio above 1 (or difference) that so many seeds see with 80 % power,
+                given how these scatter; None where nothing can be said
+    """
+
+    seeds_compared: int
+    scale: Literal["ratio", "difference"]
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    p: float
+    detectable: float | None
+    verdict: Verdict = "undecided"
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Return the median of one score per seed, with its interval; a single value has none.
+
+    Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("no values to summarize")
+    sample = np.asarray(values, dtype=np.float64)
+    median = float(np.median(sample))
+    if len(sample) < 2 or np.ptp(sample) == 0:
+        return Summary(median, median, median)
+    found = stats.bootstrap(
+        (sample,), np.median, method="percentile", confidence_level=1 - ALPHA, rng=0
+    ).confidence_interval
+    return Summary(median, float(found.low), float(found.high))
+
+
+BySeed = Mapping[int, float]
+
+
+def compare(
+    pairs: Mapping[str, tuple[BySeed, BySeed]], *, higher_is_better: bool
+) -> dict[str, Comparison]:
+    """Compare scores with baseline scores, by seed, for each name: (scores, baseline's).
+
+    All comparisons are one family: the chance that any verdict of a table without differences is
+    wrong is 5 %. The scale is the logarithm if all scores are positive.
+    """
+    positive = all(value > 0 for both in pairs.values() for one in both for value in one.values())
+    found = {
+        name: _compare(scores, baseline, log=positive, family=len(pairs))
+        for name, (scores, baseline) in pairs.items()
+    }
+    decidable = {name: each.p for name, each in found.items() if each.seeds_compared >= FEWEST}
+    rejected = holm(decidable)
+    return {
+        name: _decided(each, name in decidable, name in rejected, higher_is_better)
+        for name, each in found.items()
+    }
+
+
+def holm(p: Mapping[str, float], alpha: float = ALPHA) -> set[str]:
+    """Return the hypotheses that Holm's step-down method rejects: p ≤ α/(m − k) from the least."""
+    rejected: set[str] = set()
+    for rank, name in enumerate(sorted(p, key=lambda each: p[each])):
+        if not p[name] <= alpha / (len(p) - rank):
+            break
+        rejected.add(name)
+    return rejected
+
+
+def detectable(deviation: float, seeds: int, alpha: float = ALPHA) -> float:
+    """Return the mean difference that a paired t-test sees with 80 % power.
+
+    deviation: of the differences; alpha: two-sided, after any correction. By the noncentral t.
+    """
+    return _shift(seeds - 1, alpha) * deviation / math.sqrt(seeds)
+
+
+@cache
+def _shift(freedom: int, alpha: float) -> float:
+    border = stats.t.isf(alpha / 2, freedom)
+
+    def miss(shift: float) -> float:
+        return float(stats.nct.sf(border, freedom, shift)) - POWER
+
+    high = border
+    while miss(high) < 0:
+        high *= 1.5
+    return float(optimize.brentq(miss, 0.0, high))
+
+
+def _compare(scores: BySeed, baseline: BySeed, *, log: bool, family: int) -> Comparison:
+    seeds = sorted(scores.keys() & baseline.keys())
+    pairs = np.array([(scores[seed], baseline[seed]) for seed in seeds], dtype=np.float64)
+    pairs = pairs.reshape(-1, 2)
+    differences = np.subtract(*(np.log(pairs) if log else pairs).T)
+    count = len(differences)
+    mean = float(differences.mean()) if count else math.nan
+    low = high = p = math.nan
+    least = None
+    if count >= 2:
+        deviation = float(differences.std(ddof=1))
+        half = float(stats.t.isf(ALPHA / 2, count - 1)) * deviation / math.sqrt(count)
+        low, high = mean - half, mean + half
+        if deviation > 0:
+            p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+            least = detectable(deviation, count, ALPHA / family)
+        else:  # all differences are one number: sure, unless that is none
+            p = 1.0 if mean == 0 else 0.0
+    back = math.exp if log else float
+    return Comparison(
+        seeds_compared=count,
+        scale="ratio" if log else "difference",
+        ratio=back(mean),
+        ratio_low=back(low),
+        ratio_high=back(high),
+        p=p,
+        detectable=None if least is None else back(least),
+    )
+
+
+def _decided(
+    found: Comparison, decidable: bool, rejected: bool, higher_is_better: bool
+) -> Comparison:
+    verdict: Verdict
+    if not decidable:
+        verdict = "undecided"
+    elif not rejected:
+        verdict = "tie"
+    else:
+        neutral = 1.0 if found.scale == "ratio" else 0.0
+        verdict = "better" if (found.ratio > neutral) == higher_is_better else "worse"
+    return Comparison(**{**found.__dict__, "verdict": verdict})

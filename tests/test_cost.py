@@ -1,0 +1,155 @@
+"""Costs: counts against arithmetic, lazy penalties on the mean, ratios to the bare update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import trainer
+from torch import nn
+
+from gancore.cost import Counts, _patterns, measure
+from gancore.recipe import Recipe
+from gancore_lazy import Lazy
+from gancore_r1 import R1
+from gancore_r2 import R2
+
+B, IN, WIDTH, OUT = 16, 64, 32, 1
+LAYERS = [(IN, WIDTH), (WIDTH, WIDTH), (WIDTH, OUT)]
+"""Of an MLP critic on 8×8 images."""
+
+
+def recipe(*plugins: dict[str, Any], **sections: Any) -> Recipe:
+    return Recipe.parse(
+        {
+            "data": {"name": "digits"},
+            "generator": {"name": "mlp", "width": 8, "depth": 1},
+            "critic": {"name": "mlp", "width": WIDTH, "depth": 2},
+            "loss": {"name": "wasserstein"},
+            "plugin": list(plugins),
+            "train": {"steps": 1, "batch_size": B},
+            **sections,
+        }
+    )
+
+
+def products(layers: list[tuple[int, int]]) -> int:
+    """FLOPs of one matrix product a layer, for one half of the batch: 2 a multiply-add."""
+    return sum(2 * B * one * other for one, other in layers)
+
+
+F = products(LAYERS)
+"""A forward pass of one half; so are its gradients by all weights, and by all inputs."""
+
+
+def test_matrix_products_and_convolutions_are_counted_exactly() -> None:
+    conv = nn.Conv2d(3, 5, 4, stride=2, padding=1)
+    images = torch.randn(7, 3, 8, 8, requires_grad=True)
+    with Counts() as counts:
+        out = conv(images).sum()
+        forward = counts.flops.total()
+        torch.autograd.backward(out)
+    assert forward == 2 * 7 * 5 * 4 * 4 * 3 * 4 * 4
+    assert counts.flops.total() == 3 * forward
+    assert counts.operations["aten.convolution"] == 1
+    assert counts.operations["aten.convolution_backward"] == 1
+
+
+def test_the_peak_is_of_what_is_alive_together() -> None:
+    with Counts() as counts:
+        one = torch.ones(100, 100)
+        two = one @ one
+        del one
+        three = two @ two
+        view = three.view(-1)
+        three.add_(1)
+        del two
+    assert counts.peak == 2 * 4 * 100 * 100
+    assert view.numel() == 10_000
+
+
+def test_an_update_without_a_penalty_is_six_passes_but_for_the_samples_gradients() -> None:
+    """Two halves of a forward pass and the gradients by weights and by the layers' inputs."""
+    found = measure({"none": recipe()}, device="cpu", rounds=1)["none"]
+    assert found.flops == 2 * (F + F + products(LAYERS[1:]))
+    assert (found.flops_ratio, found.time_ratio, found.memory_ratio) == (1.0, 1.0, 1.0)
+
+
+def test_r1_adds_the_gradient_by_the_samples_and_the_way_back_through_it() -> None:
+    """It shares its forward pass with the loss.
+
+    The gradient by the samples is a product a layer. Of the way back through that there are two a
+    layer, by its weights and by what came into it, but the last layer's comes from a constant.
+    """
+    found = measure({"r1": recipe({"name": "r1"})}, device="cpu", rounds=1)["r1"]
+    bare = 2 * (F + F + products(LAYERS[1:]))
+    assert found.flops == bare + F + F + products(LAYERS[:-1])
+    assert found.flops_ratio == pytest.approx(found.flops / bare)
+
+
+@pytest.mark.parametrize("every", [2, 16])
+def test_lazy_costs_its_share(every: int) -> None:
+    recipes = {
+        "eager": recipe({"name": "r1"}),
+        "lazy": recipe({"name": "r1"}, {"name": "lazy", "every": every}),
+        "none": recipe(),
+    }
+    found = {name: cost.flops for name, cost in measure(recipes, device="cpu", rounds=1).items()}
+    expected = found["none"] + (found["eager"] - found["none"]) / every
+    assert found["lazy"] == pytest.approx(expected)
+
+
+def test_patterns_are_those_of_a_whole_period() -> None:
+    plugins = {
+        "r1": R1(),
+        "r2": R2(),
+        "a": Lazy(every=4, targets=("r1",)),
+        "b": Lazy(every=2, targets=("r2",)),
+    }
+    assert _patterns(trainer(plugins=plugins)) == {0: 1 / 4, 1: 1 / 2, 2: 1 / 4}
+    assert _patterns(trainer(plugins=[R1()])) == {0: 1.0}
+    assert _patterns(trainer()) == {0: 1.0}
+
+
+def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:
+    recipes = {"clip": recipe({"name": "clip"}), "sn": recipe({"name": "sn"})}
+    found = measure(recipes, device="cpu", rounds=1)
+    assert found["clip"].flops_ratio == 1.0
+    assert found["sn"].flops_ratio < 1.2  # of a network so small a power iteration is a part
+    assert (
+        found["clip"].operations
+        > measure({"none": recipe()}, device="cpu", rounds=1)["none"].operations
+    )
+
+
+@pytest.mark.parametrize(
+    ("plugins", "critic", "most"),
+    [
+        ([{"name": "r1"}], "none", 1.53),
+        ([{"name": "r1"}, {"name": "r2"}], "none", 2.07),
+        ([{"name": "r1"}, {"name": "lazy", "every": 16}], "none", 1.04),
+        ([{"name": "gp"}], "layer", 2.05),
+        ([{"name": "sn"}], "none", 1.01),
+        ([{"name": "clip"}], "none", 1.00),
+    ],
+    ids=lambda value: "+".join(each["name"] for each in value) if isinstance(value, list) else None,
+)
+def test_no_regularizer_of_a_convolutional_critic_costs_more_than_its_mathematics(
+    plugins: list[dict[str, Any]], critic: str, most: float
+) -> None:
+    made = recipe(*plugins, critic={"name": "dcgan", "norm": critic})
+    assert measure({"it": made}, device="cpu", rounds=1)["it"].flops_ratio <= most
+
+
+def test_a_recipe_that_fails_is_left_out() -> None:
+    recipes = {"boom": recipe({"name": "gp", "weight": 1e300}), "gp": recipe({"name": "gp"})}
+    assert set(measure(recipes, device="cpu", rounds=1)) == {"gp"}
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    measure(
+        {"r1": recipe({"name": "r1"})}, device="cpu", rounds=2, progress=lambda *a: told.append(a)
+    )
+    assert told == [("measuring costs", 1, 2), ("measuring costs", 2, 2)]

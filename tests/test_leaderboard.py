@@ -1,0 +1,322 @@
+"""Boards, verdicts in text, and the gate; the sweep is in test_sweep.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gancore.errors import InputError, RecipeError
+from gancore.leaderboard.board import Board
+from gancore.leaderboard.gate import gate, read, regressed
+from gancore.leaderboard.text import markdown, notes
+from gancore.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+PROTOCOL = {
+    "extractor": "digits",
+    "weights_sha256": "ab" * 32,
+    "reference": {"name": "digits", "split": "all", "samples": 1797, "sha256": "cd" * 32},
+    "samples": 1797,
+    "seed": 0,
+    "versions": {"torch-fidelity": "0.4.0", "torch": "2.14.1"},
+}
+BOARD = """
+recipe = "base.toml"
+baseline = "none"
+seeds = [0, 1, 2]
+[budget]
+count = 100
+[[entry]]
+name = "none"
+[[entry]]
+name = "gp"
+set = ["plugin.0.name=gp"]
+"""
+BASE = """
+data.name = "digits"
+generator.name = "mlp"
+critic.name = "mlp"
+loss.name = "wasserstein"
+[train]
+steps = 7
+critic_steps = 5
+"""
+
+
+def entry(name: str, values: list[float], **scores: Any) -> dict[str, Any]:
+    """An entry of leaderboard.json as `result` writes it, for comparisons and texts."""
+    return {
+        "name": name,
+        "label": scores.pop("label", name),
+        "plugins": {},
+        "generator_updates": 20,
+        "critic_updates": 100,
+        "seconds": [1.0] * len(values),
+        "failed": [],
+        "missing": [],
+        "collapsed": [],
+        "scores": {
+            "fid": {
+                "median": sorted(values)[len(values) // 2],
+                "low": min(values),
+                "high": max(values),
+                "values": values,
+                "seeds": list(range(len(values))),
+                "verdict": "baseline",
+                **scores,
+            }
+        },
+        "cost": {"time_ratio": 1.5, "flops_ratio": 1.67, "memory_ratio": 1.2},
+    }
+
+
+def board(**values: list[float]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "metric": "fid",
+        "higher_is_better": [],
+        "baseline": "none",
+        "entries": [entry(name, each) for name, each in values.items()],
+        "protocol": copy.deepcopy(PROTOCOL),
+        "environment": {},
+        "budget": {"unit": "critic_updates", "count": 100},
+        "seeds": [0, 1, 2],
+        "threads": 1,
+        "statistics": {},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "board.toml").write_text(BOARD)
+    return tmp_path
+
+
+def test_a_budget_of_critic_updates_sets_the_steps(folder: Path) -> None:
+    loaded = Board.load(folder / "board.toml")
+    recipes = loaded.within_budget(loaded.recipes(folder), {})
+    assert {name: each.train.steps for name, each in recipes.items()} == {"none": 20, "gp": 20}
+    assert [each.name for each in recipes["gp"].plugin] == ["gp"]
+    assert recipes["none"].plugin == ()
+
+
+def test_a_budget_of_passes_buys_fewer_updates_where_they_cost_more(folder: Path) -> None:
+    text = BOARD.replace("count = 100", 'count = 100\nunit = "passes"')
+    (folder / "board.toml").write_text(text)
+    loaded = Board.load(folder / "board.toml")
+    recipes = loaded.within_budget(loaded.recipes(folder), {"none": 1.0, "gp": 2.0})
+    assert {name: each.train.steps for name, each in recipes.items()} == {"none": 20, "gp": 10}
+    with pytest.raises(RecipeError, match="passes are counted in costs: drop --no-cost"):
+        loaded.within_budget(loaded.recipes(folder), {})
+
+
+def test_without_a_budget_recipes_keep_their_steps(folder: Path) -> None:
+    (folder / "board.toml").write_text(BOARD.replace("[budget]\ncount = 100", ""))
+    loaded = Board.load(folder / "board.toml")
+    assert {
+        each.train.steps for each in loaded.within_budget(loaded.recipes(folder), {}).values()
+    } == {7}
+
+
+def test_a_budget_that_does_not_come_out_even_is_refused(folder: Path) -> None:
+    (folder / "board.toml").write_text(BOARD.replace("count = 100", "count = 101"))
+    loaded = Board.load(folder / "board.toml")
+    with pytest.raises(RecipeError, match=r"101 critic updates .* 'none', which makes 5 a step"):
+        loaded.within_budget(loaded.recipes(folder), {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('baseline = "none"', 'baseline = "nine"', "there is no entry 'nine'; there is none, gp"),
+        ('name = "gp"\n', 'name = "none"\n', "two entries have one name"),
+        ("[0, 1, 2]", "[]", "seeds: expected .*at least 1"),
+        ("[0, 1, 2]", "[0, 0]", "seeds: expected different ones, from 0"),
+        ("[0, 1, 2]", "[-1]", "seeds: expected different ones, from 0"),
+        ("count = 100", "cuont = 100", "budget.cuont: unknown key. Did you mean 'count'"),
+        ("count = 100", "count = 0", "budget.count: expected .*greater than or equal to 1"),
+        ("baseline =", "basline =", "unknown key. Did you mean 'baseline'"),
+        ('name = "gp"', 'name = "../gp"', r"entry.1.name: "),
+        ('name = "gp"', 'nam = "gp"', r"entry.1.name: missing"),
+        ("[budget]", "[budget", r"board.toml:5:8: "),
+    ],
+)
+def test_a_wrong_board_is_told_in_one_line(folder: Path, old: str, new: str, message: str) -> None:
+    assert old in BOARD
+    (folder / "board.toml").write_text(BOARD.replace(old, new))
+    with pytest.raises(RecipeError, match=message):
+        Board.load(folder / "board.toml")
+
+
+def test_the_boards_in_the_repository_are_valid() -> None:
+    paths = sorted((ROOT / "recipes" / "boards").glob("*.toml"))
+    assert {path.stem for path in paths} >= {"digits", "gaussians8", "gaussians25", "swissroll"}
+    for path in paths:
+        loaded = Board.load(path)
+        recipes = loaded.within_budget(loaded.recipes(path.parent), {})
+        assert all(isinstance(each, Recipe) for each in recipes.values())
+        assert len(loaded.seeds) >= 5
+
+
+# The gate
+
+
+STEADY = [1.00, 1.02, 0.98, 1.01, 0.99]
+
+
+def times(factor: float) -> list[float]:
+    wobble = [1.01, 0.99, 1.0, 1.005, 0.995]
+    return [factor * value * each for value, each in zip(STEADY, wobble, strict=True)]
+
+
+def test_a_tie_passes_and_a_regression_does_not() -> None:
+    before = board(none=STEADY, gp=STEADY)
+    found = gate(before, board(none=times(1.0), gp=times(1.2)), "fid")
+    assert {name: each.verdict for name, each in found.items()} == {"none": "tie", "gp": "worse"}
+    assert [name for name, each in found.items() if regressed(each, "fid", 0.0)] == ["gp"]
+    assert regressed(found["gp"], "fid", 0.15)
+    assert not regressed(found["gp"], "fid", 0.25)
+    better = gate(before, board(none=times(1.0), gp=times(0.8)), "fid")
+    assert better["gp"].verdict == "better"
+    assert not regressed(better["gp"], "fid", 0.0)
+
+
+def test_higher_is_better_turns_the_gate_round() -> None:
+    before, after = board(none=STEADY), board(none=times(0.8))
+    for each in (before, after):
+        each["entries"][0]["scores"]["isc"] = each["entries"][0]["scores"].pop("fid")
+    found = gate(before, after, "isc")["none"]
+    assert regressed(found, "isc", 0.2)
+    assert not regressed(found, "isc", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        (("protocol", "samples"), 999, "protocol.samples: was 1797, is 999"),
+        (("protocol", "weights_sha256"), "ef", "protocol.weights_sha256: was 'abab"),
+        (("budget", "count"), 50, "budget.count: was 100, is 50"),
+    ],
+)
+def test_unlike_protocols_are_not_compared(key: tuple[str, str], value: Any, line: str) -> None:
+    after = board(none=STEADY)
+    after[key[0]][key[1]] = value
+    with pytest.raises(InputError, match=line):
+        gate(board(none=STEADY), after, "fid")
+
+
+def test_versions_may_differ() -> None:
+    after = board(none=STEADY)
+    after["protocol"]["versions"]["torch"] = "9.9"
+    assert gate(board(none=STEADY), after, "fid")["none"].verdict == "tie"
+
+
+def compared(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gancore", "compare", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_compare_from_the_command_line(tmp_path: Path) -> None:
+    files = {"before": board(none=STEADY, gp=STEADY, old=STEADY)}
+    files["same"] = board(none=STEADY, gp=STEADY)
+    files["worse"] = board(none=STEADY, gp=times(1.2))
+    files["other"] = {**board(none=STEADY), "budget": None}
+    for name, each in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    (tmp_path / "broken.json").write_text("{")
+    before = tmp_path / "before.json"
+    same = compared(before, tmp_path / "same.json")
+    assert (same.returncode, same.stderr) == (0, "")
+    assert "tie" in same.stdout
+    assert "not compared, for want of a score in both: old" in same.stdout
+    worse = compared(before, tmp_path / "worse.json")
+    assert worse.returncode == 1
+    assert "regression in FID (digits features): gp" in worse.stderr
+    assert compared(before, tmp_path / "worse.json", "--tolerance", "0.3").returncode == 0
+    for wrong, message in (
+        ("other", "these leaderboards can't be compared:\n  budget"),
+        ("broken", "is no JSON"),
+        ("absent", "can't be read"),
+    ):
+        found = compared(before, tmp_path / f"{wrong}.json")
+        assert found.returncode == 2
+        assert message in found.stderr
+        assert "Traceback" not in found.stderr
+    assert compared(before, before, "--metric", "kid").returncode == 2
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"is no leaderboard.json"):
+        read(tmp_path / "x.json")
+
+
+# The text
+
+
+def against(ratio: float, verdict: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "seeds_compared": 5,
+        "scale": "ratio",
+        "ratio": ratio,
+        "ratio_low": ratio - 0.1,
+        "ratio_high": ratio + 0.1,
+        "p": 0.01,
+        "detectable": 1.12,
+        "verdict": verdict,
+        **changes,
+    }
+
+
+def found() -> dict[str, Any]:
+    whole = board(none=STEADY)
+    gp = entry("gp", times(0.5), label="gp | <b>λ</b>", **against(0.5, "better"))
+    lost = entry("lost", [1.0])
+    lost |= {"scores": {}, "seconds": [], "cost": {}, "failed": [{"seed": 1, "error": "a|b\n<i>"}]}
+    gp |= {"collapsed": [3], "missing": [4]}
+    whole["entries"] = [gp, whole["entries"][0], lost]
+    return whole
+
+
+def test_the_table_is_markdown_that_nothing_breaks() -> None:
+    lines = markdown(found()).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 5
+    unescaped = [line.replace(r"\|", "").count("|") for line in table]
+    assert set(unescaped) == {10}
+    assert not any("<b>" in line or "<i>" in line for line in lines)
+    assert "gp \\| &lt;b&gt;λ&lt;/b&gt;" in table[2]
+    assert "0.50 (0.40 to 0.60)" in table[2]
+    assert "better" in table[2]
+    assert "1.67×" in table[2]
+    assert "5, 1 collapsed, 1 missing" in table[2]
+    assert "no score" in table[4]
+    assert "FID (digits features) ↓" in table[0]
+
+
+def test_the_notes_say_what_the_numbers_are() -> None:
+    text = "\n".join(notes(found()))
+    assert "1,797 samples against 1,797 of digits" in text
+    assert "seed 0, 1, 2" in text
+    assert "100 critic updates an entry" in text
+    assert "differences of 12 % " in text
+    assert "lost, seed 1, failed: a|b" in text
+    assert "gp | <b>λ</b> collapsed with seeds 3." in text
+    assert "has not finished seeds 4" in text
+
+
+def test_two_seeds_decide_nothing_and_the_note_says_so() -> None:
+    whole = found()
+    whole["entries"][0]["scores"]["fid"] |= {"seeds_compared": 2, "verdict": "undecided"}
+    assert "2 seeds in common with the baseline decide nothing: that takes 3." in notes(whole)

@@ -1,0 +1,242 @@
+"""Boards run from the command line: jobs, reuse, failures, and being killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gancore.errors import RecipeError
+from gancore.leaderboard.board import Board
+from gancore.leaderboard.result import result
+from gancore.leaderboard.sweep import plan
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("boards")]
+
+BASE = """
+data.name = "digits"
+[generator]
+name = "mlp"
+width = 16
+depth = 1
+[critic]
+name = "mlp"
+width = 16
+depth = 1
+[loss]
+name = "wasserstein"
+[train]
+steps = 4
+batch_size = 16
+[score]
+metrics = ["fid"]
+samples = 100
+extractor = "digits"
+"""
+BOARD = """
+recipe = "base.toml"
+baseline = "none"
+seeds = {seeds}
+set = ["score.every=2"]
+[budget]
+count = {count}
+[[entry]]
+name = "none"
+[[entry]]
+name = "gp"
+label = "<script>penalty</script>"
+set = ["plugin.0.name=gp"]
+[[entry]]
+name = "boom"
+set = ["plugin.0.name=gp", "plugin.0.weight=1e300"]
+"""
+
+
+def board(folder: Path, *, seeds: list[int], count: int = 4) -> Path:
+    (folder / "base.toml").write_text(BASE)
+    path = folder / "board.toml"
+    path.write_text(BOARD.format(seeds=seeds, count=count))
+    return path
+
+
+def command(path: Path, out: Path, *options: str) -> list[str]:
+    gan = [sys.executable, "-m", "gancore", "leaderboard", str(path), "--out", str(out)]
+    return [*gan, "--device", "cpu", *options]
+
+
+def run(path: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(path, out, *options), capture_output=True, text=True, timeout=600)
+
+
+def scores(out: Path) -> dict[str, list[float]]:
+    found = json.loads((out / "leaderboard.json").read_text())
+    return {
+        each["name"]: each["scores"]["fid"]["values"] for each in found["entries"] if each["scores"]
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("board")
+    finished = run(board(folder, seeds=[0, 1]), folder / "out", "--jobs", "2")
+    return folder, finished
+
+
+def test_a_failed_run_is_a_row_and_not_the_end(done: tuple[Path, Any]) -> None:
+    folder, finished = done
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    found = json.loads((folder / "out" / "leaderboard.json").read_text())
+    entries = {each["name"]: each for each in found["entries"]}
+    assert [each["seed"] for each in entries["boom"]["failed"]] == [0, 1]
+    assert all("penalty/gp is inf" in each["error"] for each in entries["boom"]["failed"])
+    assert found["entries"][-1]["name"] == "boom"
+    for name in ("none", "gp"):
+        assert len(entries[name]["scores"]["fid"]["values"]) == 2
+        assert entries[name]["failed"] == []
+    assert entries["gp"]["scores"]["fid"]["verdict"] == "undecided"
+    assert entries["gp"]["plugins"]["gp"].startswith("gancore-gp==")
+    assert entries["boom"]["cost"] == {}
+    assert set(entries["gp"]["cost"]) >= {"time_ratio", "flops_ratio", "memory_ratio"}
+    assert entries["none"]["cost"]["flops_ratio"] == 1.0
+    assert entries["gp"]["cost"]["flops_ratio"] > 1.4
+    assert found["budget"] == {"unit": "critic_updates", "count": 4}
+    assert found["environment"]["threads"] == 1
+    assert found["protocol"]["samples"] == 100
+    assert "seed" not in found["protocol"]
+
+
+def test_lines_tell_what_is_done_and_what_is_left(done: tuple[Path, Any]) -> None:
+    _, finished = done
+    lines = finished.stdout.splitlines()
+    assert sum("starts at step 0 of 4" in line for line in lines) == 6
+    assert any(
+        re.search(r"^none seed 0: fid [\d.]+ in 0:\d\d \| \d/6 runs, ", line) for line in lines
+    )
+    assert any(line.startswith("boom seed 1: failed: penalty/gp is inf") for line in lines)
+    assert "\x1b" not in finished.stdout
+
+
+def test_three_files_are_written(done: tuple[Path, Any]) -> None:
+    folder, finished = done
+    text = (folder / "out" / "leaderboard.md").read_text()
+    assert text.strip() in finished.stdout
+    assert "&lt;script&gt;" in text
+    page = (folder / "out" / "leaderboard.html").read_text()
+    assert "<script>penalty" not in page
+    assert "&lt;script&gt;penalty" in page
+
+
+def test_the_jobs_do_not_change_the_scores(done: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = done
+    run(board(tmp_path, seeds=[1]), tmp_path / "out", "--jobs", "1", "--no-cost")
+    one, two = scores(tmp_path / "out"), scores(folder / "out")
+    assert one == {name: [two[name][1]] for name in two}
+
+
+def test_what_is_done_is_not_done_again(done: tuple[Path, Any]) -> None:
+    folder, _ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("scores.json")}
+    assert len(before) == 4
+    again = run(folder / "board.toml", folder / "out")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("scores.json")} == before
+    assert "measuring" not in again.stdout
+    assert again.stdout.count(", done before |") == 4
+    assert again.stdout.count("starts at step") == 2  # those that failed are tried again
+
+
+def test_another_recipe_is_another_run(done: tuple[Path, Any]) -> None:
+    folder, _ = done
+    loaded = Board.load(folder / "board.toml")
+    recipes = loaded.within_budget(loaded.recipes(folder), {})
+    planned = plan(loaded, recipes, folder / "out", device="cpu")
+    assert sum(job.path.is_dir() for job in planned) == 6
+    threads = loaded.model_copy(update={"threads": 2})
+    assert not any(
+        job.path.is_dir() for job in plan(threads, recipes, folder / "out", device="cpu")
+    )
+    changed = {
+        name: each.model_copy(update={"optimizer": each.optimizer.model_copy(update={"lr": 1e-3})})
+        for name, each in recipes.items()
+    }
+    assert not any(job.path.is_dir() for job in plan(loaded, changed, folder / "out", device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("score.samples=99", "score.samples is 99, and 100 in the entry 'none'"),
+        ("data.flip=true", "data.flip is True, and False in the entry 'none'"),
+    ],
+)
+def test_a_board_has_one_protocol(tmp_path: Path, change: str, told: str) -> None:
+    path = board(tmp_path, seeds=[0])
+    path.write_text(path.read_text().replace('["plugin.0.name=gp"]', f'["{change}"]'))
+    loaded = Board.load(path)
+    with pytest.raises(RecipeError, match=told):
+        plan(loaded, loaded.recipes(tmp_path), tmp_path, device="cpu")
+
+
+def test_a_board_that_has_not_begun_has_a_result(tmp_path: Path) -> None:
+    loaded = Board.load(board(tmp_path, seeds=[0]))
+    planned = plan(
+        loaded, loaded.within_budget(loaded.recipes(tmp_path), {}), tmp_path, device="cpu"
+    )
+    found = result(loaded, planned, {})
+    assert [each["missing"] for each in found["entries"]] == [[0], [0], [0]]
+    json.dumps(found, allow_nan=False)
+
+
+def alive(folder: Path) -> list[int]:
+    """Return the processes whose command line names the folder."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in each.read_bytes():
+                found.append(int(each.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_board_goes_on(
+    tmp_path: Path, done: tuple[Path, Any], how: signal.Signals
+) -> None:
+    """With 4,000 steps a run does not end by itself before the signal comes."""
+    path, out = board(tmp_path, seeds=[1], count=4000), tmp_path / "out"
+    with subprocess.Popen(
+        command(path, out, "--no-cost"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as first:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/none-*/checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(first.pid, how)
+        said = first.communicate(timeout=60)[0]
+    deadline = time.monotonic() + 60
+    while alive(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(out), "the run outlived its board"
+    if how == signal.SIGINT:
+        assert first.returncode == 130
+        assert "stopped" in said
+    reached = max(int(each.name[5:]) for each in out.glob("runs/none-*/checkpoints/step-*"))
+    with subprocess.Popen(
+        command(path, out, "--no-cost"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as second:
+        assert second.stdout is not None
+        line = second.stdout.readline()
+        second.terminate()
+        second.communicate(timeout=60)
+    went_on = re.match(r"none seed 1: starts at step (\d+) of 4000", line)
+    assert went_on, line
+    assert int(went_on[1]) >= reached > 0
