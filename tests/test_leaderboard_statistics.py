@@ -13,7 +13,7 @@ from scipy import stats
 from gancore.leaderboard.statistics import Comparison, compare, detectable, holm, summarize
 
 BOARDS = 500
-ENTRIES = 9
+ENTRIES = 5
 
 
 def by_seed(values: list[float]) -> dict[int, float]:
