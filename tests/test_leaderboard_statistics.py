@@ -170,7 +170,6 @@ def test_holm_lies_between_bonferroni_and_none(p: list[float]) -> None:
 def test_more_entries_ask_for_more() -> None:
     scores, baseline = [1.00, 1.02, 0.98, 1.01], [1.04, 1.09, 1.03, 1.02]
     alone = one(scores, baseline)
-    assert alone.verdict == "tie" or alone.p <= 0.05
     wide = compare(
         {str(k): (by_seed(scores), by_seed(baseline)) for k in range(9)}, higher_is_better=False
     )
@@ -183,7 +182,6 @@ def test_a_summary_is_the_median_with_an_interval_inside_the_range() -> None:
     found = summarize([3.0, 1.0, 2.0, 10.0, 4.0])
     assert found.median == 3.0
     assert 1.0 <= found.low <= 3.0 <= found.high <= 10.0
-    assert found == summarize([10.0, 4.0, 3.0, 1.0, 2.0]) or found.median == 3.0
     single = summarize([2.5])
     assert (single.median, single.low, single.high) == (2.5, 2.5, 2.5)
     with pytest.raises(ValueError, match="no values"):
