@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore.errors import ContractError
+from gancore.zeros import StructuralZeros
 
 Critic = Callable[[Tensor], Tensor]
 """Any callable (B, *) → (B,), (B, 1) or (B, 1, 1, 1): an nn.Module, a function, a lambda."""
@@ -30,7 +31,8 @@ def critic_scores(critic: Critic, x: Tensor) -> Tensor:
             f"the critic returned shape {tuple(out.shape)} for {x.shape[0]} samples, expected "
             "(B,), (B, 1) or (B, 1, 1, 1): reduce its output to one score a sample"
         )
-    out = out.reshape(x.shape[0])
+    if out.dim() != 1:
+        out = out.reshape(x.shape[0])
     return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
 
 
@@ -66,7 +68,9 @@ def input_gradient(critic: Critic, x: Tensor) -> Tensor:
     """
     refuse_unfit(critic)
     x = x.detach().requires_grad_()
-    return gradient_of(critic_scores(critic, x), x)
+    with StructuralZeros():
+        scores = critic_scores(critic, x)
+    return gradient_of(scores, x)
 
 
 def gradient_of(scores: Tensor, x: Tensor) -> Tensor:
@@ -108,6 +112,10 @@ def refuse_unfit(critic: Critic, *, allow_batchnorm: bool = False) -> None:
             )
 
 
+Count = int | Callable[[], int]
+"""A number, or what tells it: a compiled update depends on its number only where that is asked."""
+
+
 class _Known(NamedTuple):
     """Scores computed before. It holds x: while it does, no other tensor can have its id."""
 
@@ -120,11 +128,16 @@ class _Known(NamedTuple):
 class _Scores:
     """A critic and the scores that it gave in this step, each computed once."""
 
-    def __init__(self, critic: Critic, labels: Tensor | None, update: int) -> None:
+    def __init__(self, critic: Critic, labels: Tensor | None, update: Count) -> None:
         self.critic = critic
         self.labels = labels
-        self.update = update
+        self._update = update
         self._known: dict[int, _Known] = {}
+
+    @property
+    def update(self) -> int:
+        """Which update this is, from 0."""
+        return self._update if isinstance(self._update, int) else self._update()
 
     def scores(self, x: Tensor) -> Tensor:
         """Return D(x) as (B,) for x (B, *): one forward pass, however often asked."""
@@ -154,7 +167,7 @@ class CriticStep(_Scores):
         fake: Tensor,
         *,
         labels: Tensor | None = None,
-        update: int = 0,
+        update: Count = 0,
         allow_batchnorm: bool = False,
     ) -> None:
         super().__init__(critic, labels, update)
@@ -187,7 +200,9 @@ class CriticStep(_Scores):
                     "grad, or did not when it was scored: call x.requires_grad_() before its first "
                     "use in this step"
                 )
-            self._gradients[id(x)] = gradient_of(self.scores(x), x)
+            with StructuralZeros():
+                scores = self.scores(x)
+            self._gradients[id(x)] = gradient_of(scores, x)
         return self._gradients[id(x)]
 
 
@@ -212,7 +227,7 @@ class GeneratorStep(_Scores):
         *,
         latents: Tensor | None = None,
         labels: Tensor | None = None,
-        update: int = 0,
+        update: Count = 0,
     ) -> None:
         super().__init__(critic, labels, update)
         self.generator = generator
