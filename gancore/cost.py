@@ -101,9 +101,13 @@ class Cost:
 
 @dataclass(eq=False)
 class _Variant:
-    """A trainer, and which of its updates stand for how many of a period."""
+    """A trainer, and which of its updates stand for how many of a period.
+
+    Counted is the same uncompiled: a graph of its own hides what it dispatches.
+    """
 
     trainer: Trainer
+    counted: Trainer
     patterns: dict[int, float]
     counts: list[Counts] = field(default_factory=list)
     rounds: list[float] = field(default_factory=list)
@@ -111,15 +115,20 @@ class _Variant:
     @classmethod
     def of(cls, recipe: Recipe, device: str) -> _Variant:
         built = trainer(recipe, device=device)
-        return cls(built, _patterns(built))
+        plain = built
+        if recipe.train.compile:
+            train = recipe.train.model_copy(update={"compile": False})
+            plain = trainer(recipe.model_copy(update={"train": train}), device=device)
+        return cls(built, plain, _patterns(built))
 
     def count(self) -> bool:
         """Count one update of each pattern; return whether all went well."""
         for update in self.patterns:
-            step = self.trainer.critic_step(update)
+            samples = self.counted.critic_samples(update)
             try:
                 with Counts() as counts:
-                    self.trainer.update_critic(step)
+                    self.counted.update_critic(update, *samples)
+                self.trainer.critic_update(update)  # and let it compile
             except RunError:
                 return False
             self.counts.append(counts)
@@ -128,9 +137,9 @@ class _Variant:
     def time(self) -> None:
         seconds = 0.0
         for update, share in self.patterns.items():
-            step = self.trainer.critic_step(update)
+            samples = self.trainer.critic_samples(update)
             began = time.perf_counter()
-            self.trainer.update_critic(step)  # ends in a copy to the host
+            self.trainer.update_critic(update, *samples)  # ends in a copy to the host
             seconds += share * (time.perf_counter() - began)
         self.rounds.append(seconds)
 

@@ -181,14 +181,26 @@ class Plugins:
         loss: Tensor = self._guard(each, hook, call, step=step)
         return loss
 
+    def due(self, hook: str, update: int) -> dict[str, float]:
+        """Return the penalties whose scale is not 0 in this update, by name, with that scale."""
+        scales = {each.name: self.scale(each, update) for each, _ in self._callers[hook]}
+        return {name: scale for name, scale in scales.items() if scale}
+
     def answer_penalties(
-        self, hook: str, step: CriticStep | GeneratorStep
-    ) -> Iterator[tuple[Loaded, float, Tensor]]:
-        """Yield plugin, scale and penalty, unscaled and unchecked, of each that is due."""
+        self,
+        hook: str,
+        step: CriticStep | GeneratorStep,
+        due: Mapping[str, float | Tensor] | None = None,
+    ) -> Iterator[tuple[Loaded, float | Tensor, Tensor]]:
+        """Yield plugin, scale and penalty, unscaled and unchecked, of each that is due.
+
+        due: scales by name, where they are known already (`due`).
+        """
+        scales = self.due(hook, step.update) if due is None else due
         for each, call in self._callers[hook]:
-            if scale := self.scale(each, step.update):
+            if each.name in scales:
                 for value in self._guard(each, hook, call, step=step):
-                    yield each, scale, value
+                    yield each, scales[each.name], value
 
     def scale(self, penalty: Loaded, update: int) -> float:
         """Return the product of all answers to `penalty_scale` for this penalty.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import trainer
+from PIL import Image
 from torch import nn
 
 from gancore.cost import Counts, _patterns, measure
 from gancore.recipe import Recipe
+from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
 from gancore_r1 import R1
 from gancore_r2 import R2
@@ -38,6 +41,10 @@ def products(layers: list[tuple[int, int]]) -> int:
     """FLOPs of one matrix product a layer, for one half of the batch: 2 a multiply-add."""
     return sum(2 * B * one * other for one, other in layers)
 
+
+BARE = {"name": "dcgan", "norm": "none"}
+RESNET = {"name": "resnet", "width": 32}
+SEEDS = {"name": "wgan_critic", "feature_maps": 32}
 
 F = products(LAYERS)
 """A forward pass of one half; so are its gradients by all weights, and by all inputs."""
@@ -88,6 +95,29 @@ def test_r1_adds_the_gradient_by_the_samples_and_the_way_back_through_it() -> No
     assert found.flops_ratio == pytest.approx(found.flops / bare)
 
 
+def test_the_gradient_penalty_adds_a_forward_pass_its_gradient_and_the_way_back() -> None:
+    """Nothing goes through its forward pass a second time: ReLU's second derivative is no edge.
+
+    To the interpolates' forward pass and gradient comes the way back through the latter as of R1.
+    """
+    found = measure({"gp": recipe({"name": "gp"})}, device="cpu", rounds=1)["gp"]
+    bare = 2 * (F + F + products(LAYERS[1:]))
+    assert found.flops == bare + F + F + F + products(LAYERS[:-1])
+
+
+def test_smooth_critics_pay_for_their_curvature() -> None:
+    """What is above can fail: tanh has a second derivative, which has to be followed."""
+    flops = []
+    for activation in (nn.ReLU, nn.Tanh):
+        made = trainer(plugins=[GradientPenalty()])
+        made.critic.layers[2] = activation()  # type: ignore[index, operator]
+        samples = made.critic_samples(0)
+        with Counts() as counts:
+            made.update_critic(0, *samples)
+        flops.append(counts.flops.total())
+    assert flops[1] > flops[0]
+
+
 @pytest.mark.parametrize("every", [2, 16])
 def test_lazy_costs_its_share(every: int) -> None:
     recipes = {
@@ -126,20 +156,40 @@ def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:
 @pytest.mark.parametrize(
     ("plugins", "critic", "most"),
     [
-        ([{"name": "r1"}], "none", 1.53),
-        ([{"name": "r1"}, {"name": "r2"}], "none", 2.07),
-        ([{"name": "r1"}, {"name": "lazy", "every": 16}], "none", 1.04),
-        ([{"name": "gp"}], "layer", 2.05),
-        ([{"name": "sn"}], "none", 1.01),
-        ([{"name": "clip"}], "none", 1.00),
+        ([{"name": "gp"}], RESNET, 1.70),
+        ([{"name": "gp"}], BARE, 1.70),
+        ([{"name": "gp"}], SEEDS, 2.05),
+        ([{"name": "r1"}], RESNET, 1.53),
+        ([{"name": "r1"}], BARE, 1.53),
+        ([{"name": "r1"}, {"name": "r2"}], RESNET, 2.07),
+        ([{"name": "r1"}, {"name": "r2"}], BARE, 2.07),
+        ([{"name": "r1"}, {"name": "lazy", "every": 16}], RESNET, 1.04),
+        ([{"name": "r1"}, {"name": "lazy", "every": 16}], BARE, 1.04),
+        ([{"name": "sn"}], RESNET, 1.01),
+        ([{"name": "sn"}], BARE, 1.01),
+        ([{"name": "clip"}], RESNET, 1.00),
     ],
     ids=lambda value: "+".join(each["name"] for each in value) if isinstance(value, list) else None,
 )
 def test_no_regularizer_of_a_convolutional_critic_costs_more_than_its_mathematics(
-    plugins: list[dict[str, Any]], critic: str, most: float
+    plugins: list[dict[str, Any]], critic: dict[str, Any], most: float, wide: Path
 ) -> None:
-    made = recipe(*plugins, critic={"name": "dcgan", "norm": critic})
+    sections: dict[str, Any] = {"critic": critic}
+    if critic is not BARE:
+        sections |= {"data": {"name": "folder", "path": str(wide)}}
+        sections |= {"train": {"steps": 1, "batch_size": 4}}
+    made = recipe(*plugins, **sections)
     assert measure({"it": made}, device="cpu", rounds=1)["it"].flops_ratio <= most
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 32×32 images in color."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(8):
+        pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return folder
 
 
 def test_a_recipe_that_fails_is_left_out() -> None:

@@ -22,7 +22,7 @@ ORDER = [
     {"errors"},
     {"hooks"},
     {"options", "entrypoints"},
-    {"plugins"},
+    {"plugins", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},
     {"randomness"},

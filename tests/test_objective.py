@@ -16,7 +16,7 @@ from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.entrypoints import Found
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins, load, wrap
-from gancore.training.objective import objective, to_host
+from gancore.training.objective import Gradients, objective, to_host
 
 Answer = Callable[[Any], Any]
 
@@ -176,19 +176,18 @@ def test_a_penalty_that_trains_nothing_breaks_the_contract() -> None:
         objective(plugins, step(), nullcontext())
 
 
+def found(**terms: float) -> Gradients:
+    return Gradients(tuple(terms), torch.tensor(list(terms.values()), dtype=torch.float64), ())
+
+
 def test_to_host_is_exact() -> None:
-    terms = {"a": torch.tensor(1 / 3), "b": GRAPH * 2, "c": torch.tensor(0.1, dtype=torch.float64)}
-    values = to_host(terms, 3)
-    assert list(values.items()) == [("a", float(torch.tensor(1 / 3))), ("b", 2.0), ("c", 0.1)]
+    values = to_host(found(a=1 / 3, b=0.1), 3)
+    assert list(values.items()) == [("a", 1 / 3), ("b", 0.1)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_to_host_names_the_first_term_that_is_not_finite(value: float) -> None:
-    terms = {
-        "penalty/gp": torch.tensor(1.0),
-        "critic_loss": torch.tensor(value),
-        "d_real": torch.tensor(math.nan),
-    }
+    terms = found(penalty=1.0, critic_loss=value, d_real=math.nan)
     with pytest.raises(NonFiniteError, match=rf"^critic_loss is {value} at update 3; .*Lower"):
         to_host(terms, 3)
 
@@ -204,5 +203,5 @@ def test_to_host_copies_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return original(self)
 
         monkeypatch.setattr(Tensor, name, counted)
-    to_host({str(n): torch.tensor(float(n)) for n in range(20)}, 0)
+    to_host(found(**{f"t{n}": float(n) for n in range(20)}), 0)
     assert [numel for _, numel in copies] == [20]

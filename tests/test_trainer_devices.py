@@ -37,6 +37,7 @@ from gancore.scoring import score
 from gancore.testing import OneDevice
 from gancore.training import Trainer
 from gancore.training.environment import MEMORY_FORMATS, environment
+from gancore.training.objective import Gradients
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
@@ -115,12 +116,18 @@ class BFloat16(TorchFunctionMode):
 
 
 @pytest.fixture
-def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do without what meta tensors lack: generators, autocast, and numbers to copy to the host."""
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Do without what meta tensors lack: generators, autocast, and numbers to copy to the host.
 
-    def none_copied(terms: dict[str, Tensor], update: int) -> dict[str, float]:
-        assert {(term.device.type, term.dim()) for term in terms.values()} == {("meta", 0)}
-        return dict.fromkeys(terms, 0.0)
+    Returns a list to which the size of each copy to the host is added. Any other raises there.
+    """
+    copies: list[int] = []
+
+    def none_copied(found: Gradients, update: int) -> dict[str, float]:
+        assert found.values.is_meta
+        assert found.values.shape == (len(found.names),)
+        copies.append(found.values.nbytes)
+        return dict.fromkeys(found.names, 0.0)
 
     monkeypatch.setattr(TRAINER, "Stream", lambda seed, name, device="cpu": Stream(seed, name))
     monkeypatch.setattr(TRAINER, "to_host", none_copied)
@@ -128,6 +135,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Trainer, "_autocast", lambda self: (BFloat16 if self.train.precision == "bf16" else full)()
     )
+    return copies
 
 
 def updated(subject: Trainer, count: int = 1) -> dict[str, float]:
@@ -163,10 +171,12 @@ PLUGINS: dict[str, list[object]] = {
 LOSSES = ["wasserstein", "hinge", "nonsaturating", "rpgan"]
 
 
-@pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("plugins", PLUGINS.values(), ids=PLUGINS)
-def test_an_update_with_each_plugin_is_on_one_device(plugins: list[object], precision: str) -> None:
+def test_an_update_with_each_plugin_is_on_one_device(
+    plugins: list[object], precision: str, on_meta: list[int]
+) -> None:
+    """And nothing but one small tensor of terms is copied to the host, once."""
     subject = made("dcgan", "meta", plugins=plugins, train={"precision": precision})
     penalties = {
         f"penalty/{each.name}"
@@ -174,6 +184,22 @@ def test_an_update_with_each_plugin_is_on_one_device(plugins: list[object], prec
         if hasattr(each.instance, "penalty")
     }
     assert penalties <= updated(subject, 2).keys()
+    assert len(on_meta) == 4
+    assert max(on_meta) <= 8 * 8
+
+
+def test_a_look_at_a_number_would_raise_there(on_meta: list[int]) -> None:
+    """The test above can fail."""
+
+    @plugin
+    class Looks:
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            scores = step.scores(step.real).square().mean()
+            return scores * (2.0 if scores.item() > 1 else 1.0)
+
+    with pytest.raises(RuntimeError, match="meta"):
+        updated(made("dcgan", "meta", plugins=[Looks()]))
 
 
 @pytest.mark.usefixtures("on_meta")

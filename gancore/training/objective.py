@@ -1,14 +1,16 @@
 """The objective of one update: penalties first, then the loss, all checked against the contract.
 
-Penalties come first so that a penalty's forward pass can serve the loss too.
+Penalties come first so that a penalty's forward pass can serve the loss too. All that is here can
+be compiled, but for the walk through a penalty's graph, which a compiled update leaves out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +33,57 @@ class Objective:
     terms: dict[str, Tensor]
 
 
+Scales = Mapping[str, float | Tensor]
+"""The scales of the penalties that are due, by name; tensors where a graph is made for them."""
+
+
+class Gradients(NamedTuple):
+    """What an update found: its terms, and the gradients of what it trains.
+
+    names      of the terms, as in records
+    values     (T,) the terms, float64
+    gradients  one a parameter, None where the objective does not depend on it
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    gradients: tuple[Tensor | None, ...]
+
+
+def differentiate(
+    plugins: Plugins,
+    step: CriticStep | GeneratorStep,
+    parameters: Sequence[nn.Parameter],
+    autocast: AbstractContextManager[None],
+    due: Scales,
+) -> Gradients:
+    """Return the gradients of this step's objective, and its terms in one small tensor.
+
+    Nothing is left on samples, nor on the other network. Raises as `objective`.
+    """
+    critic = isinstance(step, CriticStep)
+    parts = objective(plugins, step, autocast, due)
+    gradients = torch.autograd.grad(parts.total, parameters, allow_unused=True)
+    terms = dict(parts.terms)
+    with torch.no_grad():
+        if critic:
+            terms["d_real"] = step.scores(step.real).mean()
+            terms["d_fake"] = step.scores(step.fake).mean()
+        norm = nn.utils.get_total_norm([each for each in gradients if each is not None])
+        terms["critic_grad_norm" if critic else "generator_grad_norm"] = norm
+        values = torch.stack(list(terms.values())).double()
+    return Gradients(tuple(terms), values, tuple(gradients))
+
+
 def objective(
-    plugins: Plugins, step: CriticStep | GeneratorStep, autocast: AbstractContextManager[None]
+    plugins: Plugins,
+    step: CriticStep | GeneratorStep,
+    autocast: AbstractContextManager[None],
+    due: Scales | None = None,
 ) -> Objective:
     """Return the loss of this step plus all penalties that are due; only the loss is autocast.
+
+    due: scales of the penalties that are, by name, where they are known already
 
     Raises ContractError for an answer that is no scalar of the right dtype and device, or that
     nothing can be learned from.
@@ -43,13 +92,14 @@ def objective(
     loss_hook, penalty_hook = HOOKS["critic" if critic else "generator"]
     terms = {}
     extra: list[Tensor] = []
-    for each, scale, answer in plugins.answer_penalties(penalty_hook, step):
+    for each, scale, answer in plugins.answer_penalties(penalty_hook, step, due):
         value = _checked(answer, each, penalty_hook, step.real)
-        if (each.name, penalty_hook) not in plugins.proven:
+        proven = torch.compiler.is_compiling() or (each.name, penalty_hook) in plugins.proven
+        if not proven:
             _refuse_unconnected(value, step, each, penalty_hook)
             plugins.proven.add((each.name, penalty_hook))
         terms[f"{penalty_hook}/{each.name}"] = value
-        extra.append(value if scale == 1.0 else scale * value)
+        extra.append((scale.to(value.dtype) if isinstance(scale, Tensor) else scale) * value)
     with autocast:
         total = _checked(plugins.answer_loss(loss_hook, step), plugins.loss, loss_hook, step.real)
     terms[loss_hook] = total
@@ -58,13 +108,12 @@ def objective(
     return Objective(total, terms)
 
 
-def to_host(terms: Mapping[str, Tensor], update: int) -> dict[str, float]:
-    """Copy all terms to the host at once.
+def to_host(found: Gradients, update: int) -> dict[str, float]:
+    """Copy all terms to the host at once: the only thing that an update waits for.
 
     Raises NonFiniteError that names the first that is inf or nan.
     """
-    values = torch.stack([term.detach().double() for term in terms.values()]).tolist()
-    named = dict(zip(terms, values, strict=True))
+    named: dict[str, float] = dict(zip(found.names, found.values.tolist(), strict=True))
     for name, value in named.items():
         if not math.isfinite(value):
             raise NonFiniteError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gancore.errors import ContractError
 from gancore.recipe import Optimizer
 from gancore.training.environment import arranged
+
+FUSED = ("cpu", "cuda")
+"""Devices on which Adam makes its step in one kernel."""
 
 Decay = Literal["none", "linear", "cosine"]
 
@@ -25,17 +28,28 @@ def trainable(module: nn.Module, what: str) -> list[nn.Parameter]:
     return parameters
 
 
-def grad_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return nn.utils.get_total_norm(gradients)
-
-
 def make_optimizer(section: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer that a recipe's section asks for."""
+    """Return the optimizer that a recipe's section asks for, fused where the device has that."""
     if section.name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=section.lr, alpha=section.alpha)
-    return torch.optim.Adam(parameters, lr=section.lr, betas=section.betas)
+    fused = all(each.device.type in FUSED and each.is_floating_point() for each in parameters)
+    return torch.optim.Adam(parameters, lr=section.lr, betas=section.betas, fused=fused or None)
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+) -> None:
+    """Make one optimizer step with these gradients, and keep none of them."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.stride() != parameter.stride():
+            # fused kernels take both to lie alike in memory
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def moving_average(generator: nn.Module, decay: float) -> AveragedModel | None:

@@ -1,0 +1,139 @@
+"""`gan bench`: what regularizers cost, on this machine, with this recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gancore.errors import RunError
+
+if TYPE_CHECKING:
+    from gancore.cost import Cost
+    from gancore.recipe import Recipe
+
+NONE = "none"
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--plugins",
+    "sets",
+    multiple=True,
+    metavar="NAME[+NAME…]",
+    help="Measure these plugins, at their defaults, instead of the recipe's; repeatable.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
+)
+@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to measure.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="How often each is timed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    recipe: Path,
+    sets: tuple[str, ...],
+    overrides: tuple[str, ...],
+    device: str,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """Measure what the critic updates of RECIPE cost, with its plugins and without.
+
+    Ratios are to the same update without plugins. All take turns, and times are medians. FLOPs are
+    those of convolutions and matrix products, exactly as dispatched. Drawing the generated samples
+    is left out.
+    """
+    from gancore.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides)
+    recipes = {NONE: loaded.without([each.alias or each.name for each in loaded.plugin])}
+    own = "+".join(each.alias or each.name for each in loaded.plugin)
+    if own and not sets:
+        recipes[own] = loaded
+    for names in sets:
+        recipes[names] = _with(loaded, names)
+
+    from gancore.cost import measure
+    from gancore.report import display_for
+    from gancore.training.environment import choose_device, environment
+
+    display = display_for(sys.stderr)
+    try:
+        costs = measure(recipes, device=device, rounds=rounds, progress=display.count)
+    finally:
+        display.end()
+    about = environment(choose_device(device), [])
+    del about["plugins"]  # each entry has its own
+    entries = [_entry(name, each, costs.get(name)) for name, each in recipes.items()]
+    if as_json:
+        click.echo(json.dumps({"recipe": loaded.table(), "environment": about, "entries": entries}))
+    else:
+        _show(entries, loaded, about, rounds)
+    if failed := [entry["name"] for entry in entries if entry["cost"] is None]:
+        raise RunError(f"the first update failed, so there is nothing to measure: {failed}")
+
+
+def _with(recipe: Recipe, names: str) -> Recipe:
+    """Return the recipe with these plugins instead of its own. Raises RecipeError."""
+    plugins = [{"name": name} for name in names.split("+")]
+    return type(recipe).parse({**recipe.table(), "plugin": plugins}, where=f"--plugins {names}")
+
+
+def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:
+    from gancore import entrypoints
+
+    found = {
+        each.alias or each.name: entrypoints.get("plugin", each.name) for each in recipe.plugin
+    }
+    return {
+        "name": name,
+        "plugins": {key: f"{each.distribution}=={each.version}" for key, each in found.items()},
+        "cost": cost and asdict(cost),
+    }
+
+
+def _show(
+    entries: list[dict[str, Any]], recipe: Recipe, about: Mapping[str, Any], rounds: int
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    train = recipe.train
+    table = Table(
+        title=f"A critic update of {recipe.critic.name} on {recipe.data.name}, "
+        f"{train.batch_size} samples, {train.precision}{', compiled' if train.compile else ''}",
+        caption=f"medians of {rounds} rounds, {about['device']}, {about['threads']} threads, "
+        f"torch {about['versions']['torch']}; ratios to {NONE}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("plugins")
+    for column in ("ms", "time", "FLOPs", "memory", "operations"):
+        table.add_column(column, justify="right")
+    for entry in entries:
+        cost = entry["cost"]
+        cells = (
+            ["failed"]
+            if cost is None
+            else [
+                f"{cost['seconds'] * 1e3:.1f}",
+                f"{cost['time_ratio']:.2f}×",
+                f"{cost['flops_ratio']:.2f}×",
+                f"{cost['memory_ratio']:.2f}×",
+                f"{cost['operations']:,.0f}",
+            ]
+        )
+        table.add_row(entry["name"], *cells)
+    Console(file=sys.stdout, highlight=False).print(table)

@@ -1,0 +1,194 @@
+"""One network's update up to its optimizer step: from samples to gradients, eager or compiled."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from gancore.plugins import Plugins
+from gancore.step import CriticStep, GeneratorStep
+from gancore.training.objective import HOOKS, Gradients, Scales, differentiate
+
+
+class CompileWarning(UserWarning):
+    """An update goes on without being compiled."""
+
+
+class Update:
+    """The critic's or the generator's update, up to its optimizer step.
+
+    side        "critic" or "generator"
+    step        from tensors and `update=` to what the plugins see; it is compiled too
+    trained     the network whose gradients are wanted
+    networks    all that have a part in it
+    autocast    makes the context of the loss
+    tolerance   how far a graph's gradients may be from eager ones, in units of their norm
+    compiled    compile all this, plugins included, to one graph for each set of penalties that
+                are due together
+
+    A graph is checked when it is made: its gradients against those of the same update without it.
+    If they differ, or something can't be compiled, a CompileWarning says what, and all goes on
+    without.
+    """
+
+    def __init__(
+        self,
+        side: str,
+        plugins: Plugins,
+        step: Callable[..., CriticStep | GeneratorStep],
+        trained: Sequence[nn.Parameter],
+        networks: Sequence[nn.Module],
+        *,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        tolerance: float = 1e-3,
+        compiled: bool = False,
+    ) -> None:
+        self.side = side
+        self.plugins = plugins
+        self.trained = list(trained)
+        self.device = self.trained[0].device
+        self.compiled = compiled
+        self.tell: Callable[[str], None] = lambda text: None
+        self._step = step
+        self._update = 0
+        self._autocast = autocast
+        self._tolerance = tolerance
+        self._networks = list(networks)
+        self._graphs: dict[tuple[str, ...], Callable[..., Gradients]] = {}
+        self._factors: dict[str, tuple[float, Tensor]] = {}
+
+    def __call__(self, update: int, *tensors: Tensor) -> Gradients:
+        """Return terms and gradients. Plugins draw from the global generators as they are."""
+        self._update = update
+        due = self.plugins.due(HOOKS[self.side][1], update)
+        if not self.compiled:
+            return self._eager(due, *tensors)
+        names = tuple(due)
+        factors = {name: self._factor(name, scale) for name, scale in due.items()}
+        if names not in self._graphs:
+            return self._compile(names, factors, *tensors)
+        try:
+            return self._run(self._graphs[names], factors, *tensors)
+        except TorchDynamoException as error:  # where a plugin asks for another graph later on
+            return self._give_up(self._why(names, error), factors, *tensors)
+
+    def _current(self) -> int:
+        return self._update
+
+    def _eager(self, due: Scales, *tensors: Tensor) -> Gradients:
+        update = self._current if torch.compiler.is_compiling() else self._update
+        step = self._step(*tensors, update=update)
+        return differentiate(self.plugins, step, self.trained, self._autocast(), due)
+
+    def _compile(self, names: tuple[str, ...], *arguments: Any) -> Gradients:
+        """Make the graph for these penalties; return what it found, or what was found without."""
+        with self._undone():
+            expected = self._eager(*arguments)
+        what = self._what(names)
+        self.tell(f"compiling {what}")
+        began = time.perf_counter()
+        options: dict[str, Any] = {"fallback_random": True}  # numbers are those of eager mode
+        if self.device.type == "cuda":
+            options["triton.cudagraphs"] = True
+        graph = torch.compile(self._own(self._eager), fullgraph=True, options=options)
+        try:
+            with self._undone():
+                found = self._run(graph, *arguments)
+        except TorchDynamoException as error:
+            return self._give_up(self._why(names, error), *arguments)
+        away = _distance(found, expected)
+        if not away <= self._tolerance:
+            wrong = f"has gradients {away:.2g} of their norm away from the right ones"
+            return self._give_up(f"{what}, compiled, {wrong}", *arguments)
+        self._graphs[names] = graph
+        self.tell(f"compiled in {time.perf_counter() - began:.0f} s")
+        return self._run(graph, *arguments)
+
+    def _run(self, graph: Callable[..., Gradients], *arguments: Any) -> Gradients:
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # without it input gradients are no part of a graph
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return graph(*arguments)
+
+    def _give_up(self, why: str, *arguments: Any) -> Gradients:
+        self.compiled = False
+        warnings.warn(f"{why}; going on without compiling", CompileWarning, stacklevel=2)
+        return self._eager(*arguments)
+
+    def _own(self, method: Any) -> Callable[..., Gradients]:
+        """Return a method with a code object of its own.
+
+        What torch learns of a function's arguments it keeps by its code: with that of another run
+        in this process, whose batches had another size, it would make this one's a variable.
+        """
+        code = method.__code__.replace(co_name=f"{method.__name__}_{next(NUMBERS)}")
+        function = types.FunctionType(code, method.__globals__, closure=method.__closure__)
+        own: Callable[..., Gradients] = function.__get__(self)
+        return own
+
+    def _factor(self, name: str, scale: float) -> Tensor:
+        """Return a penalty's scale as a tensor: one that changes makes no new graph."""
+        last, factor = self._factors.get(name, (None, None))
+        if factor is None or scale != last:
+            factor = torch.tensor(scale, dtype=self.trained[0].dtype, device=self.device)
+            self._factors[name] = (scale, factor)
+        return factor
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Make an update leave no trace: in plugins, buffers and random numbers."""
+        state = copy.deepcopy(self.plugins.state_dict())
+        buffers = [buffer for network in self._networks for buffer in network.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            try:
+                yield
+            finally:
+                self.plugins.load_state_dict(state)
+                with torch.no_grad():
+                    for buffer, value in zip(buffers, before, strict=True):
+                        buffer.copy_(value)
+
+    def _what(self, names: tuple[str, ...]) -> str:
+        return f"the {self.side}'s update" + (f" with {', '.join(names)}" if names else "")
+
+    def _why(self, names: tuple[str, ...], error: TorchDynamoException) -> str:
+        """Return what can't be compiled, in one line, and whose it is."""
+        intro = f"{self._what(names)} can't be compiled: "
+        what = str(error).strip().splitlines()[0]
+        stack = list(getattr(error, "real_stack", None) or [])
+        files = {inspect.getsourcefile(type(each.instance)): each for each in self.plugins.loaded}
+        for frame in reversed(stack):
+            if frame.filename in files:
+                return f"{intro}plugin {files[frame.filename]}, line {frame.lineno}: {what}"
+        where = f"{stack[-1].filename}, line {stack[-1].lineno}: " if stack else ""
+        return intro + where + what
+
+
+NUMBERS = itertools.count()
+
+
+def _distance(found: Gradients, expected: Gradients) -> float:
+    """Return how far gradients, or terms, are from the expected ones, relative to their norm."""
+    pairs = list(zip(found.gradients, expected.gradients, strict=True))
+    if any((one is None) != (other is None) for one, other in pairs):
+        return math.inf
+    there = [(one, other) for one, other in pairs if one is not None and other is not None]
+    total = nn.utils.get_total_norm([other for _, other in there])
+    apart = nn.utils.get_total_norm([one - other for one, other in there])
+    terms = (found.values - expected.values).norm() / expected.values.norm()
+    return max(float(apart / total), float(terms))

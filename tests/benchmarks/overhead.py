@@ -1,0 +1,126 @@
+"""What gancore's Python adds to an update: trainer and hooks beside a loop written by hand.
+
+    python tests/benchmarks/overhead.py [--rounds N] [--updates N] [--json]
+
+Networks of a few weights, so that an update is all overhead. The loop by hand draws its samples,
+makes its losses, steps the same optimizer and copies its terms to the host as gancore does. Times
+are of one critic update, drawing included. Of the hooks, what the calls through pluggy take more
+than calling the same methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from typing import Any
+
+import torch
+from timing import Spread, interleaved
+from torch import nn
+
+from gancore import CriticStep, Trainer
+from gancore.losses import Wasserstein
+from gancore.networks import MLPCritic, MLPGenerator
+from gancore.plugins import Plugins, wrap
+from gancore_gp import GradientPenalty
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--updates", type=int, default=100, help="in a round")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    found = {
+        **updates(arguments.rounds, arguments.updates),
+        **hooks(arguments.rounds, arguments.updates),
+    }
+    if arguments.json:
+        print(json.dumps(found, indent=2, default=vars))
+        return
+    for name, value in found.items():
+        print(f"{name:<58} {value}")
+
+
+def updates(rounds: int, count: int) -> dict[str, Spread]:
+    """Return µs of a critic update without plugins by gancore, by hand, and the difference."""
+    torch.manual_seed(0)
+    generator = MLPGenerator((2,), latent=2, width=4, depth=1)
+    critic = MLPCritic((2,), width=4, depth=1)
+    data = torch.randn(1000, 2)
+    by_hand = [copy.deepcopy(each) for each in (generator, critic)]
+    trainer = Trainer(
+        generator,
+        critic,
+        data,
+        train={"steps": 1, "batch_size": 8},
+        score={"metrics": []},
+        device="cpu",
+    )
+    optimizer = torch.optim.Adam(by_hand[1].parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True)
+    parameters = list(by_hand[1].parameters())
+
+    def ours() -> None:
+        for update in range(count):
+            trainer.critic_update(update)
+
+    def theirs() -> None:
+        G, D = by_hand
+        for _ in range(count):
+            optimizer.zero_grad()
+            real = data[torch.randint(len(data), (8,))]
+            with torch.no_grad():
+                fake = G(torch.randn(8, 2))
+            d_real, d_fake = D(real).mean(), D(fake).mean()
+            loss = d_fake - d_real
+            torch.autograd.backward(loss)
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            torch.stack([loss, d_real, d_fake, norm]).tolist()
+            optimizer.step()
+
+    return differences(
+        "a critic update", interleaved({"ours": ours, "theirs": theirs}, rounds), count
+    )
+
+
+def hooks(rounds: int, count: int) -> dict[str, Spread]:
+    """Return the same of calling one penalty and one loss, which answer at once."""
+    loss, penalty = Wasserstein(), GradientPenalty()
+    plugins = Plugins([wrap(loss), wrap(penalty)])
+    x = torch.zeros(1, 2)
+    critic = nn.Linear(2, 1)
+    step = CriticStep(critic, x, x)
+    step.input_gradient(step.interpolates)
+    step.scores(step.real), step.scores(step.fake)
+
+    def ours() -> None:
+        for _ in range(count):
+            list(plugins.answer_penalties("penalty", step))
+            plugins.answer_loss("critic_loss", step)
+            plugins.post_step(critic, 0)
+
+    def theirs() -> None:
+        for _ in range(count):
+            penalty.penalty(step)
+            loss.critic_loss(step)
+
+    return differences(
+        "the hooks of one", interleaved({"ours": ours, "theirs": theirs}, rounds), count
+    )
+
+
+def differences(what: str, seconds: dict[str, list[float]], count: int) -> dict[str, Any]:
+    """Return µs a time of both, and how much more the first takes."""
+    ours, theirs = ([1e6 * each / count for each in seconds[name]] for name in ("ours", "theirs"))
+    more = [one - other for one, other in zip(ours, theirs, strict=True)]
+    return {
+        f"µs, {what}, gancore": Spread.of(ours),
+        f"µs, {what}, by hand": Spread.of(theirs),
+        f"µs, {what}, more": Spread.of(more),
+    }
+
+
+if __name__ == "__main__":
+    main()

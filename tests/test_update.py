@@ -1,0 +1,327 @@
+"""Updates, compiled: the numbers of eager mode, one graph for each set of penalties that is due."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same, trainer, weights
+from torch import Tensor, nn
+
+from gancore import CriticStep, hookimpl, plugin
+from gancore.cost import Counts
+from gancore.networks import DCGANCritic, DCGANGenerator, ResNetCritic
+from gancore.training import Run, Trainer
+from gancore.training.update import CompileWarning
+from gancore_clip import WeightClipping
+from gancore_cr import ConsistencyRegularization
+from gancore_dragan import DRAGAN
+from gancore_gp import GradientPenalty
+from gancore_lazy import Lazy
+from gancore_lecam import LeCam
+from gancore_r1 import R1
+from gancore_r2 import R2
+from gancore_sn import SpectralNorm
+
+ROOT = Path(__file__).parents[1]
+
+
+class Graphs:
+    """A stand-in for Inductor: runs each graph as it is, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
+    """Trace for real, and leave out Inductor, which takes half a minute a graph."""
+    counted, compile = Graphs(), torch.compile
+
+    def without_inductor(function: Any, *, fullgraph: bool, options: dict[str, Any]) -> Any:
+        assert fullgraph
+        assert options["fallback_random"]
+        return compile(function, fullgraph=fullgraph, backend=counted)
+
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    torch._dynamo.reset()
+    yield counted
+    torch._dynamo.reset()
+
+
+def pair(plugins: Any, **train: Any) -> tuple[Trainer, Trainer]:
+    """Return the same trainer twice: compiled and eager."""
+    made = []
+    for compiled in (True, False):
+        generator = DCGANGenerator((1, 8, 8), latent=4, width=8)
+        critic = DCGANCritic((1, 8, 8), width=8, norm="layer")
+        for seed, network in enumerate((generator, critic)):
+            torch.manual_seed(seed)
+            for parameter in network.parameters():
+                nn.init.normal_(parameter, 0.1, 0.2)
+        samples = torch.Generator().manual_seed(0)
+        made.append(
+            Trainer(
+                generator,
+                critic,
+                torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=samples),
+                plugins=plugins(),
+                train={"steps": 6, "batch_size": 8, "compile": compiled, "ema": 0.5, **train},
+                optimizer={"lr": 1e-2},
+                score={"metrics": []},
+                device="cpu",
+            )
+        )
+    return made[0], made[1]
+
+
+PLUGINS: dict[str, Callable[[], list[object]]] = {
+    "none": list,
+    "gp": lambda: [GradientPenalty()],
+    "gp one-sided": lambda: [GradientPenalty(one_sided=True)],
+    "r1 and r2": lambda: [R1(), R2()],
+    "clip": lambda: [WeightClipping()],
+    "sn": lambda: [SpectralNorm()],
+    "dragan": lambda: [DRAGAN()],
+    "lecam": lambda: [LeCam(warm_up=1)],
+    "cr": lambda: [ConsistencyRegularization(fake_weight=1.0, shift=2)],
+}
+
+
+@pytest.mark.parametrize("plugins", PLUGINS.values(), ids=PLUGINS)
+def test_a_traced_update_is_the_eager_one(plugins: Any, graphs: Graphs) -> None:
+    """Records, weights, moving averages, buffers and plugin states, over three updates."""
+    compiled, eager = pair(plugins)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for update in range(3):
+            for side in ("critic_update", "generator_update"):
+                found, expected = (getattr(each, side)(update) for each in (compiled, eager))
+                assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert graphs.count >= 2
+    for name in ("generator", "critic"):
+        assert_same(weights(getattr(compiled, name)), weights(getattr(eager, name)))
+    states = [each.plugins.state_dict() for each in (compiled, eager)]
+    assert str(states[0]) == str(states[1])
+
+
+def test_each_set_of_penalties_that_is_due_has_one_graph(graphs: Graphs) -> None:
+    """And a scale that changes, or a learning rate, makes no other."""
+
+    @plugin
+    class Fades:
+        @hookimpl
+        def penalty_scale(self, plugin: str, update: int) -> float:
+            return 1 / (1 + update)
+
+    compiled, eager = pair(lambda: [R1(), Lazy(every=2), Fades()])
+    for update in range(6):
+        found, expected = compiled.critic_update(update), eager.critic_update(update)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert graphs.count == 2
+    compiled.generator_update(0)
+    compiled.generator_update(1)
+    assert graphs.count == 3
+
+
+def test_runs_of_one_process_do_not_disturb_each_other(graphs: Graphs) -> None:
+    """Batches of other sizes would be taken for a size that varies, which can't be compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for number, size in enumerate((8, 6, 4)):
+            compiled, eager = pair(lambda: [DRAGAN()], batch_size=size)
+            for update in range(2):
+                found, expected = compiled.critic_update(update), eager.critic_update(update)
+                assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
+            assert graphs.count == number + 1
+
+
+def test_the_penaltys_gradient_is_there(graphs: Graphs) -> None:
+    """Before mid-2026 some operations silently compiled to a dead penalty."""
+    found = []
+    for plugins in ([], [GradientPenalty(weight=100.0)]):
+        compiled, _ = pair(lambda plugins=plugins: plugins)
+        real, fake = compiled.critic_samples(0)
+        found.append(compiled._updates["critic"](0, real, fake))
+    (without, by), names = found, found[1].names
+    assert "penalty/gp" in names
+    assert by.values[names.index("critic_grad_norm")] > 2 * without.values[-1]
+
+
+class Dead(torch.autograd.Function):
+    """x, whose gradient a tracer takes for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+@plugin
+class Wrong:
+    """A gradient penalty through an autograd.Function, which tracing loses (torch 2.14)."""
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        x = step.interpolates
+        (gradient,) = torch.autograd.grad(
+            Dead.apply(step.scores(x)).sum(),
+            x,
+            create_graph=True,
+        )
+        penalty: Tensor = gradient.square().sum()
+        return penalty
+
+
+@plugin
+class Untraceable:
+    """Looks at a number on the host, as a tracer can't."""
+
+    calls: int = 0
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        self.calls += 1
+        scores = step.scores(step.real)
+        return scores.square().mean() * (2.0 if scores.detach().sum().item() > 0 else 1.0)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (Untraceable, r"critic's update with untraceable can't be compiled: plugin untraceable \("),
+        (Wrong, r"critic's update with wrong, compiled, has gradients .* away from the right ones"),
+    ],
+)
+def test_what_cant_be_compiled_is_named_once_and_goes_on_eagerly(
+    broken: Callable[[], object], said: str, graphs: Graphs
+) -> None:
+    compiled, eager = pair(lambda: [broken()])
+    expected = [eager.critic_update(update) for update in range(3)]
+    with pytest.warns(CompileWarning, match=said):
+        found = [compiled.critic_update(0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        found += [compiled.critic_update(update) for update in (1, 2)]
+    assert found == expected
+    assert_same(weights(compiled.critic), weights(eager.critic))
+    assert str(compiled.plugins.state_dict()) == str(eager.plugins.state_dict())
+
+
+def test_a_broken_contract_is_told_as_without(graphs: Graphs) -> None:
+    @plugin
+    class Constant:
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            return torch.ones(())
+
+    compiled, eager = pair(lambda: [Constant()])
+    told = []
+    for each in (compiled, eager):
+        with pytest.raises(Exception, match="a constant") as caught:
+            each.critic_update(0)
+        told.append((type(caught.value), str(caught.value)))
+    assert told[0] == told[1]
+
+
+def test_resume_is_exact(graphs: Graphs, tmp_path: Path) -> None:
+    def made(**train: Any) -> Trainer:
+        sections = {"steps": 6, "batch_size": 8, "compile": True, **train}
+        return trainer(plugins=[GradientPenalty(), Lazy(every=2)], train=sections)
+
+    whole = made().run(tmp_path / "whole")
+    made(max_seconds=1e-9).run(tmp_path / "parts")
+    parts = made().run(tmp_path / "parts", resume=True)
+    one, other = (
+        [{k: v for k, v in record.items() if k != "seconds"} for record in run.records]
+        for run in (whole, parts)
+    )
+    assert one[-1] == other[-1]
+
+
+def test_penalties_share_forwards_and_gradients() -> None:
+    """A second R1 on the same samples costs no product more; and the loss no forward pass."""
+    passes: list[int] = []
+    counted = []
+    for plugins in ({"a": R1(), "c": R2()}, {"a": R1(), "b": R1(gamma=3.0), "c": R2()}):
+        made = trainer(plugins=plugins, train={"steps": 1, "batch_size": 4})
+        made.critic.register_forward_hook(lambda module, inputs, out: passes.append(len(out)))
+        real, fake = made.critic_samples(0)
+        with Counts() as counts:
+            made.update_critic(0, real, fake)
+        counted.append(counts.flops)
+    assert counted[0] == counted[1]
+    assert passes == [4, 4] * 2
+
+
+def test_inductor_itself_end_to_end(tmp_path: Path) -> None:
+    """`train.compile = true` on the command line, with a compiler: the records of eager mode."""
+    records = {}
+    for compiled in ("true", "false"):
+        out = tmp_path / compiled
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "gancore", "run", "recipes/wgan_gp_gaussians8.toml"),
+                *(f"--set=train.compile={compiled}", "--set=train.steps=2", f"--out={out}"),
+                *("--set=score.metrics=[]", "--set=critic.depth=2", "--set=generator.depth=1"),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr
+        assert ("compiling the critic's update with gp" in done.stdout) == (compiled == "true")
+        assert ("compiled in " in done.stdout) == (compiled == "true")
+        records[compiled] = Run.open(out).records[-1]
+    for key, value in records["false"].items():
+        if key != "seconds":
+            assert records["true"][key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+def test_the_resnet_critic_in_one_graph(graphs: Graphs) -> None:
+    """Average pooling, too, keeps its second derivative."""
+    made = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        critic = ResNetCritic((1, 32, 32), width=8)
+        generator = nn.Sequential(nn.Linear(2, 1024), nn.Unflatten(1, (1, 32, 32)))
+        generator.latent = 2  # type: ignore[assignment]
+        made.append(
+            Trainer(
+                generator,
+                critic,
+                torch.randint(0, 256, (9, 1, 32, 32), dtype=torch.uint8),
+                plugins=[GradientPenalty(weight=100.0)],
+                train={"steps": 1, "batch_size": 2, "compile": compiled},
+                score={"metrics": []},
+                device="cpu",
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        found, expected = (each.critic_update(0) for each in made)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert graphs.count == 1
