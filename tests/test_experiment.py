@@ -207,9 +207,17 @@ BY_STEP = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5}
 """What the runs below score: the best is neither the first nor the last."""
 
 
+PROTOCOL = {
+    "reference": {"name": "noise", "split": "all", "samples": 1},
+    "samples": 1,
+    "seed": 0,
+    "versions": {},
+}
+
+
 def by_step(self: Trainer, progress: object = None) -> dict[str, Any]:
     step = int(self.generator_optimizer.state[self.generator_parameters[0]]["step"])
-    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": {}}
+    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": PROTOCOL}
 
 
 def test_the_best_step_is_marked_and_its_checkpoint_kept(
@@ -218,7 +226,7 @@ def test_the_best_step_is_marked_and_its_checkpoint_kept(
     monkeypatch.setattr(Trainer, "scores", by_step)
     recipe = tiny(**{"score.every": 2, "checkpoint.keep": 1, "train.steps": 8})
     run = build(recipe).run(tmp_path / "run")
-    assert run.scores == {"scores": {"fid": 1.5, "isc": 1 / 8}, "protocol": {}}
+    assert run.scores == {"scores": {"fid": 1.5, "isc": 1 / 8}, "protocol": PROTOCOL}
     marked = json.loads((run.checkpoints / "best.json").read_text())
     assert marked == {"step": 4, "score": "fid", "value": 1.0}
     assert sorted(path.name for path in run.checkpoints.glob("step-*")) == [
@@ -250,7 +258,7 @@ def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         Trainer,
         "scores",
-        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": {}},
+        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": PROTOCOL},
     )
     run = build(tiny(**{"score.every": 2})).run(tmp_path / "run")
     assert checkpoint.load_best(run.checkpoints).step == 2

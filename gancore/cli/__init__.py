@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 
@@ -11,6 +12,7 @@ import click
 from gancore.errors import GancoreError
 
 COMMANDS = {
+    "bench": "Measure what a recipe's plugins cost.",
     "compare": "Fail if a leaderboard got worse than an earlier one.",
     "doctor": "Show what this installation can do.",
     "leaderboard": "Run recipes over seeds: which is better, and is it sure?",
@@ -57,6 +59,7 @@ def gan() -> None:
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
+    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
     try:
         gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
@@ -71,7 +74,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
         click.echo(
             f"error: out of memory: {str(error).splitlines()[0]}\n"
@@ -82,6 +85,10 @@ def main() -> None:
 
 
 def _say(error: GancoreError) -> None:
-    click.echo(f"error: {error}", err=True)
+    """Print an error, whatever it quotes: a terminal obeys control characters."""
+    from gancore.options import shown
+
+    for line in f"error: {error}".split("\n"):
+        click.echo(shown(line, 4096), err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
+        click.echo(f"  {shown(note, 4096)}", err=True)

@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gancore.errors import CheckpointError
+from gancore.errors import CheckpointError, InputError
+from gancore.options import shown
+from gancore.recipe import read_text
 from gancore.training.folder import write_text
 
 FORMAT = 1
@@ -28,6 +29,9 @@ INVALID = ".invalid-"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BEST = "best.json"
+COPY_AGAIN = "Copy the run folder anew, or train again"
+LARGEST_TEXT = 64 << 20
+"""Bytes of a manifest or state; ours have two thousand."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -78,52 +82,110 @@ def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
 
 def load_best(folder: Path) -> Checkpoint:
     """Load the checkpoint that scored best. Raises CheckpointError where none is marked."""
-    try:
-        step = json.loads((folder / BEST).read_text())["step"]
-    except FileNotFoundError as error:
+    if not (folder / BEST).exists():
         raise CheckpointError(
             f"{folder} has no best checkpoint: only a run with score.every marks one"
-        ) from error
+        )
+    step = _table(folder / BEST).get("step")
+    if type(step) is not int:
+        raise CheckpointError(f"{folder / BEST} is damaged: it has no step. {COPY_AGAIN}")
     return load(folder / f"step-{step:06d}")
 
 
-def latest(folder: Path, *, mend: bool = False) -> Checkpoint | None:
+def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkpoint | None:
     """Load the latest checkpoint that is whole, or None if there is none.
 
-    mend: sweep the leftovers of an interrupted save and set damaged checkpoints aside under other
-    names; only for whoever goes on with the run, as others may read while it saves.
+    mend: sweep the leftovers of an interrupted save, and where an older checkpoint has to do, set
+    the damaged ones aside under other names; it is called with a line about each. Only for whoever
+    goes on with the run, as others may read while it saves.
 
     Raises CheckpointError when there are checkpoints but all are damaged.
     """
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(leftover)
-    faults = []
-    for _, path in sorted(_steps(folder), reverse=True):
+    faults: dict[Path, str] = {}
+    for step, path in sorted(_steps(folder), reverse=True):
         try:
-            return load(path)
+            found = load(path)
         except CheckpointError as error:
-            faults.append(str(error))
-            if mend:
-                path.rename(folder / f"{INVALID}{path.name}")
+            faults[path] = str(error)
+            continue
+        if mend:
+            for damaged, fault in faults.items():
+                mend(f"{fault} Going on from step {step}")
+                damaged.rename(folder / f"{INVALID}{damaged.name}")
+        return found
     if faults:
-        raise CheckpointError("no checkpoint is whole:\n" + "\n".join(faults))
+        raise CheckpointError("no checkpoint is whole:\n" + "\n".join([*faults.values()][:5]))
     return None
 
 
 def load(path: Path) -> Checkpoint:
-    """Load one checkpoint, all hashes checked. Raises CheckpointError when it is damaged."""
+    """Load one checkpoint, all hashes checked. Raises CheckpointError when it is damaged.
+
+    Its files are what the manifest names, all in its folder, and nothing else is read. Nothing is
+    allocated by what a file says of itself: safetensors first compares that with its size.
+    """
     try:
-        for name, expected in json.loads((path / MANIFEST).read_text()).items():
+        manifest = _table(path / MANIFEST)
+        files = {file.name for file in path.glob("*.safetensors")} | {STATE}
+        if manifest.keys() != files:
+            odd = sorted(manifest.keys() ^ files)[:3]
+            raise CheckpointError(
+                f"{path} is damaged: its manifest and its files differ in "
+                f"{', '.join(map(shown, odd))}. {COPY_AGAIN}"
+            )
+        for name, expected in manifest.items():
             if _sha256(path / name) != expected:
-                raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the saved one")
-        state = json.loads((path / STATE).read_text())
-        tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {state['format']}, this gancore reads {FORMAT}")
+                raise CheckpointError(
+                    f"{path / name} is damaged: its SHA-256 is not the saved one. {COPY_AGAIN}"
+                )
+        state = _table(path / STATE)
+        tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {COPY_AGAIN}") from error
+    if state.get("format") != FORMAT:
+        found = shown(repr(state.get("format")))
+        raise CheckpointError(f"{path} has format {found}, this gancore reads {FORMAT}")
+    if type(state.get("step")) is not int:
+        raise CheckpointError(f"{path / STATE} is damaged: it has no step. {COPY_AGAIN}")
+    tensors.path = path
     return Checkpoint(state["step"], tensors, state)
+
+
+class _Files(dict[str, Tensors]):
+    """Tensors by file; a file that is not there is a CheckpointError for whoever needs it."""
+
+    path: Path
+
+    def __missing__(self, name: str) -> Tensors:
+        raise CheckpointError(f"{self.path} has no {name}.safetensors. {COPY_AGAIN}")
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Read a JSON table. Raises CheckpointError."""
+    try:
+        found: object = json.loads(read_text(path, LARGEST_TEXT))
+        if not isinstance(found, dict):
+            raise ValueError("expected a table")
+    except (InputError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {shown(str(error), 200)}. {COPY_AGAIN}"
+        ) from error
+    return found
+
+
+def _tensors(path: Path) -> Tensors:
+    """Read a safetensors file. Raises CheckpointError for any other, a pickle among them."""
+    try:
+        tensors: Tensors = load_file(path)
+    except Exception as error:  # safetensors' own, and whatever torch makes of an odd dtype
+        reason = shown(str(error), 200)
+        raise CheckpointError(
+            f"{path} is no safetensors file, or a damaged one: {reason}. {COPY_AGAIN}"
+        ) from error
+    return tensors
 
 
 def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -152,19 +214,24 @@ def join_state(tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]) -> di
     """Undo `split_state`."""
     state = {name: dict(values) for name, values in scalars.items()}
     for path, tensor in tensors.items():
-        name, _, key = path.partition("/")
-        state[name][key] = tensor
+        known = [name for name in state if path.startswith(f"{name}/")]
+        name = max(known, key=len, default=path.partition("/")[0])  # a name may hold a slash
+        state[name][path.removeprefix(f"{name}/")] = tensor
     return state
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
     for path in folder.glob("step-*"):
-        if path.name.removeprefix("step-").isdigit():
-            yield int(path.name.removeprefix("step-")), path
+        number = path.name.removeprefix("step-")
+        if number.isascii() and number.isdigit():
+            yield int(number), path
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not path.is_file():  # a device, say, which never ends
+        raise FileNotFoundError(f"{path} is no file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,24 @@ from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import Progress, calibrated, generate, latent_size
 from gancore.scoring import check_scoring, score_generator
-from gancore.step import CriticStep, GeneratorStep
+from gancore.step import Count, CriticStep, GeneratorStep
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint, join_state, split_state
 from gancore.training.environment import arranged, choose_device, environment, place
 from gancore.training.folder import Run
-from gancore.training.objective import objective, to_host
+from gancore.training.objective import to_host
 from gancore.training.optimizers import (
+    apply_gradients,
     decay_factor,
-    grad_norm,
     make_optimizer,
     moving_average,
     optimizer_state,
     restore_optimizer,
     trainable,
 )
+from gancore.training.storage import LOCK, locked, told_when_full
 from gancore.training.tally import Tally
+from gancore.training.update import Update
 
 
 class Trainer:
@@ -108,6 +110,22 @@ class Trainer:
         self._latents = {side: Stream(seed, f"latents/{side}", self.device) for side in SIDES}
         self._mirrors = {side: Stream(seed, f"mirror/{side}", self.device) for side in SIDES}
         self._globals = {side: Stream(seed, f"global/{side}", self.device) for side in SIDES}
+        self._updates = {
+            side: Update(
+                side,
+                self.plugins,
+                step,
+                trained,
+                (self.generator, self.critic),
+                autocast=self._autocast,
+                tolerance=TOLERANCE[self.train.precision],
+                compiled=self.train.compile,
+            )
+            for side, step, trained in (
+                ("critic", self._critic_step, self.critic_parameters),
+                ("generator", self._generator_step, self.generator_parameters),
+            )
+        }
         self.tally = Tally()
         self._final: dict[str, Any] | None = None
         self._stopped = ""
@@ -125,18 +143,26 @@ class Trainer:
         resume  go on from the latest checkpoint, if there is one
         force   resume although the recipe has changed
 
-        Raises InputError when the folder is in use and resume was not asked for, or the recipe
-        has changed; ScoreError for scores that can't be taken; NonFiniteError and ContractError
-        before the optimizer step they concern.
+        Raises InputError when another process runs there, the folder is not empty and resume was
+        not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
+        scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
+        concern.
         """
         check_scoring(self.data, self.score)
         display = display or Display()
         run = Run(Path(out))
+        with locked(run.path), told_when_full(run.path):
+            self._run(run, display, resume=resume, force=force)
+        return run
+
+    def _run(self, run: Run, display: Display, *, resume: bool, force: bool) -> None:
         steps = self.train.steps
         self._stopped = ""
-        start = self._open(run, resume=resume, force=force)
+        start = self._open(run, display, resume=resume, force=force)
         self.plugins.start(run.path, start)
         display.begin(self._title(run, start), start, steps)
+        for each in self._updates.values():
+            each.tell = display.say
         try:
             self._loop(run, start, display)
             plot_curves(run.records, run.curves_path)
@@ -148,7 +174,6 @@ class Trainer:
                 display.say("best: {score} {value:.4g} at step {step}".format(**self.tally.best))
         finally:
             display.end()
-        return run
 
     def stop(self, reason: str) -> None:
         """Ask the loop to save and stop after the generator update that it is in."""
@@ -156,62 +181,37 @@ class Trainer:
 
     def critic_update(self, update: int) -> dict[str, float]:
         """Make one critic update, from 0; return its terms. Raises as `update_critic`."""
-        return self.update_critic(self.critic_step(update))
+        return self.update_critic(update, *self.critic_samples(update))
 
-    def critic_step(self, update: int) -> CriticStep:
-        """Draw what the plugins see in a critic update, fakes included."""
+    def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
+        """Draw the real and the generated samples of a critic update; seed what plugins draw."""
         size = self.train.batch_size
         self._globals["critic"].seed_global(update)
         with torch.no_grad(), self._autocast():
             fake = self.generator(self._noise("critic", update, size)).float()
-        return CriticStep(
-            self.critic,
-            self._real("critic", update, size),
-            fake,
-            update=update,
-            allow_batchnorm=self.train.allow_batchnorm,
-        )
+        return self._real("critic", update, size), fake
 
-    def update_critic(self, step: CriticStep) -> dict[str, float]:
-        """Make the critic update of this step; return its terms.
+    def update_critic(self, update: int, real: Tensor, fake: Tensor) -> dict[str, float]:
+        """Make a critic update with these samples; return its terms.
 
         Raises NonFiniteError before the optimizer step, and ContractError.
         """
-        parts = objective(self.plugins, step, self._autocast())
-        torch.autograd.backward(parts.total, inputs=self.critic_parameters)
-        terms = parts.terms
-        terms["d_real"] = step.scores(step.real).mean()
-        terms["d_fake"] = step.scores(step.fake).mean()
-        terms["critic_grad_norm"] = grad_norm(self.critic_parameters)
-        values = to_host(terms, step.update)
-        self.critic_optimizer.step()
-        self.critic_optimizer.zero_grad(set_to_none=True)
+        found = self._updates["critic"](update, real, fake)
+        values = to_host(found, update)
+        apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
-            self.plugins.post_step(self.critic, step.update)
+            self.plugins.post_step(self.critic, update)
         return values
 
     def generator_update(self, update: int) -> dict[str, float]:
         """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
         size = self.train.generator_batch
         self._globals["generator"].seed_global(update)
-        latents = self._noise("generator", update, size).requires_grad_()
-        with self._autocast():
-            fake = self.generator(latents).float()
-        step = GeneratorStep(
-            self.generator,
-            self.critic,
-            self._real("generator", update, size),
-            fake,
-            latents=latents,
-            update=update,
-        )
-        parts = objective(self.plugins, step, self._autocast())
-        torch.autograd.backward(parts.total, inputs=self.generator_parameters)
-        terms = parts.terms
-        terms["generator_grad_norm"] = grad_norm(self.generator_parameters)
-        values = to_host(terms, update)
-        self.generator_optimizer.step()
-        self.generator_optimizer.zero_grad(set_to_none=True)
+        latents = self._noise("generator", update, size)
+        real = self._real("generator", update, size)
+        found = self._updates["generator"](update, latents, real)
+        values = to_host(found, update)
+        apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
         if self.ema is not None:
             self.ema.update_parameters(self.generator)
         return values
@@ -310,10 +310,10 @@ class Trainer:
         )
         checkpoint.mark_best(run.checkpoints, self.tally.best)
 
-    def _open(self, run: Run, *, resume: bool, force: bool) -> int:
+    def _open(self, run: Run, display: Display, *, resume: bool, force: bool) -> int:
         """Prepare the folder and return the step to start at."""
-        found = checkpoint.latest(run.checkpoints, mend=True) if resume else None
-        if not resume and run.path.is_dir() and any(run.path.iterdir()):
+        found = checkpoint.latest(run.checkpoints, mend=display.say) if resume else None
+        if not resume and any(path.name != LOCK for path in run.path.iterdir()):
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
@@ -328,7 +328,10 @@ class Trainer:
         return start
 
     def _restore(self, found: Checkpoint, *, force: bool) -> None:
-        changes = differences(found.state["recipe"], self.recipe)
+        saved = found.state.get("recipe")
+        if not isinstance(saved, dict):
+            raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
+        changes = differences(saved, self.recipe)
         if changes and not force:
             raise InputError(
                 "the recipe has changed since the checkpoint, so this would be another run:\n"
@@ -350,9 +353,9 @@ class Trainer:
             self.plugins.load_state_dict(
                 join_state(found.tensors["plugins"], found.state["plugins"])
             )
-        except (RuntimeError, KeyError, ValueError) as error:
+            self.tally = Tally.of(found.state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-        self.tally = Tally.of(found.state)
 
     def _title(self, run: Run, start: int) -> str:
         names = ", ".join(each.name for each in self.plugins.loaded)
@@ -373,9 +376,22 @@ class Trainer:
         index = self._orders[side].take(update * size, size)
         return arranged(self.data.batch(index, mirror=mirror))
 
+    def _critic_step(self, real: Tensor, fake: Tensor, *, update: Count) -> CriticStep:
+        allow = self.train.allow_batchnorm
+        return CriticStep(self.critic, real, fake, update=update, allow_batchnorm=allow)
+
+    def _generator_step(self, latents: Tensor, real: Tensor, *, update: Count) -> GeneratorStep:
+        latents = latents.detach().requires_grad_()
+        with self._autocast():
+            fake = self.generator(latents).float()
+        return GeneratorStep(
+            self.generator, self.critic, real, fake, latents=latents, update=update
+        )
+
     def _autocast(self) -> AbstractContextManager[None]:
-        enabled = self.train.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        if self.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _set_rates(self, step: int) -> None:
         rate = self.optimizer.lr * decay_factor(self.optimizer.decay, step, self.train.steps)
@@ -398,6 +414,9 @@ class Trainer:
 
 
 SIDES = ("critic", "generator")
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+"""How far gradients of a compiled update may be from those without, in units of their norm."""
 
 
 def _plugins(loss: object, plugins: Sequence[object] | Mapping[str, object]) -> Plugins:

@@ -1,0 +1,80 @@
+"""What can happen to a run's folder: two runs in it, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gancore.errors import InputError, RunError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run's folder to this process.
+
+    The kernel takes the lock back however the process ends, so that none is ever stale: a file that
+    a killed one left locks nothing. Raises InputError when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    handle = _acquired(path)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquired(path: Path) -> int:
+    """Return a handle that holds the lock. Raises InputError."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BlockingIOError as error:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            raise InputError(
+                f"{path.parent} is in use by {holder or 'another process'}: wait until that ends, "
+                "or choose another --out"
+            ) from error
+        os.close(handle)  # its holder has just ended, and deleted it
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""What a write fails with when no more can be written."""
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """Turn a write that failed for want of room into a RunError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None) or _errno(str(error))
+        if number not in FULL:
+            raise
+        raise RunError(
+            f"{folder} can't be written to: {os.strerror(number)}. What was saved before is whole: "
+            "make room, and go on with --resume"
+        ) from error
+
+
+def _errno(text: str) -> int | None:
+    """Return the error number that safetensors names in its text."""
+    found = re.search(r"\(os error (\d+)\)|code: (\d+)", text)
+    return int(found[1] or found[2]) if found else None
