@@ -7,6 +7,7 @@ dataclass fields), validated by their annotations. Authors never write a check.
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -15,6 +16,12 @@ from gancore.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
+
+MOST_FAULTS = 20
+"""Lines that a message has at most."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
@@ -103,25 +110,41 @@ def explain(
 ) -> str:
     """Return a line for each fault: file, key path, what was expected, did you mean.
 
-    `known(path)` names the keys that the table at `path` may have.
+    `known(path)` names the keys that the table at `path` may have. What was given is cut short,
+    and so are more than twenty lines; control characters are escaped.
     """
     lines = []
-    for fault in error.errors(include_url=False):
+    for fault in error.errors(include_url=False)[:MOST_FAULTS]:
         path = fault["loc"]
-        key = ".".join(map(str, path))
+        key = shown(".".join(map(str, path)))
         place = f"{where}: {key}" if key else where
         match fault["type"]:
             case "extra_forbidden":
-                hint = did_you_mean(str(path[-1]), known(path[:-1]))
+                hint = did_you_mean(shown(str(path[-1])), known(path[:-1]))
                 lines.append(f"{place}: unknown key.{hint}")
             case "unavailable":
-                lines.append(f"{place}: {fault['msg']}")
+                lines.append(f"{place}: {shown(fault['msg'], 1000)}")
             case "missing":
                 lines.append(f"{place}: missing; it has no default")
             case _:
-                expected = fault["msg"].removeprefix("Input should be ")
-                lines.append(f"{place}: expected {expected}, got {fault['input']!r}")
+                expected = shown(fault["msg"].removeprefix("Input should be "), 1000)
+                lines.append(
+                    f"{place}: expected {expected}, got {shown(_SHORT.repr(fault['input']))}"
+                )
+    if error.error_count() > MOST_FAULTS:
+        lines.append(f"{where}: and {error.error_count() - MOST_FAULTS} more")
     return "\n".join(lines)
+
+
+def shown(text: str, longest: int = 100) -> str:
+    """Return text from elsewhere as a message may hold it: cut short, control characters escaped.
+
+    Nothing of it then moves a terminal's cursor, or ends the line.
+    """
+    cut = text if len(text) <= longest else f"{text[:longest]}…"
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut
+    )
 
 
 def _adapter(known: Mapping[str, inspect.Parameter]) -> TypeAdapter[dict[str, Any]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 INCEPTION = "inception-v3-compat"
 CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -22,6 +25,65 @@ NAMES = {
 
 HIGHER_IS_BETTER = frozenset({"isc", "precision", "recall", "modes", "quality"})
 """Of all the others, lower is better."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("unavailable", "expected text without control characters")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+"""Text that a page or terminal may show."""
+
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""A finite number of a size that statistics can square."""
+
+Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Stored(BaseModel):
+    """What a JSON file has at least, of which other code makes use unasked."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Features(Stored):
+    """The features that scores were taken in; points have none."""
+
+    extractor: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.+-]{1,100}$")
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{8,64}$")
+
+    @model_validator(mode="after")
+    def _with_weights(self) -> Self:
+        if self.extractor is not None and self.weights_sha256 is None:
+            raise PydanticCustomError("unavailable", "an extractor without weights_sha256")
+        return self
+
+
+class Reference(Stored):
+    """The real samples."""
+
+    name: Text
+    split: Text
+    samples: Whole
+
+
+class Protocol(Features):
+    """All that is shown of how scores were taken."""
+
+    reference: Reference
+    samples: Whole
+    seed: Whole
+    versions: dict[Text, Text]
+
+    @model_validator(mode="after")
+    def _with_versions(self) -> Self:
+        if self.extractor is not None and "torch-fidelity" not in self.versions:
+            raise PydanticCustomError(
+                "unavailable", "an extractor without torch-fidelity's version"
+            )
+        return self
 
 
 def better(key: str, value: float, than: float) -> bool:

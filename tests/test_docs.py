@@ -30,7 +30,7 @@ from gancore.plugins import HOOKS, Loaded, Plugins, load
 from gancore.recipe import Recipe
 from gancore.testing import CHECKS, Subject, check_plugin
 from gancore.training import check
-from gancore.training.objective import objective, to_host
+from gancore.training.objective import Gradients, objective, to_host
 
 ROOT = Path(__file__).parent.parent
 DOCS = {name: (ROOT / "docs" / name).read_text("utf-8") for name in ("plugins.md", "functions.md")}
@@ -366,7 +366,7 @@ FAULTS: list[Callable[[Path], object]] = [
         step(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
     ),
     lambda site: (lambda s: s.scores(s.real))(step(lambda x: (x.sum(1), x))),
-    lambda site: to_host({"penalty/lp": torch.tensor(torch.nan)}, 7),
+    lambda site: to_host(Gradients(("penalty/lp",), torch.tensor([torch.nan]), ()), 7),
     lambda site: answering(lambda step: step.interplates),
 ]
 

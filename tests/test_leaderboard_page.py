@@ -78,6 +78,8 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
             "platform": "Linux",
             "device": "cpu",
             "device_name": "",
+            "threads": 1,
+            "git": None,
         },
     )
     for k, step in enumerate(SCORED):

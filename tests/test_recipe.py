@@ -147,12 +147,6 @@ def test_absurd_nesting_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "a = " + "[" * 3000 + "]" * 3000).startswith("r.toml")
 
 
-def test_compile_has_its_own_line(tmp_path: Path) -> None:
-    line = "r.toml: train.compile: this version of gancore can't compile updates yet: "
-    assert refusal(tmp_path, BASE, ["train.compile=true"]).startswith(line)
-    assert load(tmp_path, BASE, ["train.compile=false"]).train.compile is False
-
-
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     lines = refusal(tmp_path, "[train]\nsteps = '3'\nseeed = 1\n[sampel]\n").splitlines()
     keys = {line.split(": ")[1] for line in lines}

@@ -36,7 +36,7 @@ def leaderboard(board: Path, out: Path | None, jobs: int, device: str, cost: boo
     from gancore.leaderboard.sweep import plan, sweep
 
     loaded = Board.load(board)
-    out = out or Path("boards", board.stem)
+    out = out or Path("boards", board.stem.lstrip(".") or "board")
     recipes = loaded.recipes(board.parent)
     with BoardDisplay(loaded, jobs, sys.stdout) as display:
         spent = {}

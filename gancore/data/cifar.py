@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -118,6 +119,7 @@ def _parse(content: bytes, where: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images (n, 3, 32, 32) and labels (n,) of one file."""
     expected = "expected CIFAR-10's pickle of data (n, 3072) and labels (n)"
     try:
+        _refuse_absurd(content)
         table = _Reader(io.BytesIO(content), encoding="bytes").load()
         fields = {_text(key): value for key, value in table.items()}
         images, labels = fields["data"].pixels(), fields["labels"]
@@ -135,6 +137,16 @@ def _parse(content: bytes, where: str) -> tuple[torch.Tensor, torch.Tensor]:
                 f"Get it from {URL}, or use your own images by data.name = 'folder'"
             )
     return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
+
+
+def _refuse_absurd(content: bytes) -> None:
+    """Raise ValueError for a pickle that numbers more things than it can hold.
+
+    The reader would make a table of that many: six bytes ask for 32 GiB.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
+            raise ValueError(f"a memo of {argument} things")
 
 
 class _Array:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, to_json
 
 from gancore.errors import RecipeError
-from gancore.options import explain
+from gancore.options import explain, shown
+from gancore.protocol import NAMES
 from gancore.recipe import Count, Recipe, Section, read_toml
+
+Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
 
 
 class Budget(Section):
@@ -33,7 +36,7 @@ class Entry(Section):
     )
     label: str | None = Field(default=None, max_length=200, description="what tables show")
     recipe: str | None = Field(default=None, description="its own recipe instead of the board's")
-    set: tuple[str, ...] = Field(default=(), description="overrides, each key=value")
+    set: Overrides = Field(default=(), description="overrides, each key=value")
 
 
 class Board(Section):
@@ -41,12 +44,12 @@ class Board(Section):
 
     recipe: str
     baseline: str
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
+    seeds: tuple[Annotated[int, Field(le=2**63 - 1)], ...] = Field(min_length=1, max_length=1000)
     threads: int = Field(default=1, ge=1, le=1024, description="of each run, whatever the jobs")
     metric: str | None = Field(
         default=None, description="the score that ranks; the first if absent"
     )
-    set: tuple[str, ...] = Field(default=(), description="overrides for all entries")
+    set: Overrides = Field(default=(), description="overrides for all entries")
     budget: Budget | None = None
     entry: tuple[Entry, ...] = Field(min_length=1, max_length=1000)
 
@@ -61,6 +64,10 @@ class Board(Section):
                 "baseline: there is no entry {name}; there is {names}",
                 {"name": repr(self.baseline), "names": ", ".join(names)},
             )
+        if self.metric is not None and self.metric not in NAMES:
+            raise PydanticCustomError(
+                "unavailable", "metric: expected one of {names}", {"names": ", ".join(NAMES)}
+            )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")
         return self
@@ -72,7 +79,7 @@ class Board(Section):
         try:
             return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
         except ValidationError as error:
-            raise RecipeError(explain(error, str(path), _known_keys)) from error
+            raise RecipeError(explain(error, shown(str(path), 4096), _known_keys)) from error
 
     def recipes(self, folder: Path) -> dict[str, Recipe]:
         """Return each entry's recipe, as yet without the budget. Raises RecipeError.

@@ -13,8 +13,19 @@ import torch
 
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
-from gancore.recipe import Recipe
+from gancore.protocol import Number, Stored
+from gancore.recipe import Recipe, read_json
 from gancore.training.folder import write_text
+
+LARGEST = 16 << 20
+"""Bytes of costs.json; ours have a thousand."""
+
+
+class Kept(Stored):
+    """costs.json."""
+
+    key: str
+    costs: dict[str, dict[str, Number | None]]
 
 
 def measure_costs(
@@ -34,7 +45,7 @@ def measure_costs(
     about = [device, board.threads, {name: each.table() for name, each in recipes.items()}]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)
         if kept["key"] == key:
             found: dict[str, dict[str, Any]] = kept["costs"]
             return found

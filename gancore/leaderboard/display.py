@@ -132,5 +132,6 @@ def _scores(done: Sequence[Job], metric: str | None) -> str:
     found = [job.run.scores["scores"] for job in done]  # type: ignore[index]
     if not found:
         return ""
-    key = metric or next(iter(found[0]))
-    return f"{key} {statistics.median(each[key] for each in found):.4g}"
+    key = metric or next(iter(found[0]), "")
+    values = [each[key] for each in found if key in each]
+    return f"{key} {statistics.median(values):.4g}" if values else ""

@@ -2,30 +2,70 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from gancore.errors import InputError
 from gancore.leaderboard.statistics import Comparison, compare
-from gancore.protocol import HIGHER_IS_BETTER
+from gancore.options import shown
+from gancore.protocol import HIGHER_IS_BETTER, Features, Number, Stored, Text, Whole
+from gancore.recipe import read_json
 
 FORMAT = 1
 """Of leaderboard.json."""
 
 
+LARGEST = 64 << 20
+"""Bytes of leaderboard.json; ours have forty thousand."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+
+
+class Values(Stored):
+    """One score of an entry, seed by seed."""
+
+    values: list[Number] = Field(max_length=1000)
+    seeds: list[Whole] = Field(max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(set(self.seeds)) == len(self.seeds) == len(self.values):
+            raise PydanticCustomError("unavailable", "expected different seeds, a value for each")
+        return self
+
+
+class Entry(Stored):
+    """A row of the table."""
+
+    name: Name
+    scores: dict[Name, Values] = Field(max_length=100)
+
+
+class Leaderboard(Stored):
+    """What the gate uses of a leaderboard.json."""
+
+    format: Literal[1]
+    metric: str = Field(pattern=r"^[A-Za-z0-9_.+-]{0,64}$")
+    higher_is_better: list[Name] = Field(max_length=100)
+    entries: list[Entry] = Field(min_length=1, max_length=1000)
+    protocol: Features
+    budget: Annotated[dict[Text, Text | int | float], Field(max_length=20)] | None
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len({entry.name for entry in self.entries}) < len(self.entries):
+            raise PydanticCustomError("unavailable", "two entries have one name")
+        return self
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a leaderboard.json. Raises InputError for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise InputError(f"{path}: is no leaderboard.json of this version of gan leaderboard")
-    return found
+    remedy = "This is no leaderboard.json of this version: gan leaderboard BOARD makes one"
+    return read_json(path, Leaderboard, remedy, largest=LARGEST)
 
 
 def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -33,11 +73,11 @@ def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in ("budget", "protocol"):
         one, other = _flat(before[key]), _flat(after[key])
-        lines += [
-            f"{key}.{name}: was {one.get(name)!r}, is {other.get(name)!r}"
-            for name in sorted({*one, *other})
-            if one.get(name) != other.get(name) and not name.startswith("versions.")
-        ]
+        for name in sorted({*one, *other}):
+            was, now = one.get(name), other.get(name)
+            if was != now and not name.startswith("versions."):
+                place = shown(f"{key}.{name}")
+                lines.append(f"{place}: was {shown(repr(was))}, is {shown(repr(now))}")
     return lines
 
 
@@ -49,7 +89,7 @@ def gate(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> di
     if differences := unlike(before, after):
         raise InputError(
             "these leaderboards can't be compared:\n"
-            + "\n".join(f"  {line}" for line in differences)
+            + "\n".join(f"  {line}" for line in differences[:20])
             + "\nRun both boards under one protocol and budget"
         )
     scores = [
@@ -63,7 +103,8 @@ def gate(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> di
     pairs = {name: (scores[1][name], scores[0][name]) for name in scores[0] if name in scores[1]}
     if not pairs:
         known = sorted({key for entry in before["entries"] for key in entry["scores"]})
-        raise InputError(f"no entry has {metric!r} in both; there is {', '.join(known)}")
+        names = shown(", ".join(known) or "none", 1000)
+        raise InputError(f"no entry has {metric!r} in both; there is {names}")
     return compare(pairs, higher_is_better=metric in HIGHER_IS_BETTER)
 
 

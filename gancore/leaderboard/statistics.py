@@ -152,7 +152,7 @@ def _compare(scores: BySeed, baseline: BySeed, *, log: bool, family: int) -> Com
             least = detectable(deviation, count, ALPHA / family)
         else:  # all differences are one number: sure, unless that is none
             p = 1.0 if mean == 0 else 0.0
-    back = math.exp if log else float
+    back = _exp if log else float
     return Comparison(
         seeds_compared=count,
         scale="ratio" if log else "difference",
@@ -162,6 +162,11 @@ def _compare(scores: BySeed, baseline: BySeed, *, log: bool, family: int) -> Com
         p=p,
         detectable=None if least is None else back(least),
     )
+
+
+def _exp(value: float) -> float:
+    """Return e to the power of a number; neither 0 nor inf, whatever that is."""
+    return math.exp(min(max(value, -700.0), 700.0))
 
 
 def _decided(

@@ -17,6 +17,7 @@ from typing import Any
 
 from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
+from gancore.options import shown
 from gancore.recipe import Recipe
 from gancore.training import Run
 from gancore.training.environment import choose_device, environment
@@ -125,7 +126,7 @@ def sweep(
     for job in jobs:
         if job.path.is_dir() and job.run.scores is not None:
             job.state = "done"
-            job.seconds = float(job.run.records[-1]["seconds"])
+            job.seconds = float(next((each["seconds"] for each in job.run.records[-1:]), 0.0))
     waiting = [job for job in jobs if job.state == "waiting"]
     running: dict[Job, subprocess.Popen[bytes]] = {}
     with _interruptible() as stopped:
@@ -179,7 +180,7 @@ def _finish(job: Job, code: int) -> None:
     lines = _log(job).read_text(errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    job.error = (errors or lines or [how])[-1].removeprefix("error: ")
+    job.error = shown((errors or lines or [how])[-1].removeprefix("error: "), 1000)
 
 
 def _log(job: Job) -> Path:

@@ -31,7 +31,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]
         cells.append(runs(entry))
         lines.append(_row(cells))
-    return "\n".join([*lines, "", *(f"{_escaped(line)}  " for line in notes(found)), ""])
+    return "\n".join([*lines, "", *(f"{_line(line)}  " for line in notes(found)), ""])
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
@@ -154,6 +154,11 @@ def _list(seeds: Sequence[int]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _line(text: str) -> str:
+    """Return a paragraph of Markdown, whatever its text begins with: no list, heading or code."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", _escaped(text).strip())
 
 
 def _escaped(text: str) -> str:

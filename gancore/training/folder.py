@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,48 @@ from typing import Any
 import tomli_w
 
 from gancore.errors import InputError
-from gancore.recipe import Recipe
+from gancore.options import shown
+from gancore.protocol import Number, Protocol, Stored, Text, Whole
+from gancore.recipe import Recipe, read_json, read_text, read_toml
+
+LARGEST = 1 << 20
+"""Bytes of scores.json and environment.json; ours have two thousand."""
+
+LARGEST_NUMBER = 1e100
+"""What no record comes near to, and figures can be drawn of."""
+
+LARGEST_METRICS = 1 << 30
+"""Bytes of metrics.jsonl: some three million records."""
+
+TRAIN_AGAIN = "Copy the run folder anew, or train again"
+
+
+class Scores(Stored):
+    """scores.json."""
+
+    scores: dict[Text, Number]
+    protocol: Protocol
+    spread: Number | None = None
+
+
+class Git(Stored):
+    """The state of the sources."""
+
+    commit: Text
+    dirty: bool
+
+
+class Environment(Stored):
+    """environment.json."""
+
+    versions: dict[Text, Text]
+    plugins: dict[Text, Text]
+    python: Text
+    platform: Text
+    device: Text
+    device_name: Text
+    threads: Whole
+    git: Git | None
 
 
 @dataclass(frozen=True)
@@ -84,36 +124,52 @@ class Run:
 
     @property
     def recipe_table(self) -> dict[str, Any]:
-        """The resolved recipe as it stands in the file."""
-        return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
+        """The resolved recipe as it stands in the file. Raises RecipeError."""
+        return read_toml(self.recipe_path)
 
     @property
     def seed(self) -> int:
-        """The seed of the run."""
-        seed: int = self.recipe_table["train"]["seed"]
-        return seed
+        """The seed of the run. Raises RecipeError."""
+        return self.recipe.train.seed
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions, plugins, device and the like."""
-        found: dict[str, Any] = json.loads(self.environment_path.read_text(encoding="utf-8"))
-        return found
+        """Versions, plugins, device and the like. Raises InputError for a broken file."""
+        return read_json(self.environment_path, Environment, TRAIN_AGAIN, largest=LARGEST)
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records so far; a last line that was cut off is left out."""
+        """The records so far; a last line that was cut off is left out.
+
+        Raises InputError with the line that is broken.
+        """
         if not self.metrics_path.is_file():
             return []
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = read_text(self.metrics_path, LARGEST_METRICS).split("\n")[:-1]
+        return [self._record(line, number) for number, line in enumerate(lines, 1)]
+
+    def _record(self, line: str, number: int) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except (ValueError, RecursionError):
+            found = {}
+        if not _is_record(found):
+            raise InputError(
+                f"{shown(str(self.metrics_path), 4096)}: line {number}: expected finite numbers, "
+                f"step and seconds among them, got {shown(line)}. {TRAIN_AGAIN}"
+            )
+        return found
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """{"scores": {…}, "protocol": {…}}, or None before scoring."""
+        """{"scores": {…}, "protocol": {…}}, or None before scoring.
+
+        Raises InputError for a broken file.
+        """
         if not self.scores_path.is_file():
             return None
-        scores: dict[str, Any] = json.loads(self.scores_path.read_text(encoding="utf-8"))
-        return scores
+        remedy = "Delete it, and score the run again: gan score RUN"
+        return read_json(self.scores_path, Scores, remedy, largest=LARGEST)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record."""
@@ -132,6 +188,19 @@ class Run:
     def write_json(self, path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one of the run's JSON files."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _is_record(found: object) -> bool:
+    """Whether this is numbers by what they are of. Plain code: a board reads records often."""
+    return (
+        isinstance(found, dict)
+        and {"step", "seconds"} <= found.keys()
+        and type(found["step"]) is int
+        and all(
+            type(value) in (int, float) and abs(value) < LARGEST_NUMBER and key.isprintable()
+            for key, value in found.items()
+        )
+    )
 
 
 def write_text(path: Path, text: str) -> None:
