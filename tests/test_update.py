@@ -115,6 +115,17 @@ def test_a_traced_update_is_the_eager_one(plugins: Any, graphs: Graphs) -> None:
     assert str(states[0]) == str(states[1])
 
 
+def test_half_precision_stays_that_of_the_loss_alone(graphs: Graphs) -> None:
+    compiled, eager = pair(lambda: [GradientPenalty()], precision="bf16")
+    _, single = pair(lambda: [GradientPenalty()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        found = compiled.critic_update(0) | compiled.generator_update(0)
+    expected = eager.critic_update(0) | eager.generator_update(0)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert found["critic_loss"] != single.critic_update(0)["critic_loss"]
+
+
 def test_each_set_of_penalties_that_is_due_has_one_graph(graphs: Graphs) -> None:
     """And a scale that changes, or a learning rate, makes no other."""
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import cProfile
 import json
+import pstats
 from typing import Any
 
 import torch
@@ -36,6 +38,7 @@ def main() -> None:
     found = {
         **updates(arguments.rounds, arguments.updates),
         **hooks(arguments.rounds, arguments.updates),
+        **profile(arguments.updates),
     }
     if arguments.json:
         print(json.dumps(found, indent=2, default=vars))
@@ -44,21 +47,24 @@ def main() -> None:
         print(f"{name:<58} {value}")
 
 
-def updates(rounds: int, count: int) -> dict[str, Spread]:
-    """Return µs of a critic update without plugins by gancore, by hand, and the difference."""
+def small() -> Trainer:
+    """Return a trainer of networks of a few weights."""
     torch.manual_seed(0)
-    generator = MLPGenerator((2,), latent=2, width=4, depth=1)
-    critic = MLPCritic((2,), width=4, depth=1)
-    data = torch.randn(1000, 2)
-    by_hand = [copy.deepcopy(each) for each in (generator, critic)]
-    trainer = Trainer(
-        generator,
-        critic,
-        data,
+    return Trainer(
+        MLPGenerator((2,), latent=2, width=4, depth=1),
+        MLPCritic((2,), width=4, depth=1),
+        torch.randn(1000, 2),
         train={"steps": 1, "batch_size": 8},
         score={"metrics": []},
         device="cpu",
     )
+
+
+def updates(rounds: int, count: int) -> dict[str, Spread]:
+    """Return µs of a critic update without plugins by gancore, by hand, and the difference."""
+    trainer = small()
+    by_hand = [copy.deepcopy(each) for each in (trainer.generator, trainer.critic)]
+    data = trainer.data.samples
     optimizer = torch.optim.Adam(by_hand[1].parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True)
     parameters = list(by_hand[1].parameters())
 
@@ -109,6 +115,30 @@ def hooks(rounds: int, count: int) -> dict[str, Spread]:
     return differences(
         "the hooks of one", interleaved({"ours": ours, "theirs": theirs}, rounds), count
     )
+
+
+def profile(count: int) -> dict[str, str]:
+    """Return the share of an update's time that a profile finds in gancore's and pluggy's lines.
+
+    What they call in torch is left out. A profiler slows Python more than torch, so that the true
+    share is smaller.
+    """
+    trainer = small()
+    trainer.critic_update(0)
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for update in range(10 * count):
+        trainer.critic_update(update)
+    profiler.disable()
+    entries = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    whole = sum(entry[2] for entry in entries.values())
+    shares = {
+        "gancore": sum(e[2] for (path, *_), e in entries.items() if "gancore/" in path),
+        "pluggy": sum(e[2] for (path, *_), e in entries.items() if "pluggy/" in path),
+    }
+    return {
+        f"%, of a profile, in {name}": f"{100 * own / whole:.1f}" for name, own in shares.items()
+    }
 
 
 def differences(what: str, seconds: dict[str, list[float]], count: int) -> dict[str, Any]:

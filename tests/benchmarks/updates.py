@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -142,14 +143,18 @@ def compare(case: Case, subject: Subject, rounds: int, *, compiled: bool) -> dic
         case.textbook(plain, optimizer, *(each.clone() for each in samples))
 
     samples = trainer.critic_samples(0)  # which seeds the random numbers of an update, too
+    began = time.perf_counter()
     norm = ours()
+    first = time.perf_counter() - began
     samples = trainer.critic_samples(0)
     theirs()
     gradients = [each.grad for each in plain.parameters() if each.grad is not None]
     if not case.normalized and abs(float(nn.utils.get_total_norm(gradients)) / norm - 1) > 1e-3:
         raise SystemExit("the two sides have different gradients")
     found: dict[str, Any] = {}
-    if not compiled:
+    if compiled:
+        found["s, first update, compilation included"] = first
+    else:
         flops = []
         for way in (ours, theirs):
             with Counts() as counts:
@@ -183,7 +188,7 @@ def main() -> None:
         if not arguments.json:
             print(name, f"(asked: {asked[name]})" if asked.get(name) else "")
             for what, value in found.items():
-                print(f"  {what:<20} {value if isinstance(value, Spread) else f'{value:.3f}'}")
+                print(f"  {what:<40} {value if isinstance(value, Spread) else f'{value:.3f}'}")
     if arguments.json:
         print(json.dumps({"threads": torch.get_num_threads()} | everything, indent=2, default=vars))
 
