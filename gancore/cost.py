@@ -128,7 +128,8 @@ class _Variant:
             try:
                 with Counts() as counts:
                     self.counted.update_critic(update, *samples)
-                self.trainer.critic_update(update)  # and let it compile
+                if self.counted is not self.trainer:
+                    self.trainer.critic_update(update)  # which compiles it
             except RunError:
                 return False
             self.counts.append(counts)

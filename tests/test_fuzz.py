@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
-from gancore.recipe import CONTROLS, Recipe
+from gancore.reading import CONTROLS
+from gancore.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 NIGHTLY = os.environ.get("GANCORE_NIGHTLY") == "1"

@@ -22,7 +22,7 @@ ORDER = [
     {"errors"},
     {"hooks"},
     {"options", "entrypoints"},
-    {"plugins", "zeros"},
+    {"plugins", "reading", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},
     {"randomness"},

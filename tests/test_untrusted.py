@@ -37,7 +37,8 @@ from gancore.leaderboard.board import Board
 from gancore.leaderboard.gate import gate, read, regressed
 from gancore.leaderboard.sweep import Job, _finish
 from gancore.leaderboard.text import markdown
-from gancore.recipe import LARGEST, Recipe
+from gancore.reading import LARGEST
+from gancore.recipe import Recipe
 from gancore.training import Run, checkpoint, load_critic, load_generator
 from gancore.training import trainer as build
 

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError, to_json
 from gancore.errors import RecipeError
 from gancore.options import explain, shown
 from gancore.protocol import NAMES
-from gancore.recipe import Count, Recipe, Section, read_toml
+from gancore.reading import read_toml
+from gancore.recipe import Count, Recipe, Section
 
 Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
 

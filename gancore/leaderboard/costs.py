@@ -14,7 +14,8 @@ import torch
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
 from gancore.protocol import Number, Stored
-from gancore.recipe import Recipe, read_json
+from gancore.reading import read_json
+from gancore.recipe import Recipe
 from gancore.training.folder import write_text
 
 LARGEST = 16 << 20

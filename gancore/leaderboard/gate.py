@@ -13,7 +13,7 @@ from gancore.errors import InputError
 from gancore.leaderboard.statistics import Comparison, compare
 from gancore.options import shown
 from gancore.protocol import HIGHER_IS_BETTER, Features, Number, Stored, Text, Whole
-from gancore.recipe import read_json
+from gancore.reading import read_json
 
 FORMAT = 1
 """Of leaderboard.json."""

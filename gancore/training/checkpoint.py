@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
-from gancore.recipe import read_text
+from gancore.reading import read_text
 from gancore.training.folder import write_text
 
 FORMAT = 1

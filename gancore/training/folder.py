@@ -13,7 +13,8 @@ import tomli_w
 from gancore.errors import InputError
 from gancore.options import shown
 from gancore.protocol import Number, Protocol, Stored, Text, Whole
-from gancore.recipe import Recipe, read_json, read_text, read_toml
+from gancore.reading import read_json, read_text, read_toml
+from gancore.recipe import Recipe
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""
