@@ -1,8 +1,7 @@
-"""The trainer: the loop, its two updates, and everything a run writes."""
+"""The trainer: two networks, their data, loss and plugins, and the two updates."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
-from gancore.errors import CheckpointError, InputError
+from gancore.errors import InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.randomness import Order, Stream
 from gancore.recipe import Checkpoint as CheckpointSection
-from gancore.recipe import Log, Optimizer, Sample, Score, Train, differences
-from gancore.report import Display, plot_curves, save_grid
-from gancore.sampling import Progress, calibrated, generate, latent_size
+from gancore.recipe import Log, Optimizer, Sample, Score, Train
+from gancore.report import Display
+from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
 from gancore.step import Count, CriticStep, GeneratorStep
-from gancore.training import checkpoint
-from gancore.training.checkpoint import Checkpoint, join_state, split_state
-from gancore.training.environment import arranged, choose_device, environment, place
+from gancore.training.checkpoint import Tensors, join_state, split_state
+from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
@@ -35,8 +33,8 @@ from gancore.training.optimizers import (
     restore_optimizer,
     trainable,
 )
-from gancore.training.storage import LOCK, locked, told_when_full
-from gancore.training.tally import Tally
+from gancore.training.session import Session
+from gancore.training.storage import locked, told_when_full
 from gancore.training.update import Update
 
 
@@ -126,9 +124,7 @@ class Trainer:
                 ("generator", self._generator_step, self.generator_parameters),
             )
         }
-        self.tally = Tally()
-        self._final: dict[str, Any] | None = None
-        self._stopped = ""
+        self._session: Session | None = None
 
     def run(
         self,
@@ -149,35 +145,17 @@ class Trainer:
         concern.
         """
         check_scoring(self.data, self.score)
-        display = display or Display()
-        run = Run(Path(out))
-        with locked(run.path), told_when_full(run.path):
-            self._run(run, display, resume=resume, force=force)
-        return run
-
-    def _run(self, run: Run, display: Display, *, resume: bool, force: bool) -> None:
-        steps = self.train.steps
-        self._stopped = ""
-        start = self._open(run, display, resume=resume, force=force)
-        self.plugins.start(run.path, start)
-        display.begin(self._title(run, start), start, steps)
+        session = self._session = Session(self, Run(Path(out)), display or Display())
         for each in self._updates.values():
-            each.tell = display.say
-        try:
-            self._loop(run, start, display)
-            plot_curves(run.records, run.curves_path)
-            if self._stopped:
-                display.say(f"{self._stopped}: saved in {run.path}; go on with --resume")
-            elif self.score.metrics:
-                run.write_json(run.scores_path, self._final or self.scores(display.count))
-            if self.tally.best:
-                display.say("best: {score} {value:.4g} at step {step}".format(**self.tally.best))
-        finally:
-            display.end()
+            each.tell = session.display.say
+        with locked(session.run.path), told_when_full(session.run.path):
+            session.go(resume=resume, force=force)
+        return session.run
 
     def stop(self, reason: str) -> None:
-        """Ask the loop to save and stop after the generator update that it is in."""
-        self._stopped = reason
+        """Ask the run that goes on to save and stop after the generator update that it is in."""
+        if self._session is not None:
+            self._session.stopped = reason
 
     def critic_update(self, update: int) -> dict[str, float]:
         """Make one critic update, from 0; return its terms. Raises as `update_critic`."""
@@ -232,61 +210,20 @@ class Trainer:
             progress=progress,
         )
 
-    def _loop(self, run: Run, start: int, display: Display) -> None:
-        steps, critic_steps = self.train.steps, self.train.critic_steps
-        began = time.perf_counter() - self.tally.seconds
-        session = time.perf_counter()
-        for step in range(start, steps):
-            self._set_rates(step)
-            for number in range(critic_steps):
-                values = self.critic_update(step * critic_steps + number)
-                self.tally.remember_penalties(values)
-            values |= self.generator_update(step)
-            self.tally.remember_penalties(values)
-            done = step + 1
-            last = done == steps
-            self.tally.seconds = time.perf_counter() - began
-            record = self._record(done, values)
-            display.advance(done, record)
-            scored = self.score.every and self.score.metrics and done % self.score.every == 0
-            if scored:
-                found = self.scores(display.count)
-                record |= {f"score/{key}": value for key, value in found["scores"].items()}
-                self.tally.remember_best(done, found["scores"])
-                self._final = found if last else None
-            if last or step == 0 or done % self.log.every == 0 or scored:
-                run.append(record)
-                self.plugins.log(record)
-                display.record(record)
-            if last or done % self.sample.every == 0:
-                self._save_samples(run, done)
-            if self.train.max_seconds and time.perf_counter() - session > self.train.max_seconds:
-                self.stop(f"train.max_seconds is over after step {done}")
-            if last or scored or self._stopped or done % self.checkpoint.every == 0:
-                self._save(run, done)
-            if self._stopped and not last:
-                return
-        self._stopped = ""
+    def set_rates(self, step: int) -> None:
+        """Set both learning rates to what they are at a generator update."""
+        rate = self.optimizer.lr * decay_factor(self.optimizer.decay, step, self.train.steps)
+        for optimizer in (self.generator_optimizer, self.critic_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
-    def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        terms = {key: value for key, value in values.items() if "/" not in key}
-        return {
-            "update": step * self.train.critic_steps,
-            "step": step,
-            "seconds": round(self.tally.seconds, 3),
-            **terms,
-            "wasserstein": values["d_real"] - values["d_fake"],
-            **self.tally.penalties,
-        }
+    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+        """Return all that training has changed: tensors by file, and what plugins keep as JSON.
 
-    def _save_samples(self, run: Run, step: int) -> None:
-        samples = generate(self.sampler(), self.sample.count, seed=self.train.seed)
-        save_grid(samples, run.sample_path(step), like=self.data.samples)
-        self.plugins.sample(samples, step)
-
-    def _save(self, run: Run, step: int) -> None:
+        Raises CheckpointError for a plugin that keeps anything else.
+        """
         plugin_tensors, plugin_scalars = split_state(self.plugins.state_dict())
-        tensors = {
+        tensors: dict[str, Tensors] = {
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "optimizers": {
@@ -297,72 +234,19 @@ class Trainer:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
-        state = {
-            **self.tally.state(),
-            "plugins": plugin_scalars,
-            "recipe": self.recipe,
-        }
-        checkpoint.save(
-            run.checkpoints,
-            Checkpoint(step, tensors, state),
-            keep=self.checkpoint.keep,
-            best=self.tally.best["step"] if self.tally.best else None,
-        )
-        checkpoint.mark_best(run.checkpoints, self.tally.best)
+        return tensors, plugin_scalars
 
-    def _open(self, run: Run, display: Display, *, resume: bool, force: bool) -> int:
-        """Prepare the folder and return the step to start at."""
-        found = checkpoint.latest(run.checkpoints, mend=display.say) if resume else None
-        if not resume and any(path.name != LOCK for path in run.path.iterdir()):
-            raise InputError(
-                f"{run.path} is not empty: go on with it by --resume, or choose another --out"
-            )
-        if found is not None:
-            self._restore(found, force=force)
-        start = found.step if found else 0
-        run.write_recipe(self.recipe)
-        run.write_json(run.environment_path, environment(self.device, self.plugins.loaded))
-        run.cut_records(start)
-        if run.scores is not None and start < self.train.steps:
-            run.scores_path.unlink()
-        return start
-
-    def _restore(self, found: Checkpoint, *, force: bool) -> None:
-        saved = found.state.get("recipe")
-        if not isinstance(saved, dict):
-            raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        changes = differences(saved, self.recipe)
-        if changes and not force:
-            raise InputError(
-                "the recipe has changed since the checkpoint, so this would be another run:\n"
-                + "\n".join(f"  {line}" for line in changes)
-                + "\nUndo that, choose another --out, or resume all the same by --force"
-            )
-        if found.step > self.train.steps:
-            raise InputError(
-                f"the checkpoint is at step {found.step}, beyond train.steps = {self.train.steps}: "
-                "raise train.steps, or choose another --out"
-            )
-        try:
-            self.generator.load_state_dict(found.tensors["generator"])
-            self.critic.load_state_dict(found.tensors["critic"])
-            if self.ema is not None:
-                self.ema.load_state_dict(found.tensors["ema"])
-            restore_optimizer("generator", self.generator_optimizer, found.tensors["optimizers"])
-            restore_optimizer("critic", self.critic_optimizer, found.tensors["optimizers"])
-            self.plugins.load_state_dict(
-                join_state(found.tensors["plugins"], found.state["plugins"])
-            )
-            self.tally = Tally.of(found.state)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-
-    def _title(self, run: Run, start: int) -> str:
-        names = ", ".join(each.name for each in self.plugins.loaded)
-        begin = f"from step {start} " if start else ""
-        return (
-            f"{run.path}: {names}; {self.data.name} on {self.device}; {begin}seed {self.train.seed}"
-        )
+    def load_state(
+        self, tensors: Mapping[str, Tensors], plugins: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Go on from what `state` returned. Raises RuntimeError, KeyError where it does not fit."""
+        self.generator.load_state_dict(tensors["generator"])
+        self.critic.load_state_dict(tensors["critic"])
+        if self.ema is not None:
+            self.ema.load_state_dict(tensors["ema"])
+        restore_optimizer("generator", self.generator_optimizer, tensors["optimizers"])
+        restore_optimizer("critic", self.critic_optimizer, tensors["optimizers"])
+        self.plugins.load_state_dict(join_state(tensors["plugins"], plugins))
 
     def _noise(self, side: str, update: int, size: int) -> Tensor:
         generator = self._latents[side].at(update)
@@ -392,12 +276,6 @@ class Trainer:
         if self.train.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _set_rates(self, step: int) -> None:
-        rate = self.optimizer.lr * decay_factor(self.optimizer.decay, step, self.train.steps)
-        for optimizer in (self.generator_optimizer, self.critic_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
 
     def _described(self) -> dict[str, Any]:
         """Return a recipe table for networks and data that no recipe can name."""

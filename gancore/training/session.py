@@ -1,0 +1,176 @@
+"""A session: what one process makes of a run, from opening its folder to the end, or to a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gancore.errors import CheckpointError, InputError
+from gancore.recipe import differences
+from gancore.report import Display, plot_curves, save_grid
+from gancore.sampling import generate
+from gancore.training import checkpoint
+from gancore.training.checkpoint import Checkpoint
+from gancore.training.environment import environment
+from gancore.training.folder import Run
+from gancore.training.storage import LOCK
+from gancore.training.tally import Tally
+
+if TYPE_CHECKING:
+    from gancore.training.trainer import Trainer
+
+
+class Session:
+    """Makes a trainer's run in a folder: opens it, loops, records, samples, saves and scores.
+
+    `stopped` is why the loop is to save and stop after the update that it is in; empty if it isn't.
+    """
+
+    def __init__(self, trainer: Trainer, run: Run, display: Display) -> None:
+        self.trainer = trainer
+        self.run = run
+        self.display = display
+        self.tally = Tally()
+        self.stopped = ""
+        self._scores: dict[str, Any] | None = None
+
+    def go(self, *, resume: bool, force: bool) -> None:
+        """Make the run, or the rest of it. Raises as `Trainer.run`."""
+        start = self._open(resume=resume, force=force)
+        self.trainer.plugins.start(self.run.path, start)
+        self.display.begin(self._title(start), start, self.trainer.train.steps)
+        try:
+            self._loop(start)
+            plot_curves(self.run.records, self.run.curves_path)
+            if self.stopped:
+                self.display.say(f"{self.stopped}: saved in {self.run.path}; go on with --resume")
+            elif self.trainer.score.metrics:
+                scores = self._scores or self.trainer.scores(self.display.count)
+                self.run.write_json(self.run.scores_path, scores)
+            if best := self.tally.best:
+                self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
+        finally:
+            self.display.end()
+
+    def _loop(self, start: int) -> None:
+        trainer, train = self.trainer, self.trainer.train
+        began = time.perf_counter()
+        before = self.tally.seconds
+        for step in range(start, train.steps):
+            trainer.set_rates(step)
+            for number in range(train.critic_steps):
+                values = trainer.critic_update(step * train.critic_steps + number)
+                self.tally.remember_penalties(values)
+            values |= trainer.generator_update(step)
+            self.tally.remember_penalties(values)
+            seconds = time.perf_counter() - began
+            self.tally.seconds = before + seconds
+            done = step + 1
+            if train.max_seconds and seconds > train.max_seconds:
+                self.stopped = f"train.max_seconds is over after step {done}"
+            self._after(done, values, last=done == train.steps)
+            if self.stopped and done < train.steps:
+                return
+        self.stopped = ""
+
+    def _after(self, step: int, values: Mapping[str, float], *, last: bool) -> None:
+        """Do what is due after a generator update: score, record, sample, save."""
+        trainer = self.trainer
+        record = self._record(step, values)
+        self.display.advance(step, record)
+        score = trainer.score
+        scored = bool(score.metrics and score.every and step % score.every == 0)
+        if scored:
+            found = trainer.scores(self.display.count)
+            record |= {f"score/{key}": value for key, value in found["scores"].items()}
+            self.tally.remember_best(step, found["scores"])
+            self._scores = found if last else None
+        if last or step == 1 or step % trainer.log.every == 0 or scored:
+            self.run.append(record)
+            trainer.plugins.log(record)
+            self.display.record(record)
+        if last or step % trainer.sample.every == 0:
+            self._save_samples(step)
+        if last or scored or self.stopped or step % trainer.checkpoint.every == 0:
+            self._save(step)
+
+    def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+        terms = {key: value for key, value in values.items() if "/" not in key}
+        return {
+            "update": step * self.trainer.train.critic_steps,
+            "step": step,
+            "seconds": round(self.tally.seconds, 3),
+            **terms,
+            "wasserstein": values["d_real"] - values["d_fake"],
+            **self.tally.penalties,
+        }
+
+    def _save_samples(self, step: int) -> None:
+        trainer = self.trainer
+        samples = generate(trainer.sampler(), trainer.sample.count, seed=trainer.train.seed)
+        save_grid(samples, self.run.sample_path(step), like=trainer.data.samples)
+        trainer.plugins.sample(samples, step)
+
+    def _save(self, step: int) -> None:
+        tensors, plugins = self.trainer.state()
+        state = {**self.tally.state(), "plugins": plugins, "recipe": self.trainer.recipe}
+        best = self.tally.best
+        checkpoint.save(
+            self.run.checkpoints,
+            Checkpoint(step, tensors, state),
+            keep=self.trainer.checkpoint.keep,
+            best=best["step"] if best else None,
+        )
+        checkpoint.mark_best(self.run.checkpoints, best)
+
+    def _open(self, *, resume: bool, force: bool) -> int:
+        """Prepare the folder, restore the trainer, and return the step to start at."""
+        run = self.run
+        found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
+        if not resume and any(path.name != LOCK for path in run.path.iterdir()):
+            raise InputError(
+                f"{run.path} is not empty: go on with it by --resume, or choose another --out"
+            )
+        if found is not None:
+            self._restore(found, force=force)
+        start = found.step if found else 0
+        run.write_recipe(self.trainer.recipe)
+        about = environment(self.trainer.device, self.trainer.plugins.loaded)
+        run.write_json(run.environment_path, about)
+        run.cut_records(start)
+        if run.scores is not None and start < self.trainer.train.steps:
+            run.scores_path.unlink()
+        return start
+
+    def _restore(self, found: Checkpoint, *, force: bool) -> None:
+        saved = found.state.get("recipe")
+        if not isinstance(saved, dict):
+            raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
+        changes = differences(saved, self.trainer.recipe)
+        if changes and not force:
+            raise InputError(
+                "the recipe has changed since the checkpoint, so this would be another run:\n"
+                + "\n".join(f"  {line}" for line in changes)
+                + "\nUndo that, choose another --out, or resume all the same by --force"
+            )
+        steps = self.trainer.train.steps
+        if found.step > steps:
+            raise InputError(
+                f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
+                "raise train.steps, or choose another --out"
+            )
+        try:
+            self.trainer.load_state(found.tensors, found.state["plugins"])
+            self.tally = Tally.of(found.state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+
+    def _title(self, start: int) -> str:
+        trainer = self.trainer
+        names = ", ".join(each.name for each in trainer.plugins.loaded)
+        begin = f"from step {start} " if start else ""
+        return (
+            f"{self.run.path}: {names}; {trainer.data.name} on {trainer.device}; "
+            f"{begin}seed {trainer.train.seed}"
+        )
