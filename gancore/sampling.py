@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.optim.swa_utils import update_bn
 from gancore.data import to_uint8
 from gancore.errors import InputError
 from gancore.randomness import Stream
+from gancore.ranks import Ranks
 
 BATCH = 256
 """Latents a batch: part of what identifies samples, so it is fixed."""
@@ -43,7 +44,7 @@ def calibrated(generator: nn.Module, seed: int) -> nn.Module:
     device = next(generator.parameters()).device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         Stream(seed, "global/calibration", device).seed_global(0)  # for dropout
-        update_bn(_latents(generator, seed, "calibration", CALIBRATION_BATCHES), generator)
+        update_bn(_latents(generator, seed, "calibration", range(CALIBRATION_BATCHES)), generator)
     return generator.eval()
 
 
@@ -54,23 +55,31 @@ def generate(
     *,
     seed: int,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
 
     A function of the generator, its device and the seed; the first n of many are the
     n of few. Mode and gradients of the generator are left alone: `calibrated` comes first.
+
+    ranks: processes that share the work; the first has the samples, the others have none (0, …)
     """
-    batches = []
-    for latents in _latents(generator, seed, "samples", -(-count // BATCH)):
+    ranks = ranks or Ranks()
+    numbers = range(ranks.index, -(-count // (BATCH * ranks.count)) * ranks.count, ranks.count)
+    batches: list[Tensor] = []
+    for latents in _latents(generator, seed, "samples", numbers):
         samples = generator(latents)
-        batches.append((to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu())
+        samples = (to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu()
+        batches += ranks.gather(samples)
         if progress:
             progress("sampling", min(len(batches) * BATCH, count), count)
-    return torch.cat(batches)[:count]
+    return torch.cat(batches)[:count] if batches else samples[:0]
 
 
-def _latents(generator: nn.Module, seed: int, stream: str, batches: int) -> Iterator[Tensor]:
+def _latents(
+    generator: nn.Module, seed: int, stream: str, numbers: Iterable[int]
+) -> Iterator[Tensor]:
     device = next(generator.parameters()).device
     source = Stream(seed, f"latents/{stream}", device)
-    for number in range(batches):
+    for number in numbers:
         yield torch.randn(BATCH, latent_size(generator), generator=source.at(number), device=device)

@@ -116,6 +116,10 @@ Count = int | Callable[[], int]
 """A number, or what tells it: a compiled update depends on its number only where that is asked."""
 
 
+Average = Callable[[Tensor], Tensor]
+"""Makes the mean over all processes of what each has."""
+
+
 class _Known(NamedTuple):
     """Scores computed before. It holds x: while it does, no other tensor can have its id."""
 
@@ -128,16 +132,29 @@ class _Known(NamedTuple):
 class _Scores:
     """A critic and the scores that it gave in this step, each computed once."""
 
-    def __init__(self, critic: Critic, labels: Tensor | None, update: Count) -> None:
+    def __init__(
+        self, critic: Critic, labels: Tensor | None, update: Count, average: Average | None
+    ) -> None:
         self.critic = critic
         self.labels = labels
         self._update = update
+        self._average = average
         self._known: dict[int, _Known] = {}
 
     @property
     def update(self) -> int:
         """Which update this is, from 0."""
         return self._update if isinstance(self._update, int) else self._update()
+
+    def averaged(self, statistic: Tensor) -> Tensor:
+        """Return the mean of a statistic of this batch over all processes of the run, detached.
+
+        Under torchrun a step has this process's part of the batch alone. Penalties that are means
+        over samples need not care; whatever else is made of the batch (a moving average of scores,
+        a standard deviation) has to be the same everywhere. On one process it is the statistic.
+        """
+        value = statistic.detach()
+        return value if self._average is None else self._average(value)
 
     def scores(self, x: Tensor) -> Tensor:
         """Return D(x) as (B,) for x (B, *): one forward pass, however often asked."""
@@ -169,8 +186,9 @@ class CriticStep(_Scores):
         labels: Tensor | None = None,
         update: Count = 0,
         allow_batchnorm: bool = False,
+        average: Average | None = None,
     ) -> None:
-        super().__init__(critic, labels, update)
+        super().__init__(critic, labels, update, average)
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
         self._allow_batchnorm = allow_batchnorm
@@ -228,8 +246,9 @@ class GeneratorStep(_Scores):
         latents: Tensor | None = None,
         labels: Tensor | None = None,
         update: Count = 0,
+        average: Average | None = None,
     ) -> None:
-        super().__init__(critic, labels, update)
+        super().__init__(critic, labels, update, average)
         self.generator = generator
         self.real = real
         self.fake = fake

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,47 +47,68 @@ def run(
     dropped: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Train, regularize and score RECIPE."""
+    """Train, regularize and score RECIPE.
+
+    Under torchrun, all its processes train it together: torchrun --nproc-per-node 2 -m gancore run
+    """
     from gancore.recipe import Recipe
 
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
-    loaded = Recipe.load(recipe, overrides).without(dropped)
+    with _as_one():
+        loaded = Recipe.load(recipe, overrides).without(dropped)
 
-    from gancore.report import display_for
-    from gancore.training import default_folder, trainer
+        from gancore.report import display_for
+        from gancore.training import default_folder, trainer
 
-    built = trainer(loaded, device=device)
-    if dry_run:
-        from gancore.cli.dry_run import show
+        built = trainer(loaded, device=device)
+        if dry_run:
+            from gancore.cli.dry_run import show
 
-        show(built)
-        return
-    with _stopping_on_signals(built):
-        done = built.run(
-            out or default_folder(recipe.stem, loaded),
-            resume=resume,
-            force=force,
-            display=display_for(sys.stdout),
-        )
-    _show(done)
+            show(built)
+            return
+        with _stopping_on_signals(built):
+            done = built.run(
+                out or default_folder(recipe.stem, loaded),
+                resume=resume,
+                force=force,
+                display=display_for(sys.stdout),
+            )
+        if built.ranks.is_first:
+            _show(done)
+
+
+def _as_one() -> AbstractContextManager[None]:
+    """Return the context in which processes that torchrun started speak with one voice."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()  # without a look at torch, which takes seconds to import
+    from gancore.ranks import told_once
+
+    return told_once()
 
 
 @contextmanager
 def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM finish the update and save; the second exits at once."""
+    """Let the first SIGINT or SIGTERM finish the update and save; the second exits at once.
+
+    Under torchrun each comes twice, from it and from whoever sent it there, and while an error is
+    told: none exits at once, as torchrun kills what takes longer than 30 seconds.
+    """
+    from gancore.ranks import is_under_torchrun
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
+        if not is_under_torchrun():
+            for each in previous:
+                signal.signal(each, signal.SIG_DFL)
         trainer.stop(f"stopped by {signal.Signals(number).name}")
 
     previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        if not is_under_torchrun():
+            for each, handler in previous.items():
+                signal.signal(each, handler)
 
 
 def _show(done: Run) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
+from gancore.ranks import Ranks
 from gancore.recipe import Score
 from gancore.sampling import Progress, generate
 from gancore.scoring.fidelity import check_images, score
@@ -22,13 +23,33 @@ def score_generator(
     seed: int,
     device: torch.device | str,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Sample a calibrated generator and score it: {"scores": …, "protocol": …, "spread": …}.
 
     The samples are those that `gan sample` writes. The spread is their total variance, in pixels
     or coordinates, as a share of the real data's: near 0 where a generator has collapsed.
+
+    ranks: processes that share the sampling; the first scores, the others return {} after it
     """
-    samples = generate(generator, section.samples, seed=seed, progress=progress)
+    ranks = ranks or Ranks()
+    samples = generate(generator, section.samples, seed=seed, progress=progress, ranks=ranks)
+    found = {}
+    if ranks.is_first:
+        found = _score(samples, data, section, seed=seed, device=device, progress=progress)
+    ranks.wait()
+    return found
+
+
+def _score(
+    samples: Tensor,
+    data: Dataset,
+    section: Score,
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> dict[str, Any]:
     if data.is_images:
         found = score(
             samples,

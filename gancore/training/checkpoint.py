@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
@@ -186,6 +188,28 @@ def _tensors(path: Path) -> Tensors:
             f"{path} is no safetensors file, or a damaged one: {reason}. {COPY_AGAIN}"
         ) from error
     return tensors
+
+
+def packed(checkpoint: Checkpoint) -> bytes:
+    """Return a checkpoint as bytes, for a process that can't read the folder."""
+    about = json.dumps({"step": checkpoint.step, "state": checkpoint.state}).encode()
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, tensors in checkpoint.tensors.items()
+        for key, tensor in tensors.items()
+    }
+    return len(about).to_bytes(8) + about + save_tensors(tensors)
+
+
+def unpacked(data: bytes) -> Checkpoint:
+    """Undo `packed`."""
+    end = 8 + int.from_bytes(data[:8])
+    about = json.loads(data[8:end])
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in load_tensors(data[end:]).items():
+        name, _, key = path.partition("/")
+        tensors.setdefault(name, {})[key] = tensor
+    return Checkpoint(about["step"], {"plugins": {}, **tensors}, about["state"])
 
 
 def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

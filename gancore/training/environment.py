@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gancore.errors import InputError
 from gancore.plugins import Loaded
+from gancore.ranks import is_launched
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,18 +25,28 @@ MEMORY_FORMATS = {"cuda": torch.channels_last}
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device for auto, cpu or cuda (cuda:1 …).
+    """Return the device for auto, cpu or cuda (cuda:1 …); of torchrun's processes each has its own.
 
-    Raises InputError when CUDA is asked for and there is none.
+    Raises InputError when CUDA is asked for and there is none, or too few of them.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise InputError(
             "device cuda: torch sees no CUDA device here. "
             "Use --device cpu, or install a CUDA build of torch and its driver"
         )
+    if ":" not in name and is_launched():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        there = torch.cuda.device_count()
+        if device.index >= there:
+            raise InputError(
+                f"device cuda: each process of a run needs a device of its own, and there are "
+                f"{there} here: torchrun --nproc-per-node {there}"
+            )
     return device
 
 
@@ -51,7 +62,9 @@ def place(module: M, device: torch.device) -> M:
     return module
 
 
-def environment(device: torch.device, plugins: Iterable[Loaded]) -> dict[str, Any]:
+def environment(
+    device: torch.device, plugins: Iterable[Loaded], *, world_size: int = 1
+) -> dict[str, Any]:
     """Return versions, device, precision of float32, threads, world size and git state."""
     on_cuda = device.type == "cuda"
     return {
@@ -71,7 +84,7 @@ def environment(device: torch.device, plugins: Iterable[Loaded]) -> dict[str, An
             "convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         },
         "threads": torch.get_num_threads(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": world_size,
         "git": _git(),
     }
 

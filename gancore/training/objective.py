@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins
+from gancore.ranks import Ranks
 from gancore.step import CriticStep, GeneratorStep
 
 HOOKS = {
@@ -73,6 +74,39 @@ def differentiate(
         terms["critic_grad_norm" if critic else "generator_grad_norm"] = norm
         values = torch.stack(list(terms.values())).double()
     return Gradients(tuple(terms), values, tuple(gradients))
+
+
+def possible_terms(plugins: Plugins, side: str) -> list[str]:
+    """Return the names of all terms that an update of this side may have."""
+    loss_hook, penalty_hook = HOOKS[side]
+    penalties = [f"{penalty_hook}/{each.name}" for each in plugins.penalties(penalty_hook)]
+    scores = ["d_real", "d_fake"] if side == "critic" else []
+    return [*penalties, loss_hook, *scores]
+
+
+def averaged(
+    found: Gradients, parameters: Sequence[nn.Parameter], ranks: Ranks, terms: Sequence[str]
+) -> Gradients:
+    """Return gradients and terms of the whole batch out of those of each process's part.
+
+    A gradient that all lack stays None, as does a term; all of it is one all-reduce.
+    """
+    if ranks.count == 1:
+        return found
+    here = dict(zip(found.names, found.values, strict=True))
+    values = [here.get(name) for name in terms]
+    scalars = [found.values.new_zeros(())] * len(terms)
+    means = ranks.means([*found.gradients, *values], like=[*parameters, *scalars])
+    gradients = means[: len(parameters)]
+    everywhere = {
+        name: mean
+        for name, mean in zip(terms, means[len(parameters) :], strict=True)
+        if mean is not None
+    }
+    (norm,) = [name for name in found.names if name not in terms]
+    everywhere[norm] = nn.utils.get_total_norm([each for each in gradients if each is not None])
+    stacked = torch.stack([value.double() for value in everywhere.values()])
+    return Gradients(tuple(everywhere), stacked, tuple(gradients))
 
 
 def objective(

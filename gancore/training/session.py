@@ -1,4 +1,4 @@
-"""A session: what one process makes of a run, from opening its folder to the end, or to a stop."""
+"""A session: the making of a run, from the opening of its folder to the end, or to a stop."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class Session:
     """Makes a trainer's run in a folder: opens it, loops, records, samples, saves and scores.
 
+    Of several processes the first alone reads and writes the folder, and calls the plugins' hooks
+    for output (`start`, `sample`, `log`).
+
     `stopped` is why the loop is to save and stop after the update that it is in; empty if it isn't.
     """
 
@@ -37,17 +40,22 @@ class Session:
 
     def go(self, *, resume: bool, force: bool) -> None:
         """Make the run, or the rest of it. Raises as `Trainer.run`."""
+        trainer, first = self.trainer, self.trainer.ranks.is_first
         start = self._open(resume=resume, force=force)
-        self.trainer.plugins.start(self.run.path, start)
-        self.display.begin(self._title(start), start, self.trainer.train.steps)
+        if first:
+            trainer.plugins.start(self.run.path, start)
+        self.display.begin(self._title(start), start, trainer.train.steps)
         try:
             self._loop(start)
-            plot_curves(self.run.records, self.run.curves_path)
+            if first:
+                plot_curves(self.run.records, self.run.curves_path)
             if self.stopped:
                 self.display.say(f"{self.stopped}: saved in {self.run.path}; go on with --resume")
-            elif self.trainer.score.metrics:
-                scores = self._scores or self.trainer.scores(self.display.count)
-                self.run.write_json(self.run.scores_path, scores)
+            elif trainer.score.metrics:
+                if self._scores is None:
+                    self._scores = trainer.scores(self.display.count)
+                if first:
+                    self.run.write_json(self.run.scores_path, self._scores)
             if best := self.tally.best:
                 self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
         finally:
@@ -69,6 +77,8 @@ class Session:
             done = step + 1
             if train.max_seconds and seconds > train.max_seconds:
                 self.stopped = f"train.max_seconds is over after step {done}"
+            if trainer.ranks.any(bool(self.stopped)):
+                self.stopped = self.stopped or "stopped with another of its processes"
             self._after(done, values, last=done == train.steps)
             if self.stopped and done < train.steps:
                 return
@@ -81,11 +91,13 @@ class Session:
         self.display.advance(step, record)
         score = trainer.score
         scored = bool(score.metrics and score.every and step % score.every == 0)
+        found = trainer.scores(self.display.count) if scored else {}
+        self._scores = found if scored and last else None
+        if not trainer.ranks.is_first:
+            return
         if scored:
-            found = trainer.scores(self.display.count)
             record |= {f"score/{key}": value for key, value in found["scores"].items()}
             self.tally.remember_best(step, found["scores"])
-            self._scores = found if last else None
         if last or step == 1 or step % trainer.log.every == 0 or scored:
             self.run.append(record)
             trainer.plugins.log(record)
@@ -114,7 +126,12 @@ class Session:
 
     def _save(self, step: int) -> None:
         tensors, plugins = self.trainer.state()
-        state = {**self.tally.state(), "plugins": plugins, "recipe": self.trainer.recipe}
+        state = {
+            **self.tally.state(),
+            "plugins": plugins,
+            "recipe": self.trainer.recipe,
+            "processes": self.trainer.ranks.count,
+        }
         best = self.tally.best
         checkpoint.save(
             self.run.checkpoints,
@@ -125,7 +142,25 @@ class Session:
         checkpoint.mark_best(self.run.checkpoints, best)
 
     def _open(self, *, resume: bool, force: bool) -> int:
-        """Prepare the folder, restore the trainer, and return the step to start at."""
+        """Bring all processes to the folder's latest checkpoint; return the step to start at."""
+        ranks, start = self.trainer.ranks, 0
+
+        def first() -> bytes:
+            nonlocal start
+            found = self._prepare(resume=resume, force=force)
+            start = found.step if found else 0
+            return checkpoint.packed(found) if found and ranks.count > 1 else b""
+
+        sent = ranks.from_first(first)
+        if sent and not ranks.is_first:
+            found = checkpoint.unpacked(sent)
+            self._restore(found)
+            start = found.step
+        self.trainer.equalize()
+        return start
+
+    def _prepare(self, *, resume: bool, force: bool) -> Checkpoint | None:
+        """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
         if not resume and any(path.name != LOCK for path in run.path.iterdir()):
@@ -133,21 +168,30 @@ class Session:
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
         if found is not None:
-            self._restore(found, force=force)
+            self._refuse_another(found, force=force)
+            self._restore(found)
         start = found.step if found else 0
         run.write_recipe(self.trainer.recipe)
-        about = environment(self.trainer.device, self.trainer.plugins.loaded)
+        about = environment(
+            self.trainer.device,
+            self.trainer.plugins.loaded,
+            world_size=self.trainer.ranks.count,
+        )
         run.write_json(run.environment_path, about)
         run.cut_records(start)
         if run.scores is not None and start < self.trainer.train.steps:
             run.scores_path.unlink()
-        return start
+        return found
 
-    def _restore(self, found: Checkpoint, *, force: bool) -> None:
+    def _refuse_another(self, found: Checkpoint, *, force: bool) -> None:
+        """Refuse a checkpoint of another run, or of one that will be shorter."""
         saved = found.state.get("recipe")
         if not isinstance(saved, dict):
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
         changes = differences(saved, self.trainer.recipe)
+        were, are = found.state.get("processes", 1), self.trainer.ranks.count
+        if were != are:
+            changes.append(f"processes: was {were!r}, is {are!r}")
         if changes and not force:
             raise InputError(
                 "the recipe has changed since the checkpoint, so this would be another run:\n"
@@ -160,6 +204,8 @@ class Session:
                 f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
                 "raise train.steps, or choose another --out"
             )
+
+    def _restore(self, found: Checkpoint) -> None:
         try:
             self.trainer.load_state(found.tensors, found.state["plugins"])
             self.tally = Tally.of(found.state)
@@ -169,8 +215,8 @@ class Session:
     def _title(self, start: int) -> str:
         trainer = self.trainer
         names = ", ".join(each.name for each in trainer.plugins.loaded)
+        where = f"{trainer.data.name} on {trainer.device}"
+        if trainer.ranks.count > 1:
+            where += f" with {trainer.ranks.count} processes"
         begin = f"from step {start} " if start else ""
-        return (
-            f"{self.run.path}: {names}; {trainer.data.name} on {trainer.device}; "
-            f"{begin}seed {trainer.train.seed}"
-        )
+        return f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"

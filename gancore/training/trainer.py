@@ -14,12 +14,14 @@ from gancore.data import Dataset
 from gancore.errors import InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.randomness import Order, Stream
+from gancore.ranks import Ranks
 from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
-from gancore.step import Count, CriticStep, GeneratorStep
+from gancore.sharding import split_draws
+from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
@@ -51,7 +53,8 @@ class Trainer:
     device     auto, cpu or cuda
     recipe     the table saved as the run's recipe; made from the arguments if None
 
-    The modules are moved to the device and changed in place. Raises InputError (RecipeError,
+    The modules are moved to the device and changed in place. Under torchrun the processes train
+    together: each has its part of every batch. Raises InputError (RecipeError,
     PluginError, DataError) for arguments that don't fit.
     """
 
@@ -80,6 +83,11 @@ class Trainer:
         self.log = Log.of(log)
         self.score = Score.of(score)
         self.device = choose_device(device)
+        self.ranks = Ranks.join(self.device)
+        self._critic_batch = self.ranks.share(self.train.batch_size, "train.batch_size")
+        self._generator_batch = self.ranks.share(
+            self.train.generator_batch, "train.generator_batch_size"
+        )
         self.plugins = _plugins(loss, plugins)
         seed = self.train.seed
         if self.device.type == "cuda":
@@ -116,6 +124,7 @@ class Trainer:
                 trained,
                 (self.generator, self.critic),
                 autocast=self._autocast,
+                ranks=self.ranks,
                 tolerance=TOLERANCE[self.train.precision],
                 compiled=self.train.compile,
             )
@@ -145,12 +154,14 @@ class Trainer:
         concern.
         """
         check_scoring(self.data, self.score)
-        session = self._session = Session(self, Run(Path(out)), display or Display())
+        first = self.ranks.is_first
+        run, display = Run(Path(out)), display if first and display else Display()
+        session = self._session = Session(self, run, display)
         for each in self._updates.values():
-            each.tell = session.display.say
-        with locked(session.run.path), told_when_full(session.run.path):
+            each.tell = display.say
+        with told_when_full(run.path), locked(run.path) if first else nullcontext():
             session.go(resume=resume, force=force)
-        return session.run
+        return run
 
     def stop(self, reason: str) -> None:
         """Ask the run that goes on to save and stop after the generator update that it is in."""
@@ -163,9 +174,9 @@ class Trainer:
 
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
         """Draw the real and the generated samples of a critic update; seed what plugins draw."""
-        size = self.train.batch_size
+        size = self._critic_batch
         self._globals["critic"].seed_global(update)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), split_draws(size, self.ranks):
             fake = self.generator(self._noise("critic", update, size)).float()
         return self._real("critic", update, size), fake
 
@@ -179,17 +190,19 @@ class Trainer:
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
             self.plugins.post_step(self.critic, update)
+        self.ranks.equalize(self.critic.buffers())
         return values
 
     def generator_update(self, update: int) -> dict[str, float]:
         """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
-        size = self.train.generator_batch
+        size = self._generator_batch
         self._globals["generator"].seed_global(update)
         latents = self._noise("generator", update, size)
         real = self._real("generator", update, size)
         found = self._updates["generator"](update, latents, real)
         values = to_host(found, update)
         apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
+        self.ranks.equalize(self.generator.buffers())
         if self.ema is not None:
             self.ema.update_parameters(self.generator)
         return values
@@ -200,7 +213,7 @@ class Trainer:
         return calibrated(generator, self.train.seed)
 
     def scores(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Return scores and protocol of the generator as it is now."""
+        """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
             self.sampler(),
             self.data,
@@ -208,7 +221,14 @@ class Trainer:
             seed=self.train.seed,
             device=self.device,
             progress=progress,
+            ranks=self.ranks,
         )
+
+    def equalize(self) -> None:
+        """Give all processes the first one's networks."""
+        modules = [self.generator, self.critic, *([self.ema] if self.ema is not None else [])]
+        for module in modules:
+            self.ranks.equalize([*module.parameters(), *module.buffers()])
 
     def set_rates(self, step: int) -> None:
         """Set both learning rates to what they are at a generator update."""
@@ -249,28 +269,47 @@ class Trainer:
         self.plugins.load_state_dict(join_state(tensors["plugins"], plugins))
 
     def _noise(self, side: str, update: int, size: int) -> Tensor:
-        generator = self._latents[side].at(update)
-        return torch.randn(size, self.latent, generator=generator, device=self.device)
+        generator, whole = self._latents[side].at(update), size * self.ranks.count
+        noise = torch.randn(whole, self.latent, generator=generator, device=self.device)
+        return self.ranks.part(noise)
 
     def _real(self, side: str, update: int, size: int) -> Tensor:
-        mirror = None
+        mirror, whole = None, size * self.ranks.count
         if self.flip:
             generator = self._mirrors[side].at(update)
-            mirror = torch.rand(size, generator=generator, device=self.device) < 0.5
-        index = self._orders[side].take(update * size, size)
+            mirrors = torch.rand(whole, generator=generator, device=self.device)
+            mirror = self.ranks.part(mirrors) < 0.5
+        index = self.ranks.part(self._orders[side].take(update * whole, whole))
         return arranged(self.data.batch(index, mirror=mirror))
 
     def _critic_step(self, real: Tensor, fake: Tensor, *, update: Count) -> CriticStep:
         allow = self.train.allow_batchnorm
-        return CriticStep(self.critic, real, fake, update=update, allow_batchnorm=allow)
+        return CriticStep(
+            self.critic,
+            real,
+            fake,
+            update=update,
+            allow_batchnorm=allow,
+            average=self._average,
+        )
 
     def _generator_step(self, latents: Tensor, real: Tensor, *, update: Count) -> GeneratorStep:
         latents = latents.detach().requires_grad_()
         with self._autocast():
             fake = self.generator(latents).float()
         return GeneratorStep(
-            self.generator, self.critic, real, fake, latents=latents, update=update
+            self.generator,
+            self.critic,
+            real,
+            fake,
+            latents=latents,
+            update=update,
+            average=self._average,
         )
+
+    @property
+    def _average(self) -> Average | None:
+        return self.ranks.mean if self.ranks.count > 1 else None
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.train.precision == "fp32":

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from gancore.plugins import Plugins
+from gancore.ranks import Ranks
+from gancore.sharding import split_draws
 from gancore.step import CriticStep, GeneratorStep
-from gancore.training.objective import HOOKS, Gradients, Scales, differentiate
+from gancore.training.objective import (
+    HOOKS,
+    Gradients,
+    Scales,
+    averaged,
+    differentiate,
+    possible_terms,
+)
 
 
 class CompileWarning(UserWarning):
@@ -34,6 +43,7 @@ class Update:
     trained     the network whose gradients are wanted
     networks    all that have a part in it
     autocast    makes the context of the loss
+    ranks       the processes among which gradients and terms are averaged
     tolerance   how far a graph's gradients may be from eager ones, in units of their norm
     compiled    compile all this, plugins included, to one graph for each set of penalties that
                 are due together
@@ -52,6 +62,7 @@ class Update:
         networks: Sequence[nn.Module],
         *,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        ranks: Ranks | None = None,
         tolerance: float = 1e-3,
         compiled: bool = False,
     ) -> None:
@@ -64,13 +75,21 @@ class Update:
         self._step = step
         self._update = 0
         self._autocast = autocast
+        self._ranks = ranks or Ranks()
+        self._terms = possible_terms(plugins, side)
         self._tolerance = tolerance
         self._networks = list(networks)
         self._graphs: dict[tuple[str, ...], Callable[..., Gradients]] = {}
         self._factors: dict[str, tuple[float, Tensor]] = {}
 
     def __call__(self, update: int, *tensors: Tensor) -> Gradients:
-        """Return terms and gradients. Plugins draw from the global generators as they are."""
+        """Return terms and gradients of the batch, of which `tensors` are this process's part.
+
+        Plugins draw from the global generators as they are.
+        """
+        return averaged(self._here(update, *tensors), self.trained, self._ranks, self._terms)
+
+    def _here(self, update: int, *tensors: Tensor) -> Gradients:
         self._update = update
         due = self.plugins.due(HOOKS[self.side][1], update)
         if not self.compiled:
@@ -89,8 +108,9 @@ class Update:
 
     def _eager(self, due: Scales, *tensors: Tensor) -> Gradients:
         update = self._current if torch.compiler.is_compiling() else self._update
-        step = self._step(*tensors, update=update)
-        return differentiate(self.plugins, step, self.trained, self._autocast(), due)
+        with split_draws(len(tensors[0]), self._ranks):
+            step = self._step(*tensors, update=update)
+            return differentiate(self.plugins, step, self.trained, self._autocast(), due)
 
     def _compile(self, names: tuple[str, ...], *arguments: Any) -> Gradients:
         """Make the graph for these penalties; return what it found, or what was found without."""

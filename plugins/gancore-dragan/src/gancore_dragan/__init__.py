@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -65,20 +66,25 @@ class DRAGAN:
     @hookimpl
     def penalty(self, step: CriticStep) -> Tensor:
         """Answer the penalty around the step's real samples."""
-        x = _around(step.real, self.noise, self.scale)
+        x = _around(step.real, self.noise, self.scale, average=step.averaged)
         return self.weight * _distance(step.input_gradient(x), self.target)
 
 
 @torch.no_grad()
 def _around(
-    real: Tensor, noise: str, scale: float, generator: torch.Generator | None = None
+    real: Tensor,
+    noise: str,
+    scale: float,
+    generator: torch.Generator | None = None,
+    average: Callable[[Tensor], Tensor] = torch.Tensor.detach,
 ) -> Tensor:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=real.dtype, device=real.device)
 
     match noise:
         case "authors":
-            std = real.std(correction=0)  # of all numbers, NumPy's way: 0, not nan, for one
+            center = average(real.mean())  # of all numbers in the batch, and so is std
+            std = average((real - center).square().mean()).sqrt()
             alpha = uniform(len(real), *[1] * (real.dim() - 1))
             delta = alpha * std * uniform(*real.shape)
         case "gaussian":

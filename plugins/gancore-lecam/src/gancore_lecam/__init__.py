@@ -107,7 +107,7 @@ class LeCam:
     def penalty(self, step: CriticStep) -> Tensor | None:
         """Take in this update's scores, the loss's own; answer the penalty after the warm-up."""
         real, fake = step.scores(step.real), step.scores(step.fake)
-        self.anchors.update(real, fake)
+        self.anchors.update(step.averaged(real.mean()), step.averaged(fake.mean()))
         if step.update < self.warm_up:
             return None
         return lecam_penalty(

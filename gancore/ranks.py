@@ -1,0 +1,305 @@
+"""The ranks: the processes that make a run together, and what they have to agree on.
+
+Gradients are averaged by hand after each backward, all of them in one flat all-reduce:
+DistributedDataParallel does not go with penalties, which differentiate twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from gancore.errors import GancoreError, InputError, RunError
+
+TIMEOUT = timedelta(minutes=10)
+"""How long one waits for another in an update; for an answer that takes the first longer, a day."""
+
+PATIENCE = timedelta(days=1)
+
+
+class Ranks:
+    """The processes of a run; one alone unless torchrun started more.
+
+    index   which of them this is, from 0; the first is the one that writes
+    count   how many there are
+
+    With one alone, every method answers what it was given, and nothing is communicated. Methods
+    that communicate are called by all, in the same order; they raise RunError when another is
+    gone.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", index: int = 0, count: int = 1) -> None:
+        self.device = torch.device(device)
+        self.index = index
+        self.count = count
+        self._control: dist.ProcessGroup | None = None
+        if count > 1:  # of its own, as the first may take long, and what is said is on the host
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            assert isinstance(group, dist.ProcessGroup)
+            self._control = group
+
+    @classmethod
+    def join(cls, device: torch.device) -> Ranks:
+        """Meet the other processes that torchrun, or whoever sets its variables, has started.
+
+        A process group that is there already is used. Raises RunError when the others don't come.
+        """
+        if not dist.is_initialized():
+            if not is_launched():
+                return cls(device)
+            if is_under_torchrun():
+                _die_with_parent()
+            cuda = device.type == "cuda"
+            if cuda:
+                torch.cuda.set_device(device)
+            with _told():
+                store, index, count = next(rendezvous("env://", timeout=TIMEOUT))
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo",
+                    store=PrefixStore(_meeting(store, index, count), store),
+                    rank=index,
+                    world_size=count,
+                    timeout=TIMEOUT,
+                    device_id=device if cuda else None,
+                )
+        with _told():
+            return cls(device, dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and tells."""
+        return self.index == 0
+
+    def share(self, total: int, what: str) -> int:
+        """Return how many of `total` samples are this process's. Raises InputError if uneven."""
+        if total % self.count:
+            fitting = total - total % self.count
+            raise InputError(
+                f"{what} is {total}, and that can't be split over {self.count} processes evenly: "
+                f"expected a multiple, such as {fitting or self.count}"
+            )
+        return total // self.count
+
+    def part(self, batch: Tensor) -> Tensor:
+        """Return this process's part of a batch (B, *): (B / count, *)."""
+        if self.count == 1:
+            return batch
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+    @torch.no_grad()
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a value over all processes, detached."""
+        if self.count == 1:
+            return value.detach()
+        total = value.detach().clone()
+        with _told():
+            dist.all_reduce(total)
+        return total / self.count
+
+    @torch.no_grad()
+    def means(self, values: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the mean of each value over all processes, in one flat all-reduce.
+
+        A value that some lack counts as zeros there; one that all lack is None. `like` has their
+        shapes.
+        """
+        if self.count == 1:
+            return list(values)
+        there = [0.0 if value is None else 1.0 for value in values]
+        parts = [
+            torch.zeros_like(shape) if value is None else value
+            for value, shape in zip(values, like, strict=True)
+        ]
+        flags = torch.tensor(there, dtype=like[0].dtype, device=like[0].device)
+        flat = torch.cat([flags, *(part.reshape(-1).to(flags) for part in parts)])
+        with _told():
+            dist.all_reduce(flat)
+        # what is missing is missing on all, but for a plugin that answers None to some
+        anywhere = [True] * len(values) if all(there) else flat[: len(there)].tolist()
+        flat = flat[len(there) :] / self.count
+        found = torch.split(flat, [part.numel() for part in parts])
+        return [
+            mean.reshape(shape.shape).to(shape) if any_there else None
+            for mean, shape, any_there in zip(found, like, anywhere, strict=True)
+        ]
+
+    @torch.no_grad()
+    def equalize(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's values of these tensors."""
+        if self.count == 1:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        for same in kinds.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            with _told():
+                dist.broadcast(flat, 0)
+            for tensor, value in zip(
+                same, torch.split(flat, [each.numel() for each in same]), strict=True
+            ):
+                tensor.copy_(value.reshape(tensor.shape))
+
+    def any(self, here: bool) -> bool:
+        """Return whether it is so for any process."""
+        if self.count == 1:
+            return here
+        found = torch.tensor([here], dtype=torch.uint8)
+        with _told():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
+        return bool(found.item())
+
+    def from_first(self, make: Callable[[], bytes]) -> bytes:
+        """Return what `make` returns on the first process, to all; only that one calls it.
+
+        Its GancoreError is raised by all.
+        """
+        if self.count == 1:
+            return make()
+        failure: GancoreError | None = None
+        data = b""
+        if self.is_first:
+            try:
+                data = make()
+            except GancoreError as error:
+                failure, data = error, str(error).encode()
+        head = torch.tensor([len(data), failure.exit_code if failure else 0])
+        with _told():
+            dist.broadcast(head, 0, group=self._control)
+            body = torch.frombuffer(bytearray(data or bytes(int(head[0]) or 1)), dtype=torch.uint8)
+            dist.broadcast(body, 0, group=self._control)
+        if failure:
+            raise failure
+        data = body.numpy().tobytes()[: int(head[0])]
+        if code := int(head[1]):
+            raise (InputError if code == InputError.exit_code else RunError)(data.decode())
+        return data
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors (CPU, of one shape) of all processes in order; [] but to the first."""
+        if self.count == 1:
+            return [tensor]
+        found = [torch.empty_like(tensor) for _ in range(self.count)] if self.is_first else None
+        with _told():
+            dist.gather(tensor.contiguous(), found, dst=0, group=self._control)
+        return found or []
+
+    def wait(self) -> None:
+        """Wait for all the others, however long the first takes for what only it does."""
+        self.any(False)
+
+
+def _meeting(store: Store, index: int, count: int) -> str:
+    """Agree with the others on a name that no earlier attempt has used.
+
+    torchrun keeps one store for all attempts of a run, and in it the addresses of those that were
+    killed: whoever restarts would call them. So each says hello by a new name, which the first
+    answers with its own, and is heard from under that.
+    """
+    name = secrets.token_hex(8)
+    if index > 0:
+        store.set(f"hello/{index}", name)
+        meeting: str = store.get(f"welcome/{name}").decode()
+        store.set(f"here/{meeting}/{index}", "")
+        return meeting
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, count))
+    while missing:
+        for other in tuple(missing):
+            if store.check([f"hello/{other}"]):  # it may be an earlier attempt's, yet
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", name)
+            if store.check([f"here/{name}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {sorted(missing)} did not come")
+        time.sleep(0.02)
+    return name
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several that were started to make a run together."""
+    return (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and {
+            "RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        }
+        <= os.environ.keys()
+    )
+
+
+def is_under_torchrun() -> bool:
+    """Whether torchrun started this process: then signals come twice, from it and from whoever."""
+    return dist.is_torchelastic_launched()
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Let one process alone tell an error that several have, and say which it is.
+
+    The others exit with the error's code. In the end this process leaves the others.
+    """
+    try:
+        yield
+    except GancoreError as error:
+        if is_launched():
+            if not _is_first_to_say(str(error)):
+                raise SystemExit(error.exit_code) from None
+            where = f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+            error.add_note(f"told by process {where}, on {socket.gethostname()}")
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Ask the store through which processes meet; yes, too, where that is gone."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = hashlib.sha256(f"{attempt}/{text}".encode()).hexdigest()
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=5)))
+        return bool(store.add(f"said/{key}", 1) == 1)
+    except (RuntimeError, OSError, ValueError):
+        return True
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what torch raises when another process does not answer into a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        what = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).partition(". ")[0]
+        raise RunError(
+            f"another process of this run has ended, or does not answer ({what}). What it said "
+            "is above; what was saved is whole: go on with --resume, which torchrun "
+            "--max-restarts 3 does by itself"
+        ) from error
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when torchrun is killed: the run saves, and ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,0 +1,540 @@
+"""Many processes: together they compute what one does alone, and none is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import LATENT, TOY, Generator, images, networks, trainer
+from processes import FORK, LIMIT, Launched, together
+from torch import Tensor, nn
+from torch.distributed import HashStore
+
+from gancore import Trainer, entrypoints
+from gancore.data import Dataset
+from gancore.errors import InputError, RunError
+from gancore.plugins import load
+from gancore.ranks import Ranks, _meeting
+from gancore.sampling import calibrated, generate
+from gancore.sharding import SplitDraws
+from gancore.training import Run, checkpoint
+from gancore.training.optimizers import apply_gradients
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+UPDATES = 4
+
+
+class Noisy(nn.Module):
+    """A generator without batch normalization that draws: a number a sample, and dropout."""
+
+    latent = LATENT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(LATENT, 16), nn.Linear(16, 16)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        hidden = self.dropout(F.leaky_relu(self.first(z))) + 0.1 * torch.randn(len(z), 1)
+        return torch.tanh(self.last(hidden)).view(-1, 1, 4, 4)
+
+
+class Dropping(nn.Module):
+    """A critic with dropout, and a parameter that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Flatten()
+        )
+        self.last = nn.Linear(96, 1)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.layers(x))
+        return out
+
+
+PLUGINS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
+    "none": ("wasserstein", []),
+    "hinge": ("hinge", []),
+    "nonsaturating": ("nonsaturating", []),
+    "rpgan": ("rpgan", []),
+    "gp": ("wasserstein", [("gp", {})]),
+    "r1": ("nonsaturating", [("r1", {"gamma": 2.0})]),
+    "r2": ("hinge", [("r2", {"gamma": 2.0})]),
+    "r1 + r2": ("rpgan", [("r1", {}), ("r2", {})]),
+    "dragan": ("nonsaturating", [("dragan", {})]),
+    "dragan, gaussian": ("nonsaturating", [("dragan", {"noise": "gaussian"})]),
+    "cr": ("hinge", [("cr", {"shift": 2, "fake_weight": 3.0})]),
+    "lecam": ("hinge", [("lecam", {})]),
+    "lecam, relu after a warm-up": ("hinge", [("lecam", {"relu": True, "warm_up": 2})]),
+    "clip": ("wasserstein", [("clip", {"limit": 0.05})]),
+    "sn": ("hinge", [("sn", {})]),
+    "sn + gp": ("wasserstein", [("sn", {}), ("gp", {"one_sided": True, "target": 0.0})]),
+    "lazy gp": ("wasserstein", [("gp", {}), ("lazy", {"every": 2})]),
+    "lazy r1 beside gp": (
+        "nonsaturating",
+        [("gp", {}), ("r1", {}), ("lazy", {"every": 3, "targets": ["r1"]})],
+    ),
+}
+
+
+def noisy_trainer(case: str) -> Trainer:
+    loss, chosen = PLUGINS[case]
+    torch.manual_seed(1)
+    return Trainer(
+        Noisy(),
+        Dropping(),
+        images(),
+        loss=loss,
+        plugins=[load(name, options) for name, options in chosen],  # type: ignore[arg-type]
+        train={"steps": 2, "batch_size": 12, "generator_batch_size": 24, "critic_steps": 2},
+        optimizer={"lr": 1e-7},  # so that updates can be compared one by one
+        score={"metrics": []},
+        flip=True,
+        device="cpu",
+    )
+
+
+def updates(case: str) -> list[tuple[dict[str, float], list[Tensor | None]]]:
+    """Return terms and gradients of some critic updates, then of some of the generator's."""
+    made = noisy_trainer(case)
+    found: list[tuple[dict[str, float], list[Tensor | None]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        gradients: list[list[Tensor | None]] = []
+
+        def keep(optimizer: Any, parameters: Any, given: Any) -> None:
+            gradients.append([None if each is None else each.clone() for each in given])
+            apply_gradients(optimizer, parameters, given)
+
+        patch.setattr(sys.modules[Trainer.__module__], "apply_gradients", keep)
+        for number in range(UPDATES):
+            values = made.critic_update(number)
+            found.append((values, gradients.pop()))
+        for number in range(2):
+            values = made.generator_update(number)
+            found.append((values, gradients.pop()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """The updates of all cases on two and on three processes, as each of them has them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    work = lambda: {case: updates(case) for case in PLUGINS}  # noqa: E731
+    return {count: together(work, folder, count) for count in (2, 3)}
+
+
+def test_every_plugin_is_among_the_cases() -> None:
+    used = {name for loss, chosen in PLUGINS.values() for name in (loss, *(n for n, _ in chosen))}
+    only_writes = {"tensorboard"}
+    assert used == {each.name for each in entrypoints.find("plugin")} - only_writes
+
+
+def flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([each.flatten() for each in tensors if each is not None])
+
+
+@pytest.mark.parametrize("case", PLUGINS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_are_those_of_one_process(
+    case: str, count: int, split: dict[int, list[dict[str, Any]]]
+) -> None:
+    for (values, expected), *others in zip(
+        updates(case), *(found[case] for found in split[count]), strict=True
+    ):
+        for theirs, gradients in others:
+            assert theirs == others[0][0]  # to the bit: on one process as on the other
+            assert theirs == pytest.approx(values, rel=1e-4, abs=1e-6)
+            assert [each is None for each in gradients] == [each is None for each in expected]
+            assert (flat(gradients) - flat(expected)).norm() < 1e-5 * flat(expected).norm()
+
+
+def test_processes_stay_alike_to_the_bit(tmp_path: Path) -> None:
+    """Ten generator and fifty critic updates from networks that began differently."""
+
+    def work() -> dict[str, Tensor]:
+        mine = networks(seed=os.getpid())
+        made = Trainer(
+            *mine,
+            images(),
+            loss="hinge",
+            plugins=[load("sn"), load("lecam"), load("gp"), load("lazy", {"every": 4})],  # type: ignore[list-item]
+            train={"steps": 10, "batch_size": 8, "critic_steps": 5, "ema": 0.9},
+            optimizer={"lr": 1e-2},
+            score={"metrics": []},
+            device="cpu",
+        )
+        began = mine[1].layers[1].weight.detach().clone()
+        made.run(tmp_path / "run")
+        tensors, plugins = made.state()
+        flat = {f"{name}/{key}": t for name, all_ in tensors.items() for key, t in all_.items()}
+        return {**flat, "began": began, "scalars": torch.tensor(len(plugins))}
+
+    one, other = together(work, tmp_path)
+    assert not torch.equal(one.pop("began"), other.pop("began"))
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert different == []
+    moved = [key for key in one if "running_mean" in key or key.endswith("exp_avg")]
+    assert len([key for key in moved if one[key].abs().sum() > 0]) > 5
+    assert len(Run.open(tmp_path / "run").records) == 2  # step 1 and the last: by one of them
+
+
+def test_samples_are_those_of_one_process(tmp_path: Path) -> None:
+    generator = calibrated(Generator(), seed=3)
+    expected = generate(generator, 1000, seed=3)
+    for count in (2, 3, 5):
+        found = together(
+            lambda: generate(generator, 1000, seed=3, ranks=Ranks.join(torch.device("cpu"))),
+            tmp_path,
+            count,
+        )
+        assert torch.equal(found[0], expected)
+        assert [len(each) for each in found[1:]] == [0] * (count - 1)
+
+
+def test_scores_are_those_of_one_process(tmp_path: Path) -> None:
+    generator = calibrated(Generator(), seed=3)
+    pixels = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8)
+    digits = Dataset("pixels", pixels)
+
+    class Large(Generator):
+        def forward(self, z: Tensor) -> Tensor:
+            return F.interpolate(super().forward(z), size=(8, 8))
+
+    def work() -> dict[str, Any]:
+        made = trainer(
+            data=digits,
+            score={"metrics": ["fid", "kid"], "samples": 80, "extractor": "digits"},
+        )
+        large = Large()
+        large.load_state_dict(generator.state_dict())
+        made.generator = large
+        return made.scores()
+
+    first, second = together(work, tmp_path)
+    assert first == work()
+    assert second == {}
+
+
+def test_what_they_say_to_each_other(tmp_path: Path) -> None:
+    def work() -> dict[str, Any]:
+        ranks = Ranks.join(torch.device("cpu"))
+        mine = torch.tensor([1.0, 2.0]) * (ranks.index + 1)
+        only_mine = mine if ranks.index == 1 else None
+        same = [torch.full((2, 2), float(ranks.index)), torch.tensor(ranks.index)]
+        ranks.equalize(same)
+        errors = []
+        for make in (lambda: b"", lambda: b"x" * 1000, refuse, fail):
+            try:
+                errors.append(ranks.from_first(make))
+            except (InputError, RunError) as error:
+                errors.append(f"{type(error).__name__}: {error}".encode())
+        return {
+            "mean": ranks.mean(mine),
+            "means": ranks.means([mine, None, only_mine], like=[mine] * 3),
+            "same": same,
+            "any": [ranks.any(False), ranks.any(ranks.index == 2), ranks.any(True)],
+            "errors": errors,
+            "part": ranks.part(torch.arange(6)).tolist(),
+            "gathered": [each.tolist() for each in ranks.gather(mine)],
+        }
+
+    def refuse() -> bytes:
+        raise InputError("not here")
+
+    def fail() -> bytes:
+        raise RunError("not there")
+
+    found = together(work, tmp_path, count=3)
+    for index, each in enumerate(found):
+        assert each["mean"].tolist() == [2, 4]
+        first, missing, some = each["means"]
+        assert first.tolist() == [2, 4]
+        assert missing is None
+        assert some.tolist() == pytest.approx([2 / 3, 4 / 3])
+        assert [tensor.sum().item() for tensor in each["same"]] == [0, 0]
+        assert each["any"] == [False, True, True]
+        assert each["part"] == [2 * index, 2 * index + 1]
+        said = [b"", b"x" * 1000, b"InputError: not here", b"RunError: not there"]
+        assert each["errors"] == said
+    assert found[0]["gathered"] == [[1, 2], [2, 4], [3, 6]]
+    assert found[1]["gathered"] == found[2]["gathered"] == []
+
+
+X = torch.rand(6, 4, 5).double()
+DRAWS: dict[str, Callable[[int, Callable[[Tensor], Tensor]], Tensor]] = {
+    "rand": lambda n, mine: torch.rand(n, 3),
+    "rand of a tuple": lambda n, mine: torch.rand((n, 3)),
+    "rand by keyword": lambda n, mine: torch.rand(size=(n, 3)),
+    "randn": lambda n, mine: torch.randn([n, 1, 1], dtype=torch.float64),
+    "one for all": lambda n, mine: torch.rand(()).expand(n),
+    "as many as all samples, for all": lambda n, mine: torch.rand(6).sum().expand(n),
+    "randint": lambda n, mine: torch.randint(-4, 9, (n, 2)),
+    "normal": lambda n, mine: torch.normal(0.0, 1.0, (n, 2)),
+    "normal around": lambda n, mine: torch.normal(mine(X), 1.0),
+    "rand_like": lambda n, mine: torch.rand_like(mine(X)),
+    "randint_like": lambda n, mine: torch.randint_like(mine(X), 0, 9),
+    "normal_": lambda n, mine: torch.empty(n, 3).normal_(),
+    "bernoulli_": lambda n, mine: torch.empty(n, 4, 5).bernoulli_(mine(X)),
+    "bernoulli": lambda n, mine: torch.bernoulli(mine(X)),
+    "Tensor.bernoulli": lambda n, mine: mine(X).bernoulli(0.5),
+    "exponential_": lambda n, mine: torch.empty(n, 3).exponential_(),
+    "dropout": lambda n, mine: F.dropout(mine(X), 0.5),
+    "dropout, a module in place": lambda n, mine: nn.Dropout(0.5, True)(mine(X).clone()),
+    "dropout of channels": lambda n, mine: nn.Dropout2d(0.5)(mine(X)[..., None]),
+    "dropout of none": lambda n, mine: F.dropout(mine(X), 0.5, training=False),
+    "alpha dropout": lambda n, mine: nn.AlphaDropout(0.5)(mine(X)),
+    "gumbel": lambda n, mine: F.gumbel_softmax(mine(X)),
+    "rrelu": lambda n, mine: F.rrelu(-mine(X), training=True),
+}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_split_batch_draws_the_numbers_of_the_whole(name: str, count: int) -> None:
+    draw, size = DRAWS[name], 6 // count
+    torch.manual_seed(0)
+    expected, after = draw(6, lambda x: x), torch.rand(2)
+    parts = []
+    for index in range(count):
+        ranks = Ranks()
+        ranks.index, ranks.count = index, count
+        torch.manual_seed(0)
+        with SplitDraws(size, ranks):
+            parts.append(draw(size, lambda x: x[index * size : (index + 1) * size]))  # noqa: B023
+        assert torch.equal(torch.rand(2), after)
+    assert torch.equal(torch.cat(parts), expected)
+
+
+def test_dropout_that_is_split_has_its_gradient() -> None:
+    ranks = Ranks()
+    ranks.index, ranks.count = 1, 2
+    x = torch.ones(3, 4, requires_grad=True)
+    with SplitDraws(3, ranks):
+        out = F.dropout(x, 0.5)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out)  # 0 or 2, as x is 1
+
+
+def test_a_batch_that_cannot_be_split_is_refused() -> None:
+    ranks = Ranks()
+    ranks.count = 4
+    assert ranks.share(64, "train.batch_size") == 16
+    with pytest.raises(InputError, match=r"train\.batch_size is 66, .*4 processes.* such as 64"):
+        ranks.share(66, "train.batch_size")
+    with pytest.raises(InputError, match="such as 4"):
+        ranks.share(3, "train.batch_size")
+
+
+def recipe(folder: Path) -> Path:
+    path = folder / "toy.toml"
+    path.write_text(TOY)
+    return path
+
+
+def arguments(folder: Path, out: str, steps: int) -> list[object]:
+    settings = (
+        f"train.steps={steps}",
+        "checkpoint.every=5",
+        "log.every=1",
+        "plugin.1.name=sn",
+        "plugin.2.name=lazy",
+        "plugin.2.every=2",
+    )
+    return [
+        "run",
+        recipe(folder),
+        "--out",
+        folder / out,
+        "--resume",
+        *(part for setting in settings for part in ("--set", setting)),
+    ]
+
+
+def reached(launched: Launched, folder: Path, step: int) -> None:
+    """Wait until a run has a checkpoint of at least this step."""
+    while not any(int(path.name[5:]) >= step for path in folder.glob("checkpoints/step-*")):
+        assert all(process.is_alive() for process in launched.processes), launched.said()
+        time.sleep(0.05)
+
+
+def saved(folder: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.latest(folder / "checkpoints")
+    assert found is not None
+    return found
+
+
+def assert_same_run(whole: Path, part: Path) -> None:
+    """Check that two runs ended in the same weights and records, to the bit."""
+    one, other = saved(whole), saved(part)
+    assert one.step == other.step
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensors in one.tensors.items():
+        assert tensors.keys() == other.tensors[name].keys()
+        assert all(torch.equal(tensors[key], other.tensors[name][key]) for key in tensors), name
+    assert untimed(whole) == untimed(part)
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    records = Run.open(folder).records
+    return [{key: value for key, value in each.items() if key != "seconds"} for each in records]
+
+
+def test_a_signal_to_one_stops_all_and_the_rest_is_the_same(tmp_path: Path) -> None:
+    whole = Launched(tmp_path, arguments(tmp_path, "whole", 60))
+    assert whole.ended() == [0, 0], whole.said()
+
+    part = Launched(tmp_path, arguments(tmp_path, "part", 60))
+    reached(part, tmp_path / "part", 10)
+    os.kill(part.processes[1].pid, signal.SIGTERM)
+    assert part.ended() == [0, 0], part.said()
+    first, second = part.said()
+    assert "stopped with another of its processes: saved in" in first
+    assert second == ""
+    stopped = saved(tmp_path / "part")
+    assert 10 <= stopped.step < 60
+
+    # another number of processes would round otherwise
+    alone = Launched(tmp_path, arguments(tmp_path, "part", 60), count=1)
+    assert alone.ended() == [2]
+    assert "processes: was 2, is 1" in alone.said()[0]
+
+    rest = Launched(tmp_path, arguments(tmp_path, "part", 60))
+    assert rest.ended() == [0, 0], rest.said()
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
+    assert saved(tmp_path / "part").step == 60
+    assert Run.open(tmp_path / "part").environment["world_size"] == 2
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_is_killed_ends_the_run_in_one_line(victim: int, tmp_path: Path) -> None:
+    launched = Launched(tmp_path, arguments(tmp_path, "run", 100_000))
+    reached(launched, tmp_path / "run", 5)
+    os.kill(launched.processes[victim].pid, signal.SIGKILL)
+    codes = launched.ended()
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1
+    said = launched.said()[1 - victim]
+    assert "error: another process of this run has ended, or does not answer" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert saved(tmp_path / "run").step >= 5
+
+
+def test_one_that_hangs_ends_the_run_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gancore.ranks.TIMEOUT", timedelta(seconds=6))
+    monkeypatch.setattr("gancore.ranks.PATIENCE", timedelta(seconds=6))
+    launched = Launched(tmp_path, arguments(tmp_path, "run", 100_000))
+    reached(launched, tmp_path / "run", 5)
+    os.kill(launched.processes[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    launched.processes[0].join(60)
+    assert time.monotonic() - began < 30
+    launched.processes[1].kill()
+    assert launched.ended() == [1, -signal.SIGKILL]
+    assert "error: another process of this run has ended, or does not" in launched.said()[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("train.stepz=3", "train.stepz: unknown key"),
+        ("train.batch_size=15", "train.batch_size is 15, and that can't be split over 2"),
+    ],
+)
+def test_an_error_that_all_have_is_told_once(setting: str, what: str, tmp_path: Path) -> None:
+    launched = Launched(tmp_path, [*arguments(tmp_path, "run", 3), "--set", setting])
+    assert launched.ended() == [2, 2]
+    said = "".join(launched.said())
+    assert said.count(what) == 1
+    assert said.count("error:") == 1
+    assert "told by process" in said
+
+
+def test_orphans_save_and_end_however_often_they_are_told(tmp_path: Path) -> None:
+    """kill -9 of what started them; and torchrun passes on signals that they had already."""
+    folder = tmp_path / "run"
+
+    def torchrun() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TORCHELASTIC_RUN_ID", "stands in for the real one")
+            launched = Launched(tmp_path, arguments(tmp_path, "run", 100_000))
+        pids = " ".join(str(process.pid) for process in launched.processes)
+        (tmp_path / "pids.txt").write_text(pids)
+        launched.ended()
+
+    parent = FORK.Process(target=torchrun)
+    parent.start()
+    while not list(folder.glob("checkpoints/step-*")):
+        assert parent.is_alive()
+        time.sleep(0.05)
+    orphans = [int(pid) for pid in (tmp_path / "pids.txt").read_text().split()]
+    os.kill(orphans[0], signal.SIGTERM)
+    os.kill(orphans[0], signal.SIGINT)
+    parent.kill()
+    parent.join()
+    for _ in range(600):
+        if not any(Path(f"/proc/{orphan}").exists() for orphan in orphans):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the workers outlived what started them")
+    said = (tmp_path / "said-0.txt").read_text()
+    assert "stopped by SIG" in said
+    assert f"saved in {folder}" in said
+    assert "error" not in said
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_what_was_killed_and_ends_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = ["--nproc-per-node", "2", "--max-restarts", "1", "-m", "gancore"]
+    torchrun = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", *options),
+            *map(str, arguments(tmp_path, "run", 150)),
+        ],
+    )
+    while not list(folder.glob("checkpoints/step-*")):
+        assert torchrun.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text()
+    os.kill(int(children.split()[1]), signal.SIGKILL)
+    assert torchrun.wait(LIMIT) == 0
+
+    whole = Launched(tmp_path, arguments(tmp_path, "whole", 150))
+    assert whole.ended() == [0, 0], whole.said()
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_restart_does_not_meet_the_attempt_before_it() -> None:
+    """The store of torchrun remembers those that were killed."""
+    store = HashStore()
+    names = []
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            first = pool.submit(_meeting, store, 0, 3)
+            time.sleep(0.1)  # in which it finds what the attempt before left there
+            others = [pool.submit(_meeting, store, index, 3) for index in (2, 1)]
+            met = {each.result(30) for each in (first, *others)}
+            assert len(met) == 1
+            names += met
+    assert len(set(names)) == 3
