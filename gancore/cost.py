@@ -166,7 +166,7 @@ def measure(
     variants: dict[str, _Variant] = {}
     bare: dict[str, str] = {}
     for name, recipe in recipes.items():
-        plain = recipe.without([each.alias or each.name for each in recipe.plugin])
+        plain = recipe.without([each.called for each in recipe.plugin])
         bare[name] = _key(plain)
         if bare[name] not in variants:
             variants[bare[name]] = _Variant.of(plain, device)

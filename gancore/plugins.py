@@ -175,6 +175,10 @@ class Plugins:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
         return [each for each, _ in self._callers[hook]]
 
+    def terms(self, hook: str) -> list[str]:
+        """Return the record keys of all penalties that answer a hook."""
+        return [f"{hook}/{each.name}" for each in self.penalties(hook)]
+
     def answer_loss(self, hook: str, step: CriticStep | GeneratorStep) -> Tensor:
         """Return what the loss answers to `critic_loss` or `generator_loss`, unchecked."""
         each, call = self._callers[hook][0]

@@ -73,6 +73,11 @@ class PluginSection(Component):
         default=None, alias="as", description="another name, to use one plugin twice"
     )
 
+    @property
+    def called(self) -> str:
+        """What this recipe calls it."""
+        return self.alias or self.name
+
 
 class Optimizer(Section):
     """`[optimizer]`: the same for generator and critic."""
@@ -206,12 +211,12 @@ class Recipe(Section):
 
     def without(self, names: Sequence[str]) -> Recipe:
         """Return the recipe without the plugins of these names. Raises RecipeError for others."""
-        there = [each.alias or each.name for each in self.plugin]
+        there = [each.called for each in self.plugin]
         for name in names:
             if name not in there:
                 hint = did_you_mean(name, there)
                 raise RecipeError(f"--no-plugin {name}: the recipe has no such plugin.{hint}")
-        kept = [each for each in self.plugin if (each.alias or each.name) not in names]
+        kept = [each for each in self.plugin if each.called not in names]
         return self.model_copy(update={"plugin": tuple(kept)})
 
     def table(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; subprocesses inhe
 
 import pytest
 import torch
+from helpers import Gan
 
 torch.set_num_threads(1)
 
@@ -19,6 +22,37 @@ def own_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Spare the runs of this process their curves, which take longer than all else of a small one.
+
+    test_report.py has some drawn, and test_cli.py a run's, in a process of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gancore.training.session.plot_curves", lambda records, path: path.touch())
+        yield
+
+
+@pytest.fixture
+def gan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gan:
+    """Call `gan` in this process, for what needs no process of its own (see `helpers.started`)."""
+    from gancore.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["gan", *map(str, arguments)])
+            patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+            capsys.readouterr()
+            code = 0
+            try:
+                main()
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")

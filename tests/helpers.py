@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,63 @@ from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
+from gancore.recipe import Recipe
 from gancore.training import Trainer
 
+ROOT = Path(__file__).parents[1]
 LATENT = 5
+
+TOY = """
+[data]
+name = "gaussians8"
+samples = 400
+[generator]
+name = "mlp"
+width = 16
+[critic]
+name = "mlp"
+width = 16
+[loss]
+name = "wasserstein"
+[[plugin]]
+name = "gp"
+[train]
+steps = 3
+batch_size = 16
+[score]
+metrics = []
+samples = 64
+"""
+"""A recipe of points that trains in no time."""
+
+DIGITS = TOY.replace('"gaussians8"\nsamples = 400', '"digits"').replace(
+    "metrics = []", 'metrics = ["fid"]\nextractor = "digits"'
+)
+"""And one of images."""
+
+Gan = Callable[..., tuple[int, str, str]]
+"""Of `gan`'s arguments: its exit code, output and errors."""
+
+
+def parsed(text: str, **changes: Any) -> Recipe:
+    """Return a recipe with other values at some key paths."""
+    return Recipe.parse(tomllib.loads(text), overrides=changes)
+
+
+def started(
+    *arguments: object, cwd: Path = ROOT, timeout: float = 120, **options: Any
+) -> tuple[int, str, str]:
+    """Run `gan` in a process of its own, as its users do: seconds of imports, each time."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gancore", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 class Generator(nn.Module):

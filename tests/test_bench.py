@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, Gan, started
 
-ROOT = Path(__file__).parents[1]
-
-
-def bench(*arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "gancore", "bench", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+RECIPES = ROOT / "recipes"
 
 
 def test_json_has_an_entry_for_each_set_with_its_plugins_and_cost() -> None:
-    code, out, err = bench(
-        *("recipes/r1_r2_digits.toml", "--json", "--rounds", "2"),
+    code, out, err = started(
+        *("bench", RECIPES / "r1_r2_digits.toml", "--json", "--rounds", "2"),
         *("--plugins", "r1", "--plugins", "r1+r2", "--plugins", "r1+lazy", "--plugins", "clip"),
     )
     assert code == 0, err
@@ -50,13 +37,15 @@ def test_json_has_an_entry_for_each_set_with_its_plugins_and_cost() -> None:
         assert entry["cost"]["operations"] > 10
 
 
-def test_the_recipes_own_plugins_are_measured_unless_others_are_named() -> None:
-    code, out, _ = bench("recipes/wgan_gp_digits.toml", "--rounds", "1", "--set=train.batch_size=4")
+def test_the_recipes_own_plugins_are_measured_unless_others_are_named(gan: Gan) -> None:
+    recipe = RECIPES / "wgan_gp_digits.toml"
+    code, out, _ = gan("bench", recipe, "--rounds", "1", "--set=train.batch_size=4")
     assert code == 0
     assert "A critic update of dcgan on digits, 4 samples, fp32" in out
     names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
     assert names == ["none", "gp"]
-    code, out, _ = bench("recipes/none_digits.toml", "--rounds", "1", "--json")
+    code, out, _ = gan("bench", RECIPES / "none_digits.toml", "--rounds", "1", "--json")
+    assert code == 0
     assert [entry["name"] for entry in json.loads(out)["entries"]] == ["none"]
 
 
@@ -70,8 +59,10 @@ def test_the_recipes_own_plugins_are_measured_unless_others_are_named() -> None:
         (["--set=plugin.0.weight=1e300"], 1, "the first update failed"),
     ],
 )
-def test_what_cant_be_measured_is_one_line(arguments: list[str], code: int, said: str) -> None:
-    found, _, err = bench("recipes/wgan_gp_digits.toml", "--rounds", "1", *arguments)
+def test_what_cant_be_measured_is_one_line(
+    gan: Gan, arguments: list[str], code: int, said: str
+) -> None:
+    found, _, err = gan("bench", RECIPES / "wgan_gp_digits.toml", "--rounds", "1", *arguments)
     assert found == code
     assert said in err
     assert "Traceback" not in err

@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gancore.scoring import digits_train, fashion_train
+from gancore.data import Dataset
+from gancore.errors import ScoreError
+from gancore.scoring import digits_train, fashion_train, score
 from gancore.scoring.classifier import ClassifierExtractor
 from gancore.scoring.classifier_train import accuracy, fit
 from gancore.scoring.digits import DigitsExtractor, DigitsNet
@@ -132,13 +134,27 @@ def test_refuses_other_weights(
 ) -> None:
     torch.save(cls.NET().state_dict(), tmp_path / "pickle.pth")
     save_file(other().state_dict(), tmp_path / "other.safetensors")
-    for file in ("pickle.pth", "other.safetensors"):
-        said = f"{file} does not hold the weights of a {cls.NET.__name__}"
-        with pytest.raises(ValueError, match=said) as error:
+    whole = cls.DEFAULT_WEIGHTS.read_bytes()
+    for length, file in ((0, "empty"), (4, "four bytes"), (len(whole) // 2, "half")):
+        (tmp_path / file).write_bytes(whole[:length])
+    for file in ("pickle.pth", "other.safetensors", "empty", "four bytes", "half"):
+        said = f"{file} does not hold the weights of a {cls.NET.__name__}.*out for the packaged"
+        with pytest.raises(ScoreError, match=said) as error:
             cls(NAME, BOTH, feature_extractor_weights_path=tmp_path / file)
-        assert "\n" not in str(error.value)
+        assert str(error.value).isprintable()
     with pytest.raises(FileNotFoundError):
         cls(NAME, BOTH, feature_extractor_weights_path=tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion"])
+def test_broken_weights_of_a_score_are_told_as_such(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken\x1b.safetensors"
+    path.write_bytes(b"x" * 100)
+    cls = {"digits": DigitsExtractor, "fashion": FashionExtractor}[name]
+    fakes = some(cls, 64)
+    with pytest.raises(ScoreError, match=r"broken\\x1b.safetensors does not hold the") as error:
+        score(fakes, Dataset("n", fakes), metrics=["fid"], extractor_name=name, weights=str(path))
+    assert "score.weights" in str(error.value)
 
 
 @extractors

@@ -1,4 +1,7 @@
-"""The command line as its users have it: subprocesses, exit codes, what is printed and written."""
+"""The command line as its users have it: exit codes, what is printed and written.
+
+Each command is started once in a process of its own; else it is called in this one.
+"""
 
 from __future__ import annotations
 
@@ -9,56 +12,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
-from helpers import Pictures
+from helpers import DIGITS, ROOT, TOY, Gan, Pictures, parsed, started
 from PIL import Image
 from torch_fidelity import calculate_metrics
 
+from gancore.cli.tables import show_scores
 from gancore.data.digits import digits
 from gancore.report import save_images
 from gancore.scoring import extractor
 
-ROOT = Path(__file__).parent.parent
-
-RECIPE = """
-[data]
-name = "digits"
-[generator]
-name = "mlp"
-width = 16
-[critic]
-name = "mlp"
-width = 16
-[loss]
-name = "wasserstein"
-[[plugin]]
-name = "gp"
-[train]
-steps = 6
-batch_size = 16
-[log]
-every = 2
-[score]
-metrics = ["fid", "isc"]
-samples = 64
-extractor = "digits"
-"""
+RECIPE = tomli_w.dumps(
+    parsed(DIGITS, **{"train.steps": 6, "log.every": 2, "score.metrics": ["fid", "isc"]}).table()
+)
 
 
-def gan(*arguments: object, cwd: Path = ROOT, timeout: float = 120) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "gancore", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+after_a_run = pytest.mark.xdist_group("finished run")  # in one process: it is made once
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +46,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(recipe: Path) -> tuple[Path, str]:
     """A finished run in its default folder, and what it printed."""
-    code, out, err = gan("run", recipe, "--seed", 3, cwd=recipe.parent)
+    code, out, err = started("run", recipe, "--seed", 3, cwd=recipe.parent)
     assert code == 0, err
     return recipe.parent / "runs" / "tiny-seed3", out
 
 
+@after_a_run
 def test_run_prints_plain_lines_that_end_in_scores(done: tuple[Path, str]) -> None:
     folder, out = done
     assert "\x1b" not in out
@@ -88,27 +64,36 @@ def test_run_prints_plain_lines_that_end_in_scores(done: tuple[Path, str]) -> No
     assert "in runs/tiny-seed3" in out
 
 
+@after_a_run
 def test_run_folder(done: tuple[Path, str]) -> None:
     folder, _ = done
     for name in ("recipe.toml", "environment.json", "metrics.jsonl", "curves.png", "scores.json"):
         assert (folder / name).is_file()
     with Image.open(folder / "samples" / "step-000006.png") as grid:
         assert grid.size == (8 * 66 + 2, 8 * 66 + 2)
+    with Image.open(folder / "curves.png") as curves:
+        assert np.asarray(curves).std() > 10
 
 
-def test_run_again_is_refused_and_resume_is_content(recipe: Path, done: tuple[Path, str]) -> None:
-    code, _, err = gan("run", recipe, "--seed", 3, cwd=recipe.parent)
+@after_a_run
+@pytest.mark.usefixtures("done")
+def test_run_again_is_refused_and_resume_is_content(
+    recipe: Path, gan: Gan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+    code, _, err = gan("run", recipe, "--seed", 3)
     assert code == 2
     assert "--resume" in err
-    code, out, err = gan("run", recipe, "--seed", 3, "--resume", cwd=recipe.parent)
+    code, out, err = gan("run", recipe, "--seed", 3, "--resume")
     assert code == 0, err
     assert "FID" in out
 
 
-def test_score_repeats_the_scores_and_adds_others(done: tuple[Path, str]) -> None:
+@after_a_run
+def test_score_repeats_the_scores_and_adds_others(done: tuple[Path, str], gan: Gan) -> None:
     folder, _ = done
     before = json.loads((folder / "scores.json").read_text())
-    code, out, err = gan("score", folder, "--metrics", "fid,kid,prc")
+    code, out, err = started("score", folder, "--metrics", "fid,kid,prc")
     assert code == 0, err
     after = json.loads((folder / "scores.json").read_text())
     assert after["protocol"] == before["protocol"]
@@ -120,10 +105,11 @@ def test_score_repeats_the_scores_and_adds_others(done: tuple[Path, str]) -> Non
     assert "score: metrics.1: expected 'fid', 'isc', 'kid', 'prc', " in err
 
 
-def test_sample_in_three_forms(done: tuple[Path, str], tmp_path: Path) -> None:
+@after_a_run
+def test_sample_in_three_forms(done: tuple[Path, str], gan: Gan, tmp_path: Path) -> None:
     folder, _ = done
-    for out in ("samples.npz", "grid.png", "pictures"):
-        code, _, err = gan("sample", folder, "-n", 20, "--out", tmp_path / out)
+    for how, out in ((started, "samples.npz"), (gan, "grid.png"), (gan, "pictures")):
+        code, _, err = how("sample", folder, "-n", 20, "--out", tmp_path / out)
         assert code == 0, err
     array = np.load(tmp_path / "samples.npz")["arr_0"]
     assert array.shape == (20, 8, 8, 1)
@@ -137,8 +123,9 @@ def test_sample_in_three_forms(done: tuple[Path, str], tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(grid)[2:66:8, 2:66:8, 0], array[0, :, :, 0])
 
 
+@after_a_run
 def test_the_scores_of_a_run_are_those_of_its_exported_pictures(
-    done: tuple[Path, str], tmp_path: Path
+    done: tuple[Path, str], gan: Gan, tmp_path: Path
 ) -> None:
     """torch-fidelity itself, on what `gan sample` writes."""
     folder, _ = done
@@ -168,7 +155,7 @@ def test_the_scores_of_a_run_are_those_of_its_exported_pictures(
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
 
 
-def test_no_plugin_and_set(recipe: Path, tmp_path: Path) -> None:
+def test_no_plugin_and_set(recipe: Path, gan: Gan, tmp_path: Path) -> None:
     code, out, err = gan(
         "run", recipe, "--no-plugin", "gp", "--set", "score.metrics=[]", "--out", tmp_path / "run"
     )
@@ -180,8 +167,11 @@ def test_no_plugin_and_set(recipe: Path, tmp_path: Path) -> None:
     assert "Did you mean 'gp'" in err
 
 
-def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
-    code, out, err = gan("run", recipe, "--dry-run", cwd=tmp_path)
+def test_dry_run_writes_nothing(
+    recipe: Path, gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gan("run", recipe, "--dry-run")
     assert code == 0, err
     assert list(tmp_path.iterdir()) == []
     for text in ("weight = 10.0", "critic: MLPCritic,", "1,797 of (1, 8, 8)", "gp (gancore-gp"):
@@ -215,10 +205,16 @@ def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_2(
-    arguments: list[object], message: str, recipe: Path, tmp_path: Path
+    arguments: list[object],
+    message: str,
+    recipe: Path,
+    gan: Gan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = [recipe if each == "RECIPE" else each for each in arguments]
-    code, out, err = gan(*given, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = gan(*given)
     assert code == 2
     assert message in err
     assert "Traceback" not in err
@@ -226,7 +222,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_run_exits_1_and_names_the_term(recipe: Path, tmp_path: Path) -> None:
+def test_a_failed_run_exits_1_and_names_the_term(recipe: Path, gan: Gan, tmp_path: Path) -> None:
     code, _, err = gan(
         "run",
         recipe,
@@ -246,14 +242,14 @@ def test_a_failed_run_exits_1_and_names_the_term(recipe: Path, tmp_path: Path) -
 
 def test_recipe_check() -> None:
     recipes = sorted((ROOT / "recipes").glob("*.toml"))
-    code, out, err = gan("recipe", "check", *recipes)
+    code, out, err = started("recipe", "check", *recipes)
     assert code == 0, err
     assert len(out.splitlines()) == len(recipes)
 
 
-def test_recipe_check_tells_all_faults(recipe: Path, tmp_path: Path) -> None:
+def test_recipe_check_tells_all_faults(recipe: Path, gan: Gan, tmp_path: Path) -> None:
     bad = tmp_path / "bad.toml"
-    bad.write_text(RECIPE.replace("weight", "x").replace('name = "gp"', 'name = "gp"\nwieght = 3'))
+    bad.write_text(DIGITS.replace('name = "gp"', 'name = "gp"\nwieght = 3'))
     worse = tmp_path / "worse.toml"
     worse.write_text("[data\n")
     code, out, err = gan("recipe", "check", bad, recipe, worse)
@@ -264,15 +260,15 @@ def test_recipe_check_tells_all_faults(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_recipe_schema_is_json_schema() -> None:
-    code, out, _ = gan("recipe", "schema")
+    code, out, _ = started("recipe", "schema")
     assert code == 0
     schema = json.loads(out)
     assert set(schema["required"]) == {"data", "generator", "critic", "loss", "train"}
     assert schema["$defs"]["PluginSection"]["properties"]["as"]
 
 
-def test_plugins() -> None:
-    code, out, _ = gan("plugins")
+def test_plugins(gan: Gan) -> None:
+    code, out, _ = started("plugins")
     assert code == 0
     assert re.search(r"^gp +0\.1\.0 +gancore-gp *$", out, re.M)
     rows = {row["name"]: row for row in json.loads(gan("plugins", "--json", "--verbose")[1])}
@@ -285,8 +281,9 @@ def test_plugins() -> None:
     assert "\x1b" not in verbose
 
 
-def test_plugins_check() -> None:
-    code, out, err = gan("plugins", "check", "gp", "--options", "weight=2", "--options", "target=0")
+def test_plugins_check(gan: Gan) -> None:
+    options = ["--options", "weight=2", "--options", "target=0"]
+    code, out, err = started("plugins", "check", "gp", *options)
     assert code == 0, err
     assert re.search(r"^finite-differences +passed +largest error", out, re.M)
     assert re.search(r"\d+ checks, 0 failed", out)
@@ -300,8 +297,8 @@ def test_plugins_check() -> None:
 
 
 @pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    """A folder with two distributions: one whose penalty is dead, one that can't be imported."""
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two distributions: one whose penalty is dead, one that can't be imported."""
     (tmp_path / "dead.py").write_text(
         "from gancore import hookimpl, plugin\n\n\n@plugin\nclass Dead:\n"
         '    """Nothing [red]at all[/red]."""\n\n    @hookimpl\n    def penalty(self, step):\n'
@@ -315,20 +312,20 @@ def broken(tmp_path: Path) -> Path:
         (info / "entry_points.txt").write_text(
             f"[gancore.plugins]\n{name} = {name}:{name.title()}\n"
         )
-    return tmp_path
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("dead", None)
 
 
-def test_plugins_check_fails_a_broken_one(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(broken))
+@pytest.mark.usefixtures("broken")
+def test_plugins_check_fails_a_broken_one(gan: Gan) -> None:
     code, out, err = gan("plugins", "check", "dead")
     assert code == 1, err
     assert re.search(r"^gradient +failed +the value has no graph", out, re.M)
 
 
-def test_a_broken_import_is_shown_and_others_keep_working(
-    broken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(broken))
+@pytest.mark.usefixtures("broken")
+def test_a_broken_import_is_shown_and_others_keep_working(gan: Gan) -> None:
     code, out, _ = gan("plugins", "--verbose")
     assert code == 0
     assert re.search(r"^worse +worse==1\.5\n.*SystemExit: no \[licence\]", out, re.M)
@@ -340,18 +337,95 @@ def test_a_broken_import_is_shown_and_others_keep_working(
     assert "plugin worse (worse 1.5) can't be imported: SystemExit" in out
 
 
+WICKED = "\x1b[31m[bold red]:skull:\x9b2J\u202e"
+"""Red, in two ways, and more that a terminal or a library obeys."""
+
+
+@pytest.fixture
+def wicked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a plugin all of whose texts are wicked; another such can't be imported."""
+    source = f"""
+from typing import ClassVar
+from gancore import hookimpl, plugin
+
+@plugin
+class Odd:
+    {"Summary " + WICKED!r}
+    conflicts: ClassVar[tuple[str, ...]] = ({"conflict " + WICKED!r},)
+    text: str = {"default " + WICKED!r}
+
+    @hookimpl
+    def penalty(self, step):
+        raise ValueError({"reason " + WICKED!r})
+"""
+    (tmp_path / "odd.py").write_text(source)
+    (tmp_path / "broken.py").write_text(f"raise ImportError({WICKED!r})\n")
+    about = f"Name: {{}}{WICKED}\nVersion: 1{WICKED}\nSummary: {WICKED}\nAuthor: {WICKED}\n"
+    for name in ("odd", "broken"):
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{about.format(name)}")
+        point = f"[gancore.plugins]\n{name}{WICKED} = {name}:{name.title()}\n"
+        (info / "entry_points.txt").write_text(point)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield f"odd{WICKED}"
+    sys.modules.pop("odd", None)
+
+
+def is_tame(out: str, *names: str) -> bool:
+    """Whether nothing printed moves a cursor, and after each name all wicked characters show."""
+    joined = "".join(out.split())
+    return all(line.isprintable() for line in out.split("\n")) and all(
+        rf"{name}\x1b[31m[boldred]:skull:\x9b2J\u202e" in joined for name in names
+    )
+
+
+def test_texts_of_other_distributions_are_text_in_a_terminal(wicked: str, gan: Gan) -> None:
+    """No control character of theirs arrives there, no markup is obeyed."""
+    code, out, _ = gan("plugins")
+    assert code == 0
+    assert is_tame(out, "odd", "1", "broken")
+    code, out, _ = gan("plugins", "--verbose")
+    assert code == 0
+    assert is_tame(out, "odd", "==1", "Summary", "conflict", "text:str='default", "ImportError:")
+    code, out, _ = gan("plugins", "--json", "--verbose")
+    assert is_tame(out)
+    (row,) = [row for row in json.loads(out) if row["name"] == wicked]
+    assert row["summary"] == f"Summary {WICKED}"
+    assert row["version"] == f"1{WICKED}"
+    code, out, _ = gan("plugins", "check", wicked)
+    assert code == 1
+    assert is_tame(out, "odd", "(odd", "reason")
+
+
+def test_paths_and_names_are_text_in_a_terminal(
+    gan: Gan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"good{WICKED}").write_text(TOY)
+    (tmp_path / f"bad{WICKED}").write_text("x = 1\ny = 2\n")
+    code, out, err = gan("recipe", "check", *tmp_path.iterdir(), tmp_path / f"none{WICKED}")
+    assert code == 2
+    assert is_tame(out, "good")
+    assert is_tame(err, "bad", "none")
+    assert err.count(str(tmp_path)) == len(err.splitlines())
+    reference = {"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
+    protocol = {"reference": reference, "samples": 2, "seed": 0}
+    show_scores({"scores": {"w2": 1.0}, "protocol": protocol})
+    assert is_tame(capsys.readouterr().out, "data", "split")
+
+
 def test_plugins_new(tmp_path: Path) -> None:
-    code, out, err = gan("plugins", "new", "my_idea", cwd=tmp_path)
+    code, out, err = started("plugins", "new", "my_idea", cwd=tmp_path)
     assert code == 0, err
     assert "gan plugins check my_idea" in out
     assert (tmp_path / "gancore-my-idea" / "pyproject.toml").is_file()
-    code, _, err = gan("plugins", "new", "my_idea", cwd=tmp_path)
+    code, _, err = started("plugins", "new", "my_idea", cwd=tmp_path)
     assert code == 2
     assert "is there already" in err
 
 
 def test_doctor() -> None:
-    code, out, err = gan("doctor")
+    code, out, err = started("doctor")
     assert code == 0, err
     assert f"torch {torch.__version__.split('+')[0]}" in out
     assert "plugin gp (gancore-gp 0.1.0): ok" in out

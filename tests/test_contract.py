@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import field
+from functools import cache
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -342,6 +344,15 @@ class Broken:
 BROKEN = {name: cls for name, cls in vars(Broken).items() if isinstance(cls, type)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def found_once() -> Iterator[None]:
+    """Look for what is installed once: the checks ask dozens of times, and nothing changes."""
+    found = cache(lambda kind, find=entrypoints.find: tuple(find(kind)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entrypoints, "find", lambda kind: iter(found(kind)))
+        yield
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_plugin_fails_its_check_and_only_what_that_implies(name: str) -> None:
     cls: Any = BROKEN[name]
@@ -355,10 +366,26 @@ def test_every_check_has_a_broken_plugin() -> None:
     assert {cls.breaks[0] for cls in BROKEN.values()} == {check.name for check in CHECKS}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("found", list(entrypoints.find("plugin")), ids=str)
-def test_installed_plugins_keep_the_contract(found: entrypoints.Found) -> None:
+OURS = [found for found in entrypoints.find("plugin") if found.distribution.startswith("gancore")]
+
+
+@pytest.mark.parametrize(
+    "found", [each for each in OURS if each.distribution == "gancore"], ids=str
+)
+def test_the_losses_keep_the_contract(found: entrypoints.Found) -> None:
     results = check_plugin(Subject(plugin_class(found)))
     assert not failed(results), results
+
+
+def test_each_package_tests_its_plugin_by_the_contract() -> None:
+    packages = [each for each in OURS if each.distribution != "gancore"]
+    assert {each.distribution for each in packages} == {
+        path.name for path in (ROOT / "plugins").glob("gancore-*")
+    }
+    for each in packages:
+        (test,) = (ROOT / "plugins" / each.distribution / "tests").glob("test_*_contract.py")
+        source = test.read_text(encoding="utf-8")
+        assert f"(PluginContract):\n    plugin = {plugin_class(each).__name__}\n" in source
 
 
 def test_an_author_may_declare_a_check_inapplicable_with_a_reason() -> None:

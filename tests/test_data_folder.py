@@ -722,6 +722,7 @@ def test_cifar_from_a_zip(tmp_path: Path) -> None:
         "score.metrics": [],
         "sample.count": 9,
         "generator.width": 16,  # 4,096 latents go through it before it is sampled from
+        "critic.width": 16,
         "train.steps": 10,
         "train.batch_size": 2,
         "train.generator_batch_size": 4,

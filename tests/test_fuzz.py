@@ -11,8 +11,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from helpers import ROOT, Gan, started
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +28,6 @@ from gancore.leaderboard.board import Board
 from gancore.reading import CONTROLS
 from gancore.recipe import Recipe
 
-ROOT = Path(__file__).parents[1]
 NIGHTLY = os.environ.get("GANCORE_NIGHTLY") == "1"
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 BOARDS = sorted((ROOT / "recipes" / "boards").glob("*.toml"))
@@ -278,11 +276,6 @@ def test_no_value_anywhere_breaks_a_recipe_or_board(folder: Path, value: str) ->
             assert is_plain(Board.load(path).model_dump())
 
 
-def check(*paths: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gancore", "recipe", "check", *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 STRANGE = {
     "empty": b"",
     "bytes": bytes(range(256)),
@@ -300,21 +293,20 @@ STRANGE = {
 def test_the_command_refuses_all_of_them_with_exit_code_2(tmp_path: Path) -> None:
     for name, content in STRANGE.items():
         (tmp_path / f"{name}.toml").write_bytes(content)
-    done = check(*sorted(tmp_path.iterdir()))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
+    code, out, err = started("recipe", "check", *sorted(tmp_path.iterdir()))
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+    lines = err.splitlines()
     assert all(line.isprintable() for line in lines)
     assert len(lines) < 21 * len(STRANGE)
     for name in STRANGE:
         assert any(line.startswith(f"{tmp_path / name}.toml") for line in lines), name
 
 
-def test_one_strange_recipe_is_exit_code_2(tmp_path: Path) -> None:
+def test_one_strange_recipe_is_exit_code_2(gan: Gan, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_bytes(STRANGE["escape"])
-    done = check(path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"{path}: ")
-    assert len(done.stderr.splitlines()) == 1
+    code, out, err = gan("recipe", "check", path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{path}: ")
+    assert len(err.splitlines()) == 1

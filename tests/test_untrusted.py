@@ -17,8 +17,7 @@ import shutil
 import struct
 import sys
 import tomllib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -26,11 +25,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT, TOY, Gan, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from gancore.cli import main
 from gancore.data import cifar
 from gancore.errors import CheckpointError, DataError, InputError, RecipeError
 from gancore.leaderboard.board import Board
@@ -42,33 +41,7 @@ from gancore.recipe import Recipe
 from gancore.training import Run, checkpoint, load_critic, load_generator
 from gancore.training import trainer as build
 
-ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "gancore").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")])
-TOY = """
-[data]
-name = "gaussians8"
-samples = 400
-[generator]
-name = "mlp"
-width = 16
-[critic]
-name = "mlp"
-width = 16
-[loss]
-name = "wasserstein"
-[[plugin]]
-name = "lecam"
-[train]
-steps = 2
-batch_size = 16
-[checkpoint]
-every = 1
-[sample]
-count = 16
-[score]
-metrics = ["w2"]
-samples = 64
-"""
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 """Names the terminal's window and clears it."""
 
@@ -76,7 +49,8 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    build(Recipe.parse(tomllib.loads(TOY)), device="cpu").run(folder)
+    every = {"checkpoint.every": 1, "train.steps": 2, "score.metrics": ["w2"]}
+    build(parsed(TOY, **every), device="cpu").run(folder)
     return folder
 
 
@@ -84,27 +58,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(trained: Path, tmp_path: Path) -> Path:
     """A run folder to damage."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-Gan = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def gan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gan:
-    """Call `gan` in this process; return exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gan", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def is_clear(text: str, path: Path) -> bool:
@@ -627,11 +580,10 @@ def test_a_label_or_metric_of_a_board_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b"])
 def test_an_alias_names_no_file(tmp_path: Path, name: str) -> None:
     """The run is as any other, goes on where it stopped, and nothing is outside of its folder."""
-    table = tomllib.loads(TOY)
     folder = tmp_path / "a" / "b" / "run"
     for steps in (2, 3):
-        changes = {"plugin.0.as": name, "train.steps": steps}
-        build(Recipe.parse(table, overrides=changes), device="cpu").run(folder, resume=True)
+        changes = {"plugin.0.name": "lecam", "plugin.0.as": name, "train.steps": steps}
+        build(parsed(TOY, **changes), device="cpu").run(folder, resume=True)
     found = checkpoint.latest(folder / "checkpoints")
     assert found is not None
     assert name in found.state["plugins"]
@@ -643,7 +595,7 @@ def test_an_alias_names_no_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a\0b", "a\nb", ESCAPE, "\u202ea"])
 def test_an_alias_without_control_characters_is_asked_for(name: str) -> None:
     with pytest.raises(RecipeError, match=r"plugin.0.as: expected text without control") as caught:
-        Recipe.parse(tomllib.loads(TOY), overrides={"plugin.0.as": name})
+        parsed(TOY, **{"plugin.0.as": name})
     assert str(caught.value).isprintable()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same, trainer, weights
+from helpers import ROOT, Gan, assert_same, started, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, hookimpl, plugin
@@ -28,8 +26,6 @@ from gancore_lecam import LeCam
 from gancore_r1 import R1
 from gancore_r2 import R2
 from gancore_sn import SpectralNorm
-
-ROOT = Path(__file__).parents[1]
 
 
 class Graphs:
@@ -286,26 +282,20 @@ def test_penalties_share_forwards_and_gradients() -> None:
     assert passes == [4, 4] * 2
 
 
-def test_inductor_itself_end_to_end(tmp_path: Path) -> None:
+def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
     """`train.compile = true` on the command line, with a compiler: the records of eager mode."""
     records = {}
-    for compiled in ("true", "false"):
+    for how, compiled in ((started, "true"), (gan, "false")):
         out = tmp_path / compiled
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "gancore", "run", "recipes/wgan_gp_gaussians8.toml"),
-                *(f"--set=train.compile={compiled}", "--set=train.steps=2", f"--out={out}"),
-                *("--set=score.metrics=[]", "--set=critic.depth=2", "--set=generator.depth=1"),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
+        code, told, err = how(
+            *("run", ROOT / "recipes" / "wgan_gp_gaussians8.toml", f"--out={out}", "--device=cpu"),
+            *(f"--set=train.compile={compiled}", "--set=train.steps=2"),
+            *("--set=score.metrics=[]", "--set=critic.depth=2", "--set=generator.depth=1"),
         )
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in done.stderr
-        assert ("compiling the critic's update with gp" in done.stdout) == (compiled == "true")
-        assert ("compiled in " in done.stdout) == (compiled == "true")
+        assert code == 0, err
+        assert "warning" not in err
+        assert ("compiling the critic's update with gp" in told) == (compiled == "true")
+        assert ("compiled in " in told) == (compiled == "true")
         records[compiled] = Run.open(out).records[-1]
     for key, value in records["false"].items():
         if key != "seconds":

@@ -58,8 +58,8 @@ def bench(
     from gancore.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
-    recipes = {NONE: loaded.without([each.alias or each.name for each in loaded.plugin])}
-    own = "+".join(each.alias or each.name for each in loaded.plugin)
+    recipes = {NONE: loaded.without([each.called for each in loaded.plugin])}
+    own = "+".join(each.called for each in loaded.plugin)
     if own and not sets:
         recipes[own] = loaded
     for names in sets:
@@ -94,9 +94,7 @@ def _with(recipe: Recipe, names: str) -> Recipe:
 def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:
     from gancore import entrypoints
 
-    found = {
-        each.alias or each.name: entrypoints.get("plugin", each.name) for each in recipe.plugin
-    }
+    found = {each.called: entrypoints.get("plugin", each.name) for each in recipe.plugin}
     return {
         "name": name,
         "plugins": {key: f"{each.distribution}=={each.version}" for key, each in found.items()},

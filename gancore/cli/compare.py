@@ -24,6 +24,7 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     from rich.console import Console
     from rich.table import Table
 
+    from gancore.cli.tables import styled
     from gancore.leaderboard.gate import gate, read, regressed
     from gancore.leaderboard.text import against, title, verdict
     from gancore.protocol import score_name
@@ -31,16 +32,16 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     before, after = read(baseline), read(current)
     metric = metric or str(before["metric"])
     found = gate(before, after, metric)
-    table = Table(title=title({**after, "metric": metric}, metric), title_justify="left")
+    heading = styled(title({**after, "metric": metric}, metric), "table.title")
+    table = Table(title=heading, title_justify="left")
     for column in ("entry", "current ÷ baseline", "verdict"):
         table.add_column(column)
     lost = []
     for name, each in found.items():
         if regressed(each, metric, tolerance):
             lost.append(name)
-        table.add_row(
-            name, against(vars(each)), verdict(vars(each)), style="red" if name in lost else ""
-        )
+        cells = (name, against(vars(each)), verdict(vars(each)))
+        table.add_row(*map(styled, cells), style="red" if name in lost else "")
     Console(file=sys.stdout, highlight=False).print(table)
     names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
     if unmatched := sorted((names[0] | names[1]) - found.keys()):

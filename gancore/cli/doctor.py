@@ -17,6 +17,7 @@ def doctor() -> None:
 
     from gancore import entrypoints
     from gancore.cli.plugins import details
+    from gancore.options import shown
     from gancore.training.environment import PACKAGES
 
     click.echo(f"python {sys.version.split()[0]}, {os.cpu_count()} cores")
@@ -30,10 +31,10 @@ def doctor() -> None:
     for found in entrypoints.find("plugin"):
         error = details(found).get("error")
         broken += error is not None
-        click.echo(f"plugin {found}: {error or 'ok'}")
+        click.echo(shown(f"plugin {found}: {error or 'ok'}", 4096))
     click.echo(f"extractor inception-v3-compat: {_inception()}")
     for found in entrypoints.find("extractor"):
-        click.echo(f"extractor {found}: installed")
+        click.echo(shown(f"extractor {found}: installed", 4096))
     sys.exit(1 if broken else 0)
 
 

@@ -17,6 +17,9 @@ TIMED = 3
 
 def show(trainer: Trainer) -> None:
     """Print the resolved recipe, networks, data, plugins, memory and an estimate of the time."""
+    seconds = _seconds_a_step(trainer)
+    if not trainer.ranks.is_first:
+        return
     click.echo(tomli_w.dumps(trainer.recipe).rstrip())
     click.echo("")
     for name in ("generator", "critic"):
@@ -27,7 +30,6 @@ def show(trainer: Trainer) -> None:
     size = data.samples.numel() * data.samples.element_size()
     click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB")
     click.echo("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
-    seconds = _seconds_a_step(trainer)
     click.echo(f"memory: {_peak_bytes(trainer) / 2**20:,.0f} MiB at its peak, on {trainer.device}")
     click.echo(
         f"time: {seconds * 1e3:.0f} ms a step, about "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -11,8 +10,10 @@ from typing import Any
 import click
 
 from gancore import entrypoints
+from gancore.cli.tables import as_json, styled
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
+from gancore.options import shown
 
 SUBCOMMANDS = ("new", "check")
 
@@ -32,8 +33,8 @@ class _Subcommands(click.Group):
 @click.group(cls=_Subcommands, invoke_without_command=True)
 @click.pass_context
 @click.option("--verbose", is_flag=True, help="Import each; show hooks, options, import errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plugins(context: click.Context, verbose: bool, as_json: bool) -> None:
+@click.option("--json", "to_json", is_flag=True, help="Print JSON.")
+def plugins(context: click.Context, verbose: bool, to_json: bool) -> None:
     """List the installed plugins: name, version, distribution.
 
     Reads metadata only, unless --verbose.
@@ -41,14 +42,15 @@ def plugins(context: click.Context, verbose: bool, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     rows = [_row(found, verbose) for found in entrypoints.find("plugin")]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    if to_json:
+        click.echo(as_json(rows))
     elif verbose:
         _show_verbose(rows)
     else:
-        widths = [max((len(row[key]) for row in rows), default=0) for key in COLUMNS]
-        for row in rows:
-            click.echo("  ".join(row[key].ljust(n) for key, n in zip(COLUMNS, widths, strict=True)))
+        table = [[shown(row[key]) for key in COLUMNS] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for cells in table:
+            click.echo("  ".join(map(str.ljust, cells, widths)))
 
 
 COLUMNS = ("name", "version", "distribution")
@@ -88,17 +90,18 @@ def _described(parameter: Any) -> str:
 
 def _show_verbose(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False)
     for row in rows:
-        console.print(f"[bold]{escape(row['name'])}[/]  {row['distribution']}=={row['version']}")
+        origin = f"  {row['distribution']}=={row['version']}"
+        console.print(Text.assemble(styled(row["name"], "bold"), styled(origin)))
         if "error" in row:
-            console.print(f"  [red]{escape(row['error'])}[/]", soft_wrap=True)
+            console.print(Text("  ") + styled(row["error"], "red"), soft_wrap=True)
             continue
-        console.print(f"  {escape(row['summary'])}", soft_wrap=True)
-        console.print(f"  hooks      {', '.join(row['hooks'])}")
+        console.print(styled(f"  {row['summary']}"), soft_wrap=True)
+        console.print(styled(f"  hooks      {', '.join(row['hooks'])}"))
         for number, (name, text) in enumerate(row["options"].items()):
-            console.print(f"  {'' if number else 'options':9}  {escape(f'{name}: {text}')}")
+            console.print(styled(f"  {'' if number else 'options':9}  {name}: {text}"))
         if row["conflicts"]:
-            console.print(f"  conflicts  {', '.join(row['conflicts'])}")
+            console.print(styled(f"  conflicts  {', '.join(row['conflicts'])}"))

@@ -45,17 +45,18 @@ def check(name: str, settings: tuple[str, ...]) -> None:
 
 def _show(title: str, results: list[Result], seconds: float) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from gancore.cli.tables import styled
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("check", "verdict", "what was found"):
         table.add_column(column, overflow="fold", no_wrap=column != "what was found")
     for result in results:
-        style = STYLES[result.verdict]
-        table.add_row(result.check, f"[{style}]{result.verdict}[/]", escape(result.found))
+        verdict = styled(result.verdict, STYLES[result.verdict])
+        table.add_row(styled(result.check), verdict, styled(result.found))
     console = Console(file=sys.stdout, highlight=False)
-    console.print(f"[bold]{escape(title)}[/]")
+    console.print(styled(title, "bold"))
     console.print(table)
     failed = sum(result.verdict == "failed" for result in results)
     console.print(f"{len(results)} checks, {failed} failed, {seconds:.1f} s")

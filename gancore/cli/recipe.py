@@ -23,19 +23,22 @@ def check(recipes: tuple[Path, ...]) -> None:
 
     A component that is not installed here is told of, and is no fault of the recipe.
     """
+    from gancore.cli.tables import lines
+    from gancore.options import shown
     from gancore.recipe import Recipe
     from gancore.training import check
 
     failed = False
     for path in recipes:
+        where = shown(str(path), 4096)
         try:
             missing = check(Recipe.load(path))
         except GancoreError as error:
             failed = True
-            text = str(error)
-            click.echo(text if text.startswith(str(path)) else f"{path}: {text}", err=True)
+            text = "\n".join(lines(str(error)))
+            click.echo(text if text.startswith(where) else f"{where}: {text}", err=True)
         else:
-            click.echo(f"{path}: valid" + "".join(f"; {each}" for each in missing))
+            click.echo("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
     sys.exit(2 if failed else 0)
 
 

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gancore.options import shown
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def lines(text: str) -> list[str]:
+    """Return text from elsewhere line by line, as a terminal may have it."""
+    return [shown(line, 4096) for line in text.split("\n")]
+
+
+def styled(text: str, style: str = "") -> Text:
+    """Return text from elsewhere for rich, which then takes none of it for markup or emoji."""
+    from rich.text import Text
+
+    return Text("\n".join(lines(text)), style)
+
+
+def as_json(value: Any) -> str:
+    """Return JSON that a terminal may have: letters as they are, control characters escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(
+        each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+    )
 
 
 def show_scores(found: Mapping[str, Any]) -> None:
     """Print scores by the names that their protocol allows, and the protocol."""
     from rich.console import Console
+    from rich.text import Text
 
     from gancore.protocol import shown_protocol, shown_scores
 
     console = Console(file=sys.stdout, highlight=False)
     for name, value in shown_scores(found).items():
-        console.print(f"[bold]{name}[/]  [cyan]{value}[/]")
-    console.print(shown_protocol(found["protocol"]), style="dim", soft_wrap=True)
+        console.print(Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan")))
+    console.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)

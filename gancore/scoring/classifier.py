@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
+from gancore.errors import ScoreError
+from gancore.options import shown
+
 
 class ClassifierNet(nn.Module):
     """A small convolutional classifier: (B, C, H, W) → 64 features and 10 logits.
@@ -66,7 +69,8 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-
         **kwargs: torch-fidelity passes all of its settings; the others are not used.
 
     Raises:
-        ValueError: For weights of another network, another dtype, or unknown features.
+        ScoreError: For a file that does not hold the weights of such a network.
+        ValueError: For another dtype, or unknown features.
         FileNotFoundError: Where there is no such weights file.
     """
 
@@ -92,9 +96,10 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-
             # assign: the weights are real even where this is built under torch.device("meta")
             self.net.load_state_dict(load_file(path, device="cpu"), assign=True)
         except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{path} does not hold the weights of a {self.NET.__name__}: {reason}"
+            reason = shown(" ".join(str(error).split()), 1000)
+            raise ScoreError(
+                f"{shown(str(path), 4096)} does not hold the weights of a {self.NET.__name__}: "
+                f"{reason}. Leave score.weights out for the packaged ones"
             ) from None
         self.requires_grad_(False)
         self.eval()

@@ -236,7 +236,8 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{run.path}: its weights do not fit: {error}") from error
+        reason = options.shown(" ".join(str(error).split()), 1000)
+        raise CheckpointError(f"{run.path}: its weights do not fit: {reason}") from error
 
 
 def _components(recipe: Recipe) -> dict[Kind, Component]:

@@ -79,9 +79,8 @@ def differentiate(
 def possible_terms(plugins: Plugins, side: str) -> list[str]:
     """Return the names of all terms that an update of this side may have."""
     loss_hook, penalty_hook = HOOKS[side]
-    penalties = [f"{penalty_hook}/{each.name}" for each in plugins.penalties(penalty_hook)]
     scores = ["d_real", "d_fake"] if side == "critic" else []
-    return [*penalties, loss_hook, *scores]
+    return [*plugins.terms(penalty_hook), loss_hook, *scores]
 
 
 def averaged(

@@ -69,7 +69,7 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
         alt = f"{text} over {records[-1]['step']} generator updates, as lines"
         curves.pictures.append(Picture.of(figure, title=text, caption=CURVES[title], alt=alt))
 
-    loss, plugins = recipe.loss.name, [each.alias or each.name for each in recipe.plugin]
+    loss, plugins = recipe.loss.name, [each.called for each in recipe.plugin]
     page = Page(
         title=run.path.resolve().name,
         summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "

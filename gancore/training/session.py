@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gancore.errors import CheckpointError, InputError
+from gancore.options import shown
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import generate
@@ -210,7 +211,10 @@ class Session:
             self.trainer.load_state(found.tensors, found.state["plugins"])
             self.tally = Tally.of(found.state)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
+            reason = shown(" ".join(str(error).split()), 1000)
+            raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
+        plugins = self.trainer.plugins
+        self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 
     def _title(self, start: int) -> str:
         trainer = self.trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -20,6 +20,10 @@ class Tally:
     def remember_penalties(self, values: Mapping[str, float]) -> None:
         """Keep the latest due value of each penalty; a lazy one has none in most updates."""
         self.penalties |= {key: value for key, value in values.items() if "/" in key}
+
+    def keep_penalties(self, names: Collection[str]) -> None:
+        """Forget those of plugins that are gone."""
+        self.penalties = {key: each for key, each in self.penalties.items() if key in names}
 
     def remember_best(self, step: int, scores: Mapping[str, float]) -> None:
         """Keep the step with the best value of the first score."""
