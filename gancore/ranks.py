@@ -64,7 +64,7 @@ class Ranks:
             if not is_launched():
                 return cls(device)
             if is_under_torchrun():
-                _die_with_parent()
+                die_with_parent()
             cuda = device.type == "cuda"
             if cuda:
                 torch.cuda.set_device(device)
@@ -298,8 +298,8 @@ def _told() -> Iterator[None]:
         ) from error
 
 
-def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when torchrun is killed: the run saves, and ends."""
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when this process's parent is killed: the run saves, and ends."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

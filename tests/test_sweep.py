@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Gan
 
 from gancore.errors import RecipeError
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.plan import plan
 from gancore.leaderboard.result import result
-from gancore.leaderboard.sweep import plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("boards")]
 
@@ -135,9 +136,24 @@ def test_three_files_are_written(done: tuple[Path, Any]) -> None:
     assert "&lt;script&gt;penalty" in page
 
 
-def test_the_jobs_do_not_change_the_scores(done: tuple[Path, Any], tmp_path: Path) -> None:
+def test_runs_that_a_queue_makes_one_by_one_score_the_same(
+    done: tuple[Path, Any], tmp_path: Path, gan: Gan
+) -> None:
     folder, _ = done
-    run(board(tmp_path, seeds=[1]), tmp_path / "out", "--jobs", "1", "--no-cost")
+    options = [board(tmp_path, seeds=[1]), "--out", tmp_path / "out", "--device", "cpu"]
+    code, lines, _ = gan("leaderboard", *options, "--commands")
+    assert code == 0
+    assert [re.findall(r"runs/(\w+)-seed1", line)[0] for line in lines.splitlines()] == [
+        *("none", "gp", "boom")
+    ]
+    codes = [
+        subprocess.run(line, shell=True, cwd="/", capture_output=True, check=False).returncode
+        for line in lines.splitlines()
+    ]
+    assert codes == [0, 0, 1]
+    code, said, _ = gan("leaderboard", *options, "--no-cost")
+    assert code == 1
+    assert said.count(", done before |") == 2
     one, two = scores(tmp_path / "out"), scores(folder / "out")
     assert one == {name: [two[name][1]] for name in two}
 
@@ -207,33 +223,36 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_board_goes_on(
-    tmp_path: Path, done: tuple[Path, Any], how: signal.Signals
-) -> None:
-    """With 4,000 steps a run does not end by itself before the signal comes."""
-    path, out = board(tmp_path, seeds=[1], count=4000), tmp_path / "out"
-    with subprocess.Popen(
-        command(path, out, "--no-cost"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as first:
-        deadline = time.monotonic() + 120
-        while not list(out.glob("runs/none-*/checkpoints/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.kill(first.pid, how)
-        said = first.communicate(timeout=60)[0]
-    deadline = time.monotonic() + 60
-    while alive(out) and time.monotonic() < deadline:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.1)
-    assert not alive(out), "the run outlived its board"
-    if how == signal.SIGINT:
-        assert first.returncode == 130
-        assert "stopped" in said
-    reached = max(int(each.name[5:]) for each in out.glob("runs/none-*/checkpoints/step-*"))
-    with subprocess.Popen(command(path, out, "--no-cost"), stdout=subprocess.DEVNULL) as second:
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
+    """With 40,000 steps a run does not end by itself before the signal comes."""
+    out = tmp_path / "out"
+    start = command(board(tmp_path, seeds=[1], count=40_000), out, "--no-cost")
+
+    def steps() -> list[int]:
+        return [int(each.name[5:]) for each in out.glob("runs/none-*/checkpoints/step-*")]
+
+    with subprocess.Popen(start, stdout=subprocess.DEVNULL) as killed:
+        until(steps)
+        killed.kill()
+    until(lambda: not alive(out))  # the run saves, and ends
+    reached = max(steps())
+    with subprocess.Popen(
+        start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as stopped:
         (log,) = out.glob("runs/none-*/log.txt")
-        deadline = time.monotonic() + 60
-        while f"from step {reached} " not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        second.terminate()
-    assert f"from step {reached} " in log.read_text()
+        until(lambda: f"from step {reached} " in log.read_text())
+        until(lambda: max(steps()) > reached)
+        stopped.send_signal(signal.SIGINT)
+        said = stopped.communicate(timeout=60)[0]
+    assert stopped.returncode == 130
+    assert "stopped" in said
+    assert "stopped by SIGTERM: saved" in log.read_text()
+    assert not alive(out)

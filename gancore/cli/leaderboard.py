@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from gancore.leaderboard.board import Board
+    from gancore.leaderboard.display import BoardDisplay
+    from gancore.leaderboard.job import Executor
 
 
 @click.command()
@@ -16,13 +23,34 @@ import click
     help="The board's folder; by default boards/BOARD.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time."
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Runs at a time, by default 1; with --ray, the most it is given, by default all.",
+)
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS|auto",
+    help="Run on this Ray cluster (HOST:PORT or ray://HOST:PORT), as many as it has room for.",
+)
+@click.option(
+    "--commands",
+    is_flag=True,
+    help="Print the command of each run that is left, one a line, for a queue; make none.",
 )
 @click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to train.")
 @click.option(
     "--cost/--no-cost", default=True, show_default=True, help="Measure what each entry costs."
 )
-def leaderboard(board: Path, out: Path | None, jobs: int, device: str, cost: bool) -> None:
+def leaderboard(
+    board: Path,
+    out: Path | None,
+    jobs: int | None,
+    address: str | None,
+    commands: bool,
+    device: str,
+    cost: bool,
+) -> None:
     """Run the matrix of entries and seeds in BOARD; write leaderboard.json, .md and .html.
 
     Runs that are done already, under the same recipe and versions, are not repeated; interrupted
@@ -32,22 +60,52 @@ def leaderboard(board: Path, out: Path | None, jobs: int, device: str, cost: boo
     from gancore.leaderboard.costs import measure_costs
     from gancore.leaderboard.display import BoardDisplay
     from gancore.leaderboard.files import write
+    from gancore.leaderboard.job import left_to_do, shell_line
+    from gancore.leaderboard.plan import plan
     from gancore.leaderboard.result import result
-    from gancore.leaderboard.sweep import plan, sweep
 
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
     recipes = loaded.recipes(board.parent)
-    with BoardDisplay(loaded, jobs, sys.stdout) as display:
+    display = BoardDisplay(loaded, sys.stderr if commands else sys.stdout)
+    if commands and not (loaded.budget and loaded.budget.unit == "passes"):
+        cost = False  # measured when the runs are done, where they were made
+    with _executor(loaded, jobs, address, device, display) as executor, display:
         spent = {}
         if cost:
-            spent = measure_costs(loaded, recipes, out, device=device, tell=display.say)
+            spent = measure_costs(loaded, recipes, out, executor=executor, tell=display.say)
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
-        planned = plan(loaded, loaded.within_budget(recipes, ratios), out, device=device)
-        sweep(planned, parallel=jobs, threads=loaded.threads, device=device, watch=display.show)
+        recipes = loaded.within_budget(recipes, ratios)
+        planned = plan(loaded, recipes, out, device=executor.device)
+        if commands:
+            for job in left_to_do(planned):
+                click.echo(shell_line(job, threads=loaded.threads, device=executor.device))
+            return
+        executor.sweep(planned, display.show)
     found = result(loaded, planned, spent)
     write(found, planned, out)
     click.echo((out / "leaderboard.md").read_text(encoding="utf-8"))
     click.echo(f"in {out}")
     if any(entry["failed"] for entry in found["entries"]):
         sys.exit(1)
+
+
+def _executor(
+    board: Board, jobs: int | None, address: str | None, device: str, display: BoardDisplay
+) -> AbstractContextManager[Executor]:
+    """Return what makes the runs: this machine, unless a cluster is named."""
+    if address is None:
+        from gancore.leaderboard.sweep import Here
+        from gancore.training.environment import choose_device
+
+        return nullcontext(Here(jobs or 1, board.threads, str(choose_device(device))))
+    from gancore.leaderboard.cluster import connected
+
+    return connected(
+        address,
+        parallel=jobs,
+        threads=board.threads,
+        gpus=board.gpus,
+        device=device,
+        tell=display.say,
+    )

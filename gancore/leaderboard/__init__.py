@@ -2,7 +2,8 @@
 
 board       the TOML file
 costs       what each entry costs
-sweep       the runs
+plan        its runs; job is one of them
+sweep       makes them here; cluster does so on Ray, with remote on its nodes
 statistics  medians, intervals, verdicts
 result      leaderboard.json; text, page and files write it out
 gate        two of them compared

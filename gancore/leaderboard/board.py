@@ -46,7 +46,12 @@ class Board(Section):
     recipe: str
     baseline: str
     seeds: tuple[Annotated[int, Field(le=2**63 - 1)], ...] = Field(min_length=1, max_length=1000)
-    threads: int = Field(default=1, ge=1, le=1024, description="of each run, whatever the jobs")
+    threads: int = Field(
+        default=1, ge=1, le=1024, description="of each run, whatever the jobs; its CPUs on Ray"
+    )
+    gpus: float = Field(
+        default=0.0, ge=0, le=1024, description="of each run on Ray; without it, no matter"
+    )
     metric: str | None = Field(
         default=None, description="the score that ranks; the first if absent"
     )

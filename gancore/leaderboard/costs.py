@@ -13,6 +13,7 @@ import torch
 
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.job import Executor
 from gancore.protocol import Number, Stored
 from gancore.reading import read_json
 from gancore.recipe import Recipe
@@ -34,7 +35,7 @@ def measure_costs(
     recipes: Mapping[str, Recipe],
     out: Path,
     *,
-    device: str,
+    executor: Executor,
     tell: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Return each entry's `gancore.cost.Cost` as a table, on the board's number of threads.
@@ -43,7 +44,7 @@ def measure_costs(
     Raises InputError for recipes that can't be trained.
     """
     path = out / "costs.json"
-    about = [device, board.threads, {name: each.table() for name, each in recipes.items()}]
+    about = [executor.where, board.threads, {name: each.table() for name, each in recipes.items()}]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if path.is_file():
         kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)
@@ -51,12 +52,19 @@ def measure_costs(
             found: dict[str, dict[str, Any]] = kept["costs"]
             return found
     tell(f"measuring what {len(recipes)} entries cost, before the first run")
+    found = executor.measure(recipes)
+    write_text(path, json.dumps({"key": key, "costs": found}, indent=1) + "\n")
+    return found
+
+
+def measure_here(
+    recipes: Mapping[str, Recipe], *, threads: int, device: str
+) -> dict[str, dict[str, Any]]:
+    """Measure in this process, on so many threads. Raises InputError."""
     before = torch.get_num_threads()
-    torch.set_num_threads(board.threads)
+    torch.set_num_threads(threads)
     try:
         measured = measure(recipes, device=device)
     finally:
         torch.set_num_threads(before)
-    found = {name: asdict(cost) for name, cost in measured.items()}
-    write_text(path, json.dumps({"key": key, "costs": found}, indent=1) + "\n")
-    return found
+    return {name: asdict(cost) for name, cost in measured.items()}

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.sweep import Job
+from gancore.leaderboard.job import Job
 from gancore.report import clock
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ LOOK = 2.0
 
 
 class BoardDisplay:
-    """Shows what runs, what is done, what it scored, and the time left.
+    """Shows what runs, what is done, what it scored, and the time left."""
 
-    parallel: how many runs go on at a time.
-    """
-
-    def __init__(self, board: Board, parallel: int, file: IO[str]) -> None:
+    def __init__(self, board: Board, file: IO[str]) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._board, self._parallel = board, parallel
+        self._board = board
+        self._at_once = 1  # as many runs went on at a time, at most
         self._console = Console(file=file, highlight=False)
-        self._live = Live(console=self._console) if self._console.is_terminal else None
+        # what others print, Ray its pages, is theirs to redirect
+        live = Live(console=self._console, redirect_stdout=False)
+        self._live = live if self._console.is_terminal else None
         self._told: dict[Job, str] = {}
         self._looked = 0.0
 
@@ -55,6 +55,8 @@ class BoardDisplay:
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Take the state of all runs."""
+        running = sum(job.state == "running" for job in jobs)
+        self._at_once = max(self._at_once, running)
         changed = [job for job in jobs if self._told.get(job) != job.state]
         if self._live and (changed or time.monotonic() - self._looked > LOOK):
             self._looked = time.monotonic()
@@ -93,9 +95,7 @@ class BoardDisplay:
             ended = [job for job in mine if job.state == "done"]
             failed = sum(job.state == "failed" for job in mine)
             going = ", ".join(
-                f"seed {job.seed}: {job.step() / max(job.steps, 1):.0%}"
-                for job in mine
-                if job.state == "running"
+                f"seed {job.seed}{_share(job)}" for job in mine if job.state == "running"
             )
             table.add_row(
                 Text(entry.label or entry.name),
@@ -125,7 +125,13 @@ class BoardDisplay:
                 whole = statistics.mean(took.get(job.entry, every))
                 passed = time.monotonic() - job.started if job.state == "running" else 0.0
                 left += max(whole - passed, 0.0)
-        return left / self._parallel
+        return left / self._at_once
+
+
+def _share(job: Job) -> str:
+    """Return how far a run is, if there is a record that tells it."""
+    step = job.step()
+    return f": {step / job.steps:.0%}" if step else ""
 
 
 def _scores(done: Sequence[Job], metric: str | None) -> str:

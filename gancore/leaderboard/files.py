@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
-from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import markdown
 from gancore.training.folder import write_text
 

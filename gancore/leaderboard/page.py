@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gancore.leaderboard import plots
-from gancore.leaderboard.sweep import Job
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import (
     MINUS,
     against,

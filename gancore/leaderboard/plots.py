@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gancore.leaderboard.sweep import Job
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import title
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 from gancore.leaderboard.board import Board, Entry
 from gancore.leaderboard.gate import FORMAT
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, summarize
-from gancore.leaderboard.sweep import Job
 from gancore.protocol import HIGHER_IS_BETTER
 
 COLLAPSED = 0.1

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,19 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Wait until no process has a run's folder. Raises InputError when one has it for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with locked(folder):
+                return
+        except InputError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _acquired(path: Path) -> int:

@@ -1,0 +1,178 @@
+"""One run of a board: its folder, the process that makes it, and what came of that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gancore.options import shown
+from gancore.ranks import die_with_parent
+from gancore.recipe import Recipe
+from gancore.training import Run
+
+POLL = 0.2
+"""Seconds between looks at the runs that go on."""
+
+LOG = "log.txt"
+"""In a run's folder: what its process said."""
+
+LAUNCHERS = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+}
+"""Variables by which torchrun tells a process of the others it belongs to."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One run of a board: an entry with a seed.
+
+    Its folder carries a hash of all that decides its scores, so that a finished one is found
+    again, an interrupted one goes on, and one under another recipe or version never is mistaken.
+    """
+
+    entry: str
+    seed: int
+    recipe: dict[str, Any]
+    path: Path
+    state: str = "waiting"  # then: running, done, failed
+    error: str = ""
+    seconds: float = 0.0
+    started: float = field(default=0.0, repr=False)
+    about: dict[str, Any] = field(default_factory=dict, repr=False)  # versions, in the hash too
+
+    @property
+    def run(self) -> Run:
+        """The run folder."""
+        return Run(self.path)
+
+    @property
+    def steps(self) -> int:
+        """Generator updates to make."""
+        steps: int = self.recipe["train"]["steps"]
+        return steps
+
+    def step(self) -> int:
+        """Return how many generator updates are recorded."""
+        if self.state == "done":
+            return self.steps
+        records = self.run.records if self.path.is_dir() else []
+        return int(records[-1]["step"]) if records else 0
+
+    def prepare(self) -> None:
+        """Make the folder, with the recipe."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.run.write_recipe(self.recipe)
+
+    def fail(self, error: str) -> None:
+        """Note why there are no scores."""
+        self.state, self.error = "failed", shown(error.removeprefix("error: "), 1000)
+
+    def finish(self, code: int, seconds: float) -> None:
+        """Note what the folder and the process's exit code say."""
+        self.seconds = seconds
+        if code == 0 and self.run.scores is not None:
+            self.state = "done"
+            return
+        log = self.path / LOG
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        errors = [line for line in lines if line.startswith("error: ")]
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self.fail((errors or lines or [how])[-1])
+
+
+Watch = Callable[[Sequence[Job]], None]
+
+
+class Executor(Protocol):
+    """What makes the runs of a board: this machine, or a cluster.
+
+    device  of each run
+    where   what costs depend on beside the recipes
+    """
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+
+    @property
+    def where(self) -> str: ...  # noqa: D102
+
+    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+        """Return each entry's `gancore.cost.Cost` as a table; those that can't be are left out."""
+
+    def sweep(self, jobs: Sequence[Job], watch: Watch) -> None:
+        """Make the runs that are not done; a failed one is marked, no more.
+
+        watch is called with all jobs a few times a second. SIGINT and SIGTERM let the runs that go
+        on save, and raise KeyboardInterrupt then.
+        """
+
+
+def left_to_do(jobs: Sequence[Job]) -> list[Job]:
+    """Mark the runs that have been done before; return the others."""
+    for job in jobs:
+        if job.path.is_dir() and job.run.scores is not None:
+            job.state = "done"
+            job.seconds = float(next((each["seconds"] for each in job.run.records[-1:]), 0.0))
+    return [job for job in jobs if job.state == "waiting"]
+
+
+def start(folder: Path, *, threads: int, device: str) -> subprocess.Popen[bytes]:
+    """Start the process that makes, or goes on with, the run in a folder that has its recipe."""
+    with (folder / LOG).open("wb") as log:
+        return subprocess.Popen(
+            command(folder, device),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=surroundings(threads),
+            start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
+            preexec_fn=die_with_parent,
+        )
+
+
+def command(folder: Path, device: str) -> list[str]:
+    """Return what makes a run, goes on with it, or finds it done."""
+    recipe = str(Run(folder).recipe_path)
+    run = ["run", recipe, "--resume", "--out", str(folder), "--device", device]
+    return [sys.executable, "-m", "gancore", *run]
+
+
+def shell_line(job: Job, *, threads: int, device: str) -> str:
+    """Return a run's command for a shell, its folder prepared; from any folder it is the same."""
+    job.prepare()
+    limit = f"OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
+    return f"{limit} {shlex.join(command(job.path.absolute(), device))}"
+
+
+def surroundings(threads: int) -> dict[str, str]:
+    """Return the environment of a run: on its own, whatever launched the board."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")
+    }
+    return kept | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
+    received: list[int] = []
+    previous = {
+        each: signal.signal(each, lambda number, frame: received.append(number))
+        for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

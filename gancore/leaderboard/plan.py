@@ -1,0 +1,67 @@
+"""The plan of a board: its runs, each with the folder in which it is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gancore.errors import GancoreError, RecipeError
+from gancore.leaderboard.board import Board
+from gancore.leaderboard.job import Job
+from gancore.recipe import Recipe
+from gancore.training.environment import environment
+from gancore.training.experiment import load_plugins, resolve
+
+
+def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str) -> list[Job]:
+    """Return the runs of a board, seed by seed, so that all entries get on alike.
+
+    recipes  of its entries, by name
+    out      the board's folder
+    device   that the runs will be on, which this machine need not have
+
+    Raises InputError for recipes that are wrong.
+    """
+    jobs: list[Job] = []
+    for name, recipe in recipes.items():
+        try:
+            table = resolve(recipe)
+            about = versions(recipe)
+        except GancoreError as error:
+            error.add_note(f"in the entry {name!r} of the board")
+            raise
+        _refuse_unlike(name, table, jobs)
+        for seed in board.seeds:
+            seeded = {**table, "train": {**table["train"], "seed": seed}}
+            key = json.dumps([seeded, {**about, "device": device}, board.threads], sort_keys=True)
+            digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+            path = out / "runs" / f"{name}-seed{seed}-{digest}"
+            jobs.append(Job(name, seed, seeded, path, about=about))
+    return sorted(jobs, key=lambda job: board.seeds.index(job.seed))
+
+
+def versions(recipe: Recipe) -> dict[str, Any]:
+    """Return what of this machine, beside the recipe and device, decides the scores of a run."""
+    found = environment(torch.device("cpu"), load_plugins(recipe))
+    return {key: found[key] for key in ("versions", "plugins", "python")}
+
+
+def _refuse_unlike(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:
+    """Refuse an entry that is scored otherwise than the first: the table would compare nothing."""
+    for section, keys in (
+        ("data", None),
+        ("score", ("metrics", "samples", "extractor", "weights")),
+    ):
+        for key in keys or table[section]:
+            for other in others[:1]:
+                mine, its = table[section].get(key), other.recipe[section].get(key)
+                if mine != its:
+                    raise RecipeError(
+                        f"entry {name!r}: {section}.{key} is {mine!r}, and {its!r} in the entry "
+                        f"{other.entry!r}: a board compares scores of one protocol"
+                    )

@@ -1,0 +1,144 @@
+"""What a node of a cluster does: one run of a board, in the board's folder or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gancore.errors import GancoreError, RunError
+from gancore.leaderboard.job import POLL, start
+from gancore.leaderboard.plan import versions
+from gancore.options import shown
+from gancore.recipe import Recipe
+from gancore.training import Run
+from gancore.training.storage import LOCK, told_when_full, wait_until_free
+
+LOCKED = 120.0
+"""Seconds to wait for the folder while the same run, of a node that is going down, saves."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a node has to know to make a run.
+
+    folder  of the run, as the board's machine calls it
+    token   a file in the folder beside, and what is in it where that folder is the board's
+    about   the versions that the scores are to be of
+    """
+
+    recipe: dict[str, Any]
+    folder: Path
+    token: tuple[str, str]
+    about: dict[str, Any]
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    error  why the run was not even begun
+    files  the run's folder, unless it is the board's
+    """
+
+    code: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    files: dict[str, bytes] | None = field(default=None, repr=False)
+
+
+def make_run(order: Order) -> Outcome:
+    """Make a run, or go on with it; a KeyboardInterrupt lets it save, and is raised then."""
+    try:
+        _refuse_other_versions(order)
+        if _is_shared(order):
+            code, seconds = _train(order.folder, order)
+            return Outcome(code, seconds)
+        with tempfile.TemporaryDirectory(prefix="gancore-") as name:
+            folder = Path(name)
+            Run(folder).write_recipe(order.recipe)
+            code, seconds = _train(folder, order)
+            return Outcome(code, seconds, files=pack(folder))
+    except GancoreError as error:
+        return Outcome(error=str(error))
+
+
+def _refuse_other_versions(order: Order) -> None:
+    """Refuse to make scores that would be filed under versions which they are not of."""
+    mine = versions(Recipe.parse(order.recipe))
+    here, there = _flat(mine), _flat(order.about)
+    unlike = [
+        f"{name} {here.get(name, 'none')} (the board's: {there.get(name, 'none')})"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
+    if unlike:
+        raise RunError(
+            f"{socket.gethostname()} has {', '.join(unlike)}: install the same versions on all "
+            "nodes, and where the board is started"
+        )
+
+
+def _flat(about: Mapping[str, Any]) -> dict[str, str]:
+    plugins = {f"plugin {name}": found for name, found in about["plugins"].items()}
+    return {**about["versions"], **plugins, "python": about["python"]}
+
+
+def _is_shared(order: Order) -> bool:
+    """Whether the folder here is the very one of the board; another may have the same name."""
+    name, content = order.token
+    try:
+        found = (order.folder.parent / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return found == content and os.access(order.folder, os.W_OK)
+
+
+def _train(folder: Path, order: Order) -> tuple[int, float]:
+    """Return the exit code of the run's process, and the seconds it took."""
+    wait_until_free(folder, LOCKED)
+    began = time.monotonic()
+    process = start(folder, threads=order.threads, device=order.device)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL)  # not wait(), which a cancelled task would not leave
+    finally:
+        process.terminate()  # it saves, and exits well
+        process.wait()
+    return process.returncode, time.monotonic() - began
+
+
+def pack(folder: Path) -> dict[str, bytes]:
+    """Return the files of a run's folder by their names in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name != LOCK
+    }
+
+
+def unpack(files: Mapping[str, bytes], folder: Path) -> None:
+    """Put what a node sent in the place of a run's folder, all of it or nothing.
+
+    Raises RunError for names that lead out of the folder, and where there is no room.
+    """
+    for name in files:
+        path = PurePosixPath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise RunError(f"a node sent the file {shown(repr(name))}, which no run's folder holds")
+    coming = folder.with_name(f".{folder.name}.coming")
+    shutil.rmtree(coming, ignore_errors=True)
+    with told_when_full(folder):
+        for name, content in files.items():
+            (coming / name).parent.mkdir(parents=True, exist_ok=True)
+            (coming / name).write_bytes(content)
+    shutil.rmtree(folder, ignore_errors=True)
+    coming.replace(folder)
