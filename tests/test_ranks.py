@@ -421,6 +421,11 @@ def test_a_signal_to_one_stops_all_and_the_rest_is_the_same(tmp_path: Path) -> N
     assert saved(tmp_path / "part").step == 60
     assert Run.open(tmp_path / "part").environment["world_size"] == 2
 
+    forced = Launched(tmp_path, [*arguments(tmp_path, "part", 61), "--force"], count=1)
+    assert forced.ended() == [0], forced.said()
+    assert saved(tmp_path / "part").step == 61
+    assert Run.open(tmp_path / "part").environment["world_size"] == 1
+
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_is_killed_ends_the_run_in_one_line(victim: int, tmp_path: Path) -> None:
