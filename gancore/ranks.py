@@ -28,9 +28,10 @@ from torch.distributed.rendezvous import rendezvous
 from gancore.errors import GancoreError, InputError, RunError
 
 TIMEOUT = timedelta(minutes=10)
-"""How long one waits for another in an update; for an answer that takes the first longer, a day."""
+"""How long one waits for another."""
 
 PATIENCE = timedelta(days=1)
+"""How long the others wait for what the first alone does, such as scores."""
 
 
 class Ranks:
@@ -48,11 +49,9 @@ class Ranks:
         self.device = torch.device(device)
         self.index = index
         self.count = count
-        self._control: dist.ProcessGroup | None = None
-        if count > 1:  # of its own, as the first may take long, and what is said is on the host
-            group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            assert isinstance(group, dist.ProcessGroup)
-            self._control = group
+        # what is not of updates is on the host, whatever the device
+        self._host = _group(TIMEOUT) if count > 1 else None
+        self._patient = _group(PATIENCE) if count > 1 else None
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks:
@@ -61,10 +60,10 @@ class Ranks:
         A process group that is there already is used. Raises RunError when the others don't come.
         """
         if not dist.is_initialized():
-            if not is_launched():
-                return cls(device)
             if is_under_torchrun():
                 die_with_parent()
+            if not is_launched():
+                return cls(device)
             cuda = device.type == "cuda"
             if cuda:
                 torch.cuda.set_device(device)
@@ -122,12 +121,12 @@ class Ranks:
         """
         if self.count == 1:
             return list(values)
-        there = [0.0 if value is None else 1.0 for value in values]
+        there = [value is not None for value in values]
         parts = [
             torch.zeros_like(shape) if value is None else value
             for value, shape in zip(values, like, strict=True)
         ]
-        flags = torch.tensor(there, dtype=like[0].dtype, device=like[0].device)
+        flags = like[0].new_ones(len(there)) if all(there) else like[0].new_tensor(there)
         flat = torch.cat([flags, *(part.reshape(-1).to(flags) for part in parts)])
         with _told():
             dist.all_reduce(flat)
@@ -163,7 +162,7 @@ class Ranks:
             return here
         found = torch.tensor([here], dtype=torch.uint8)
         with _told():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._host)
         return bool(found.item())
 
     def from_first(self, make: Callable[[], bytes]) -> bytes:
@@ -182,9 +181,9 @@ class Ranks:
                 failure, data = error, str(error).encode()
         head = torch.tensor([len(data), failure.exit_code if failure else 0])
         with _told():
-            dist.broadcast(head, 0, group=self._control)
+            dist.broadcast(head, 0, group=self._patient)
             body = torch.frombuffer(bytearray(data or bytes(int(head[0]) or 1)), dtype=torch.uint8)
-            dist.broadcast(body, 0, group=self._control)
+            dist.broadcast(body, 0, group=self._patient)
         if failure:
             raise failure
         data = body.numpy().tobytes()[: int(head[0])]
@@ -198,12 +197,14 @@ class Ranks:
             return [tensor]
         found = [torch.empty_like(tensor) for _ in range(self.count)] if self.is_first else None
         with _told():
-            dist.gather(tensor.contiguous(), found, dst=0, group=self._control)
+            dist.gather(tensor.contiguous(), found, dst=0, group=self._host)
         return found or []
 
     def wait(self) -> None:
         """Wait for all the others, however long the first takes for what only it does."""
-        self.any(False)
+        if self.count > 1:
+            with _told():
+                dist.all_reduce(torch.zeros(1), group=self._patient)
 
 
 def _meeting(store: Store, index: int, count: int) -> str:
@@ -231,6 +232,12 @@ def _meeting(store: Store, index: int, count: int) -> str:
             raise RuntimeError(f"processes {sorted(missing)} did not come")
         time.sleep(0.02)
     return name
+
+
+def _group(timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def is_launched() -> bool:

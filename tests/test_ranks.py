@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,12 @@ from processes import FORK, LIMIT, Launched, together
 from torch import Tensor, nn
 from torch.distributed import HashStore
 
-from gancore import Trainer, entrypoints
+from gancore import Trainer, entrypoints, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.errors import InputError, RunError
 from gancore.plugins import load
 from gancore.ranks import Ranks, _meeting
 from gancore.sampling import calibrated, generate
-from gancore.sharding import SplitDraws
 from gancore.training import Run, checkpoint
 from gancore.training.optimizers import apply_gradients
 
@@ -194,6 +194,34 @@ def test_processes_stay_alike_to_the_bit(tmp_path: Path) -> None:
     assert len(Run.open(tmp_path / "run").records) == 2  # step 1 and the last: by one of them
 
 
+@plugin
+class Stopper:
+    """Stops the run of one process while the third step is saved: that step's decision is made."""
+
+    trainer: list[Trainer] = field(init=False, default_factory=list)
+    updates: int = field(init=False, default=0)
+
+    @hookimpl
+    def post_step(self) -> None:
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        self.trainer[0].stop("stopped late")
+        return {}
+
+
+def test_a_signal_at_any_moment_is_for_all(tmp_path: Path) -> None:
+    def work() -> int:
+        stopper = Stopper()
+        train = {"steps": 6, "batch_size": 8}
+        made = trainer(plugins=[stopper], checkpoint={"every": 3}, train=train)
+        stopper.trainer.append(made)
+        made.run(tmp_path / "run")
+        return stopper.updates
+
+    assert together(work, tmp_path) == [4, 4]
+
+
 def test_samples_are_those_of_one_process(tmp_path: Path) -> None:
     generator = calibrated(Generator(), seed=3)
     expected = generate(generator, 1000, seed=3)
@@ -274,62 +302,6 @@ def test_what_they_say_to_each_other(tmp_path: Path) -> None:
         assert each["errors"] == said
     assert found[0]["gathered"] == [[1, 2], [2, 4], [3, 6]]
     assert found[1]["gathered"] == found[2]["gathered"] == []
-
-
-X = torch.rand(6, 4, 5).double()
-DRAWS: dict[str, Callable[[int, Callable[[Tensor], Tensor]], Tensor]] = {
-    "rand": lambda n, mine: torch.rand(n, 3),
-    "rand of a tuple": lambda n, mine: torch.rand((n, 3)),
-    "rand by keyword": lambda n, mine: torch.rand(size=(n, 3)),
-    "randn": lambda n, mine: torch.randn([n, 1, 1], dtype=torch.float64),
-    "one for all": lambda n, mine: torch.rand(()).expand(n),
-    "as many as all samples, for all": lambda n, mine: torch.rand(6).sum().expand(n),
-    "randint": lambda n, mine: torch.randint(-4, 9, (n, 2)),
-    "normal": lambda n, mine: torch.normal(0.0, 1.0, (n, 2)),
-    "normal around": lambda n, mine: torch.normal(mine(X), 1.0),
-    "rand_like": lambda n, mine: torch.rand_like(mine(X)),
-    "randint_like": lambda n, mine: torch.randint_like(mine(X), 0, 9),
-    "normal_": lambda n, mine: torch.empty(n, 3).normal_(),
-    "bernoulli_": lambda n, mine: torch.empty(n, 4, 5).bernoulli_(mine(X)),
-    "bernoulli": lambda n, mine: torch.bernoulli(mine(X)),
-    "Tensor.bernoulli": lambda n, mine: mine(X).bernoulli(0.5),
-    "exponential_": lambda n, mine: torch.empty(n, 3).exponential_(),
-    "dropout": lambda n, mine: F.dropout(mine(X), 0.5),
-    "dropout, a module in place": lambda n, mine: nn.Dropout(0.5, True)(mine(X).clone()),
-    "dropout of channels": lambda n, mine: nn.Dropout2d(0.5)(mine(X)[..., None]),
-    "dropout of none": lambda n, mine: F.dropout(mine(X), 0.5, training=False),
-    "alpha dropout": lambda n, mine: nn.AlphaDropout(0.5)(mine(X)),
-    "gumbel": lambda n, mine: F.gumbel_softmax(mine(X)),
-    "rrelu": lambda n, mine: F.rrelu(-mine(X), training=True),
-}
-
-
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", DRAWS)
-def test_a_split_batch_draws_the_numbers_of_the_whole(name: str, count: int) -> None:
-    draw, size = DRAWS[name], 6 // count
-    torch.manual_seed(0)
-    expected, after = draw(6, lambda x: x), torch.rand(2)
-    parts = []
-    for index in range(count):
-        ranks = Ranks()
-        ranks.index, ranks.count = index, count
-        torch.manual_seed(0)
-        with SplitDraws(size, ranks):
-            parts.append(draw(size, lambda x: x[index * size : (index + 1) * size]))  # noqa: B023
-        assert torch.equal(torch.rand(2), after)
-    assert torch.equal(torch.cat(parts), expected)
-
-
-def test_dropout_that_is_split_has_its_gradient() -> None:
-    ranks = Ranks()
-    ranks.index, ranks.count = 1, 2
-    x = torch.ones(3, 4, requires_grad=True)
-    with SplitDraws(3, ranks):
-        out = F.dropout(x, 0.5)
-    out.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, out)  # 0 or 2, as x is 1
 
 
 def test_a_batch_that_cannot_be_split_is_refused() -> None:
@@ -446,7 +418,6 @@ def test_one_that_hangs_ends_the_run_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gancore.ranks.TIMEOUT", timedelta(seconds=6))
-    monkeypatch.setattr("gancore.ranks.PATIENCE", timedelta(seconds=6))
     launched = Launched(tmp_path, arguments(tmp_path, "run", 100_000))
     reached(launched, tmp_path / "run", 5)
     os.kill(launched.processes[1].pid, signal.SIGSTOP)
@@ -459,15 +430,18 @@ def test_one_that_hangs_ends_the_run_in_time(
 
 
 @pytest.mark.parametrize(
-    ("setting", "what"),
+    ("setting", "code", "what"),
     [
-        ("train.stepz=3", "train.stepz: unknown key"),
-        ("train.batch_size=15", "train.batch_size is 15, and that can't be split over 2"),
+        ("train.stepz=3", 2, "train.stepz: unknown key"),
+        ("train.batch_size=15", 2, "train.batch_size is 15, and that can't be split over 2"),
+        ('score.metrics=["fid"]', 1, "fid can't be computed for the points"),
     ],
 )
-def test_an_error_that_all_have_is_told_once(setting: str, what: str, tmp_path: Path) -> None:
+def test_an_error_that_all_have_is_told_once(
+    setting: str, code: int, what: str, tmp_path: Path
+) -> None:
     launched = Launched(tmp_path, [*arguments(tmp_path, "run", 3), "--set", setting])
-    assert launched.ended() == [2, 2]
+    assert launched.ended() == [code, code]
     said = "".join(launched.said())
     assert said.count(what) == 1
     assert said.count("error:") == 1

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 )
 @click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to train.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one.")
-@click.option("--force", is_flag=True, help="Resume even though the recipe has changed.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Resume even though the recipe, or the number of processes, has changed.",
+)
 @click.option(
     "--no-plugin", "dropped", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable."
 )

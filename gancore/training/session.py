@@ -47,11 +47,11 @@ class Session:
             trainer.plugins.start(self.run.path, start)
         self.display.begin(self._title(start), start, trainer.train.steps)
         try:
-            self._loop(start)
+            stopped = self._loop(start)
             if first:
                 plot_curves(self.run.records, self.run.curves_path)
-            if self.stopped:
-                self.display.say(f"{self.stopped}: saved in {self.run.path}; go on with --resume")
+            if stopped:
+                self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics:
                 if self._scores is None:
                     self._scores = trainer.scores(self.display.count)
@@ -62,7 +62,11 @@ class Session:
         finally:
             self.display.end()
 
-    def _loop(self, start: int) -> None:
+    def _loop(self, start: int) -> str:
+        """Make updates; return why not all of them, or an empty string.
+
+        A signal may come at any moment, to any process: only what all have agreed on decides.
+        """
         trainer, train = self.trainer, self.trainer.train
         began = time.perf_counter()
         before = self.tally.seconds
@@ -78,35 +82,45 @@ class Session:
             done = step + 1
             if train.max_seconds and seconds > train.max_seconds:
                 self.stopped = f"train.max_seconds is over after step {done}"
-            if trainer.ranks.any(bool(self.stopped)):
-                self.stopped = self.stopped or "stopped with another of its processes"
-            self._after(done, values, last=done == train.steps)
-            if self.stopped and done < train.steps:
-                return
-        self.stopped = ""
+            stop = self._after(done, values, last=done == train.steps)
+            if stop and done < train.steps:
+                return self.stopped or "stopped with another of its processes"
+        return ""
 
-    def _after(self, step: int, values: Mapping[str, float], *, last: bool) -> None:
-        """Do what is due after a generator update: score, record, sample, save."""
+    def _after(self, step: int, values: Mapping[str, float], *, last: bool) -> bool:
+        """Do what is due after a generator update: score, record, sample, save.
+
+        Returns whether to stop, as all have agreed.
+        """
         trainer = self.trainer
-        record = self._record(step, values)
-        self.display.advance(step, record)
         score = trainer.score
         scored = bool(score.metrics and score.every and step % score.every == 0)
+        record = self._record(step, values)
+        self.display.advance(step, record)
         found = trainer.scores(self.display.count) if scored else {}
         self._scores = found if scored and last else None
-        if not trainer.ranks.is_first:
-            return
-        if scored:
+        if trainer.ranks.is_first:
+            self._report(step, record, found, last=last)
+        stop = trainer.ranks.any(bool(self.stopped))
+        is_due = last or scored or stop or step % trainer.checkpoint.every == 0
+        if is_due and trainer.ranks.is_first:
+            self._save(step)
+        return stop
+
+    def _report(
+        self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
+    ) -> None:
+        """Record and sample what is due."""
+        trainer = self.trainer
+        if found:
             record |= {f"score/{key}": value for key, value in found["scores"].items()}
             self.tally.remember_best(step, found["scores"])
-        if last or step == 1 or step % trainer.log.every == 0 or scored:
+        if last or step == 1 or step % trainer.log.every == 0 or found:
             self.run.append(record)
             trainer.plugins.log(record)
             self.display.record(record)
         if last or step % trainer.sample.every == 0:
             self._save_samples(step)
-        if last or scored or self.stopped or step % trainer.checkpoint.every == 0:
-            self._save(step)
 
     def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         terms = {key: value for key, value in values.items() if "/" not in key}
@@ -195,7 +209,8 @@ class Session:
             changes.append(f"processes: was {were!r}, is {are!r}")
         if changes and not force:
             raise InputError(
-                "the recipe has changed since the checkpoint, so this would be another run:\n"
+                "what decides the updates has changed since the checkpoint, so this would be "
+                "another run:\n"
                 + "\n".join(f"  {line}" for line in changes)
                 + "\nUndo that, choose another --out, or resume all the same by --force"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,26 @@ class Trainer:
         """Train, sample, score and save into the run folder `out`.
 
         resume  go on from the latest checkpoint, if there is one
-        force   resume although the recipe has changed
+        force   resume although the recipe, or the number of processes, has changed
 
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
         scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
         concern.
         """
-        check_scoring(self.data, self.score)
-        first = self.ranks.is_first
-        run, display = Run(Path(out)), display if first and display else Display()
+        run = Run(Path(out))
+        display = display if display and self.ranks.is_first else Display()
         session = self._session = Session(self, run, display)
         for each in self._updates.values():
             each.tell = display.say
-        with told_when_full(run.path), locked(run.path) if first else nullcontext():
+        with told_when_full(run.path), ExitStack() as stack:
+
+            def enter() -> bytes:
+                check_scoring(self.data, self.score)
+                stack.enter_context(locked(run.path))
+                return b""
+
+            self.ranks.from_first(enter)
             session.go(resume=resume, force=force)
         return run
 
