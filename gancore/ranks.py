@@ -242,15 +242,8 @@ def _group(timeout: timedelta) -> dist.ProcessGroup:
 
 def is_launched() -> bool:
     """Whether this process is one of several that were started to make a run together."""
-    return (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and {
-            "RANK",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        }
-        <= os.environ.keys()
-    )
+    told = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return told and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def is_under_torchrun() -> bool:
@@ -262,10 +255,12 @@ def is_under_torchrun() -> bool:
 def told_once() -> Iterator[None]:
     """Let one process alone tell an error that several have, and say which it is.
 
-    The others exit with the error's code. In the end this process leaves the others.
+    The others exit with the error's code. When all went well, this process leaves the others.
     """
     try:
         yield
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except GancoreError as error:
         if is_launched():
             if not _is_first_to_say(str(error)):
@@ -273,9 +268,6 @@ def told_once() -> Iterator[None]:
             where = f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
             error.add_note(f"told by process {where}, on {socket.gethostname()}")
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _is_first_to_say(text: str) -> bool:
@@ -297,7 +289,8 @@ def _told() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        what = re.sub(r"^\[\S+\] ", "", str(error).strip().splitlines()[0]).partition(". ")[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = re.sub(r"^\[\S+\] ", "", line).partition(". ")[0]
         raise RunError(
             f"another process of this run has ended, or does not answer ({what}). What it said "
             "is above; what was saved is whole: go on with --resume, which torchrun "

@@ -53,7 +53,9 @@ def run(
 ) -> None:
     """Train, regularize and score RECIPE.
 
-    Under torchrun, all its processes train it together: torchrun --nproc-per-node 2 -m gancore run
+    \b
+    Under torchrun, its processes train it together:
+    torchrun --nproc-per-node 2 -m gancore run RECIPE
     """
     from gancore.recipe import Recipe
 
