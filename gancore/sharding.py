@@ -21,15 +21,15 @@ from gancore.ranks import Ranks
 class SplitDraws(TorchFunctionMode):
     """While it is on, a random tensor with a number or row for each sample is part of a larger one.
 
-    That is one whose first dimension is `size`, this process's part of the batch. Any other is
-    drawn alike by all processes, whose generators are seeded alike.
+    That is one whose first dimension is `size`, this process's part of the batch, which is number
+    `index` of `count`. Any other is drawn alike by all, as their generators are seeded alike.
     """
 
-    def __init__(self, size: int, ranks: Ranks) -> None:
+    def __init__(self, size: int, index: int, count: int) -> None:
         super().__init__()
         self._size = size
-        self._count = ranks.count
-        self._start = ranks.index * size
+        self._count = count
+        self._start = index * size
 
     def __torch_function__(
         self,
@@ -64,7 +64,7 @@ class SplitDraws(TorchFunctionMode):
 
 def split_draws(size: int, ranks: Ranks) -> AbstractContextManager[object]:
     """Return the context in which a process with `size` samples draws for the whole batch."""
-    return nullcontext() if ranks.count == 1 else SplitDraws(size, ranks)
+    return nullcontext() if ranks.count == 1 else SplitDraws(size, ranks.index, ranks.count)
 
 
 SIZES = frozenset({torch.rand, torch.randn})

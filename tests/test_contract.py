@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from gancore import CriticStep, GeneratorStep, entrypoints, hookimpl, plugin
 from gancore.errors import ContractError
 from gancore.plugins import plugin_class
-from gancore.testing import CHECKS, OneDevice, Result, Subject, check_plugin
+from gancore.testing import CHECKS, OneDevice, Result, Scene, Subject, check_plugin
 
 
 def norms(step: CriticStep) -> Tensor:
@@ -147,13 +147,23 @@ class Broken:
 
     @plugin
     class NotOneSample:
-        """The spread over a batch of one is nan."""
+        """The spread over a batch of one is nan, and that over half a batch another."""
 
-        breaks: ClassVar = ("shapes",)
+        breaks: ClassVar = ("shapes", "split")
 
         @hookimpl
         def penalty(self, step: CriticStep) -> Tensor:
             return norms(step).std()
+
+    @plugin
+    class SquareOfAMean:
+        """Each process has a mean of its own, and the mean of their squares is another thing."""
+
+        breaks: ClassVar = ("split",)
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            return step.scores(step.real).mean().square()
 
     @plugin
     class RootOfSquares:
@@ -330,7 +340,9 @@ class Broken:
     class LossOfConstants:
         """A loss from which nothing can be learned."""
 
-        breaks: ClassVar = ("gradient", "finite-differences", "constant-critic", "precision")
+        breaks: ClassVar = (
+            *("gradient", "finite-differences", "split", "constant-critic", "precision"),
+        )
 
         @hookimpl
         def critic_loss(self, step: CriticStep) -> Tensor:
@@ -386,6 +398,39 @@ def test_each_package_tests_its_plugin_by_the_contract() -> None:
         (test,) = (ROOT / "plugins" / each.distribution / "tests").glob("test_*_contract.py")
         source = test.read_text(encoding="utf-8")
         assert f"(PluginContract):\n    plugin = {plugin_class(each).__name__}\n" in source
+
+
+def test_statistics_that_are_averaged_may_depend_on_each_other() -> None:
+    @plugin
+    class Standardized:
+        """Scores in units of their standard deviation, both of the whole batch."""
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            scores = step.scores(step.real)
+            center = step.averaged(scores.mean())
+            spread = step.averaged((scores - center).square().mean()).sqrt()
+            return ((scores - center) / spread).pow(4).mean()
+
+    (found,) = [each for each in check_plugin(Subject(Standardized)) if each.check == "split"]
+    assert found.verdict == "passed", found
+
+    @plugin
+    class Uneven:
+        """Asks on one half of the batch only."""
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> Tensor:
+            value = step.scores(step.real).mean()
+            if step.real.sum() > 0:
+                step.averaged(value)
+            return value
+
+    sums = [half.sum().item() > 0 for half in Scene(Subject(Uneven)).real.split(4)]
+    assert sums[0] != sums[1]
+    (found,) = [each for each in check_plugin(Subject(Uneven)) if each.check == "split"]
+    assert found.verdict == "failed"
+    assert "statistics averaged on the halves" in found.found
 
 
 def test_an_author_may_declare_a_check_inapplicable_with_a_reason() -> None:

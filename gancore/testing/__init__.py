@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gancore.testing.contract import CHECKS, Check, Result, check_plugin
+from gancore.testing.check import CHECKS, Check, Result
+from gancore.testing.contract import check_plugin
 from gancore.testing.devices import OneDevice
 from gancore.testing.scene import CheckFailed, Scene, Subject
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +15,7 @@ from torch import Tensor
 from gancore import options
 from gancore.hooks import hookimpl
 from gancore.plugins import Loaded, plugin
+from gancore.testing.check import CHECKS, Result, check
 from gancore.testing.devices import OneDevice
 from gancore.testing.scene import (
     ANSWERS,
@@ -28,53 +26,11 @@ from gancore.testing.scene import (
     Subject,
     differentiate,
 )
+from gancore.testing.split import split_gradients
 from gancore.training.objective import objective
 
 SHAPES = ((5,), (1, 8, 8), (3, 32, 32))
 BUILT_IN_LOSSES = ("wasserstein", "hinge", "nonsaturating", "rpgan")
-
-Verdict = Literal["passed", "failed", "inapplicable"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a check found."""
-
-    check: str
-    verdict: Verdict
-    found: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """A named part of the contract, for plugins that implement one of `hooks` (any if empty)."""
-
-    name: str
-    about: str
-    hooks: frozenset[str]
-    function: Callable[[Subject], str]
-
-    def applies(self, subject: Subject) -> bool:
-        """Whether the subject implements a hook that this is about."""
-        return not self.hooks or bool(self.hooks & set(subject.hooks))
-
-    def run(self, subject: Subject) -> Result:
-        """Run the check; whatever the plugin raises is what was found."""
-        reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})
-        if self.name in reasons:
-            return Result(self.name, "inapplicable", reasons[self.name])
-        try:
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-                return Result(self.name, "passed", self.function(subject))
-        except CheckFailed as failure:
-            return Result(self.name, "failed", str(failure))
-        except Exception as error:
-            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            return Result(self.name, "failed", f"raised {type(error).__name__}: {error}{notes}")
-
-
-CHECKS: list[Check] = []
-"""All checks, in the order in which they run."""
 
 
 def check_plugin(subject: Subject) -> list[Result]:
@@ -83,22 +39,10 @@ def check_plugin(subject: Subject) -> list[Result]:
     A class may declare checks inapplicable, with a reason that is reported:
     `inapplicable: ClassVar[dict[str, str]] = {"shapes": "flips need images"}`.
     """
-    return [check.run(subject) for check in CHECKS if check.applies(subject)]
+    return [each.run(subject) for each in CHECKS if each.applies(subject)]
 
 
-Function = Callable[[Subject], str]
-
-
-def _check(name: str, *hooks: str) -> Callable[[Function], Function]:
-    def register(function: Function) -> Function:
-        about = (function.__doc__ or "").strip()
-        CHECKS.append(Check(name, about, frozenset(hooks), function))
-        return function
-
-    return register
-
-
-@_check("options")
+@check("options")
 def _options(subject: Subject) -> str:
     """Each option has a type and a default, and stands in the class docstring."""
     known = options.parameters(subject.cls)
@@ -113,7 +57,7 @@ def _options(subject: Subject) -> str:
     return ", ".join(known) or "no options"
 
 
-@_check("registers")
+@check("registers")
 def _registers(subject: Subject) -> str:
     """It registers with the core, beside a loss and another penalty."""
     Scene(subject)
@@ -122,7 +66,7 @@ def _registers(subject: Subject) -> str:
     return ", ".join(subject.hooks)
 
 
-@_check("scalar", *ANSWERS)
+@check("scalar", *ANSWERS)
 def _scalar(subject: Subject) -> str:
     """The answer is a finite scalar with the dtype and device of the samples."""
     found = []
@@ -142,7 +86,7 @@ def _scalar(subject: Subject) -> str:
     return ", ".join(found)
 
 
-@_check("gradient", *ANSWERS)
+@check("gradient", *ANSWERS)
 def _gradient(subject: Subject) -> str:
     """The network that it trains receives a gradient that is not zero, the other one none."""
     found = []
@@ -160,7 +104,7 @@ def _gradient(subject: Subject) -> str:
     return ", ".join(found)
 
 
-@_check("finite-differences", *ANSWERS)
+@check("finite-differences", *ANSWERS)
 def _finite_differences(subject: Subject) -> str:
     """Its gradient is that of central differences, in float64, along random directions."""
     worst = 0.0
@@ -179,7 +123,7 @@ def _finite_differences(subject: Subject) -> str:
     return f"largest error {worst:.1e} of the gradient's norm"
 
 
-@_check("unchanged", *ANSWERS)
+@check("unchanged", *ANSWERS)
 def _unchanged(subject: Subject) -> str:
     """Samples, weights, gradients and modes are afterwards as they were."""
     for hook in subject.answers:
@@ -210,7 +154,7 @@ def _unchanged(subject: Subject) -> str:
     return "samples, weights, gradients, modes"
 
 
-@_check("seed", *ANSWERS)
+@check("seed", *ANSWERS)
 def _seed(subject: Subject) -> str:
     """The same seed gives the same value."""
     for hook in subject.answers:
@@ -222,7 +166,7 @@ def _seed(subject: Subject) -> str:
     return "equal to the last bit"
 
 
-@_check("shapes", *ANSWERS)
+@check("shapes", *ANSWERS)
 def _shapes(subject: Subject) -> str:
     """It works on vectors, grey and colour images, and a batch of one."""
     for hook in subject.answers:
@@ -242,7 +186,25 @@ def _shapes(subject: Subject) -> str:
     return ", ".join(f"(B, {', '.join(map(str, shape))})" for shape in SHAPES) + "; B = 8, 1"
 
 
-@_check("constant-critic", "penalty", "critic_loss")
+@check("split", *ANSWERS)
+def _split(subject: Subject) -> str:
+    """Two processes, each with half of the batch, find the gradients of one with all of it."""
+    worst = 0.0
+    for hook in subject.answers:
+        _, whole = Scene(subject).gradients(hook)
+        halves = split_gradients(subject, hook)
+        away = _norm([one - other for one, other in zip(halves, whole, strict=True)])
+        away /= _norm(whole) or 1.0
+        worst = max(worst, away)
+        if not away < 1e-9:
+            raise CheckFailed(
+                f"{hook} has gradients {away:.2g} of their norm away: what is made of the batch "
+                "as a whole (a moving average, a standard deviation) goes through step.averaged"
+            )
+    return f"{worst:.1e} apart"
+
+
+@check("constant-critic", "penalty", "critic_loss")
 def _constant_critic(subject: Subject) -> str:
     """Value and gradients are finite at a critic with a zero gradient."""
     for hook in subject.answers:
@@ -257,7 +219,7 @@ def _constant_critic(subject: Subject) -> str:
     return "finite"
 
 
-@_check("precision", *ANSWERS)
+@check("precision", *ANSWERS)
 def _precision(subject: Subject) -> str:
     """It works in float64, in float32, and under bf16 autocast."""
     settings = (
@@ -277,7 +239,7 @@ def _precision(subject: Subject) -> str:
     return "float64, float32, bf16 autocast"
 
 
-@_check("device", *ANSWERS)
+@check("device", *ANSWERS)
 def _device(subject: Subject) -> str:
     """It makes its tensors on the device of the samples: nothing is left on the CPU."""
     for hook in subject.answers:
@@ -305,7 +267,7 @@ class _Every:
         return float(self.interval) if (update - self.due) % self.interval == 0 else 0.0
 
 
-@_check("lazy", *PENALTIES)
+@check("lazy", *PENALTIES)
 def _lazy(subject: Subject) -> str:
     """Made lazy, it counts N times on due updates and not at all between."""
     for hook in (each for each in subject.answers if each in PENALTIES):
@@ -334,7 +296,7 @@ def _extra_gradient(scene: Scene, hook: str, update: int) -> list[Tensor] | None
     return [a - b for a, b in zip(total, loss, strict=True)]
 
 
-@_check("losses", *PENALTIES)
+@check("losses", *PENALTIES)
 def _losses(subject: Subject) -> str:
     """It works beside every built-in loss."""
     for hook in (each for each in subject.answers if each in PENALTIES):
@@ -347,7 +309,7 @@ def _losses(subject: Subject) -> str:
     return ", ".join(BUILT_IN_LOSSES)
 
 
-@_check("state")
+@check("state")
 def _state(subject: Subject) -> str:
     """What it remembers is in state_dict: a copy that loads it goes on in the same way."""
     scene = Scene(subject)
@@ -370,7 +332,7 @@ def _state(subject: Subject) -> str:
     return "none" if state is None else ", ".join(state) or "empty"
 
 
-@_check("prepared-critic", "prepare_critic")
+@check("prepared-critic", "prepare_critic")
 def _prepared_critic(subject: Subject) -> str:
     """The critic it changes still scores, trains, saves, and is the same for a whole update."""
     scene = Scene(subject)
@@ -394,7 +356,7 @@ def _prepared_critic(subject: Subject) -> str:
     return "the same scores all through an update, and from its state_dict"
 
 
-@_check("post-step", "post_step")
+@check("post-step", "post_step")
 def _post_step(subject: Subject) -> str:
     """It keeps the critic's parameters the same objects, finite and trainable."""
     scene = Scene(subject)
@@ -413,7 +375,7 @@ def _post_step(subject: Subject) -> str:
     return "parameters in place, finite"
 
 
-@_check("scale", "penalty_scale")
+@check("scale", "penalty_scale")
 def _scale(subject: Subject) -> str:
     """It answers None or a finite number that is not negative, at any update."""
     scene = Scene(subject)
@@ -424,7 +386,7 @@ def _scale(subject: Subject) -> str:
     return f"mean {sum(scales) / len(scales):.3g} over 64 updates"
 
 
-@_check("records", "log", "sample")
+@check("records", "log", "sample")
 def _records(subject: Subject) -> str:
     """It takes records and samples, and leaves them as they were."""
     scene = Scene(subject)

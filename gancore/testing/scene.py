@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gancore.hooks import hookimpl
 from gancore.plugins import HOOKS, Loaded, Plugins, load, plugin
-from gancore.step import CriticStep, GeneratorStep
+from gancore.step import Average, CriticStep, GeneratorStep
 
 LOSSES = {"critic_loss": "critic", "generator_loss": "generator"}
 PENALTIES = {"penalty": "critic", "generator_penalty": "generator"}
@@ -138,6 +138,11 @@ class Scene:
         own = Loaded(subject.name, self.instance)
         self.plugins = Plugins([*losses, Loaded("companion", Companion()), own, *others])
         self.plugins.prepare_critic(self.critic)
+        self.average: Average | None = None
+
+    def take(self, part: slice, average: Average) -> None:
+        """Go on with a part of the batch, as one of several processes does."""
+        self.real, self.latents, self.average = self.real[part], self.latents[part], average
 
     def parameters(self, hook: str) -> list[nn.Parameter]:
         """Return the parameters that the answer to a hook trains."""
@@ -149,11 +154,17 @@ class Scene:
         if ANSWERS[hook] == "critic":
             with torch.no_grad():
                 fake = self.generator(self.latents).to(self.real.dtype)
-            return CriticStep(self.critic, self.real, fake, update=update)
+            return CriticStep(self.critic, self.real, fake, update=update, average=self.average)
         latents = self.latents.detach().requires_grad_()
         fake = self.generator(latents).to(self.real.dtype)
         return GeneratorStep(
-            self.generator, self.critic, self.real, fake, latents=latents, update=update
+            self.generator,
+            self.critic,
+            self.real,
+            fake,
+            latents=latents,
+            update=update,
+            average=self.average,
         )
 
     def answer(self, hook: str, step: CriticStep | GeneratorStep) -> Any:

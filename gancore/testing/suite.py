@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gancore.testing.contract import CHECKS, Check
+from gancore.testing.check import CHECKS, Check
 from gancore.testing.scene import Subject
 
 
