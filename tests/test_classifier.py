@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import DIGITS, Gan
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -155,6 +156,25 @@ def test_broken_weights_of_a_score_are_told_as_such(name: str, tmp_path: Path) -
     with pytest.raises(ScoreError, match=r"broken\\x1b.safetensors does not hold the") as error:
         score(fakes, Dataset("n", fakes), metrics=["fid"], extractor_name=name, weights=str(path))
     assert "score.weights" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "inception-v3-compat"])
+def test_weights_of_something_else_are_refused_before_the_training(
+    name: str, gan: Gan, tmp_path: Path
+) -> None:
+    path, recipe = tmp_path / "other", tmp_path / "recipe.toml"
+    if name == "digits":
+        save_file(FashionNet().state_dict(), path)
+    else:
+        torch.save(FashionNet().state_dict(), path)
+    recipe.write_text(DIGITS.replace('extractor = "digits"', f'extractor = "{name}"'))
+    settings = [f"--set=score.weights={path}", '--set=score.metrics=["kid"]']
+    code, out, err = gan("run", recipe, *settings, "--out", tmp_path / "run")
+    assert code == 1
+    assert f"{path} does not hold the weights of" in err
+    assert len(err.splitlines()) == 1
+    assert "step" not in out
+    assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
 @extractors

@@ -15,6 +15,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gancore.data import Dataset
 from gancore.errors import ScoreError
+from gancore.options import shown
 from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor, extractor
 from gancore.scoring.features import BATCH, Features, Reference
@@ -124,7 +125,17 @@ def check_images(
     weights: str | None,
 ) -> None:
     """Raise what `score` would for so many generated images like the real ones."""
-    _check(extractor(extractor_name, weights), tuple(metrics), samples, real.shape, real)
+    chosen, metrics = extractor(extractor_name, weights), tuple(metrics)
+    _check(chosen, metrics, samples, real.shape, real)
+    if weights is not None:  # those that are not ours may be of something else
+        try:
+            Features(chosen, metrics, torch.device("cpu"), None)
+        except (RuntimeError, KeyError) as error:
+            reason = shown(" ".join(str(error).split()), 1000)
+            raise ScoreError(
+                f"score.weights: {shown(weights, 4096)} does not hold the weights of "
+                f"{chosen.name}: {reason}"
+            ) from error
 
 
 def _check(
