@@ -164,7 +164,6 @@ def test_a_lost_nodes_runs_are_made_again_and_score_the_same(
         assert going.wait(300) == 0, told.read_text()
     said = told.read_text()
     assert f"{called}its node is lost, it is made again\n" in said
-    assert said.count(f"{called}starts") == 2
     assert "raylet" not in said
     (went_on,) = re.findall(r"from step (\d+) ", (run / "log.txt").read_text())
     assert 50 <= int(went_on) < STEPS

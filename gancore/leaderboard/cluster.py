@@ -113,9 +113,11 @@ class Cluster:
                     job.prepare()
                     sent[task.remote(self._order(job, token), begun)] = job
                 ready, _ = self.ray.wait(list(sent), num_returns=len(sent), timeout=POLL)
+                self._look(
+                    sent, begun, nodes
+                )  # first, or a run made again is done before it is told
                 for each in ready:
                     self._finish(sent.pop(each), each)
-                self._look(sent, begun, nodes)
                 watch(jobs)
         finally:
             for each in sent:
