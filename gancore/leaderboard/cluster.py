@@ -113,9 +113,8 @@ class Cluster:
                     job.prepare()
                     sent[task.remote(self._order(job, token), begun)] = job
                 ready, _ = self.ray.wait(list(sent), num_returns=len(sent), timeout=POLL)
-                self._look(
-                    sent, begun, nodes
-                )  # first, or a run made again is done before it is told
+                # before the ready ones: a run that was made again is told so before it is done
+                self._look(sent, begun, nodes)
                 for each in ready:
                     self._finish(sent.pop(each), each)
                 watch(jobs)
