@@ -45,8 +45,7 @@ class Ranks:
     gone.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", index: int = 0, count: int = 1) -> None:
-        self.device = torch.device(device)
+    def __init__(self, index: int = 0, count: int = 1) -> None:
         self.index = index
         self.count = count
         # what is not of updates is on the host, whatever the device
@@ -63,7 +62,7 @@ class Ranks:
             if is_under_torchrun():
                 die_with_parent()
             if not is_launched():
-                return cls(device)
+                return cls()
             cuda = device.type == "cuda"
             if cuda:
                 torch.cuda.set_device(device)
@@ -78,7 +77,7 @@ class Ranks:
                     device_id=device if cuda else None,
                 )
         with _told():
-            return cls(device, dist.get_rank(), dist.get_world_size())
+            return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def is_first(self) -> bool:
@@ -271,12 +270,22 @@ def told_once() -> Iterator[None]:
 
 
 def _is_first_to_say(text: str) -> bool:
-    """Ask the store through which processes meet; yes, too, where that is gone."""
+    """Ask the store through which processes meet; yes, too, where that is gone.
+
+    The first process, which may keep the store, waits a few seconds for the others to ask.
+    """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    key = hashlib.sha256(f"{attempt}/{text}".encode()).hexdigest()
+    key = hashlib.sha256(text.encode()).hexdigest()
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=5)))
-        return bool(store.add(f"said/{key}", 1) == 1)
+        store, index, count = next(rendezvous("env://", timeout=timedelta(seconds=5)))
+        is_first = store.add(f"said/{attempt}/{key}", 1) == 1
+        store.add(f"asked/{attempt}", 1)
+        deadline = time.monotonic() + 3
+        while index == 0 and store.add(f"asked/{attempt}", 0) < count:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        return bool(is_first)
     except (RuntimeError, OSError, ValueError):
         return True
 
