@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +25,9 @@ from helpers import TOY, Gan, parsed
 from gancore.errors import InputError, RunError
 from gancore.leaderboard import cluster
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.job import surroundings
+from gancore.leaderboard.job import Job, surroundings
 from gancore.leaderboard.plan import plan, versions
-from gancore.leaderboard.remote import Order, _is_shared, make_run, pack, unpack
+from gancore.leaderboard.remote import Order, Outcome, _is_shared, make_run, pack, unpack
 from gancore.training.storage import locked, wait_until_free
 
 pytestmark = pytest.mark.xdist_group("cluster")
@@ -89,6 +90,8 @@ def nodes() -> Iterator[Any]:
     """A cluster whose head makes no runs; the two others make one at a time each."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     small = {"object_store_memory": 80 << 20}
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # not after every other test that goes on here
     made = cluster_utils.Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, **small},
@@ -99,6 +102,7 @@ def nodes() -> Iterator[Any]:
         yield made
     finally:
         made.shutdown()
+        monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -127,15 +131,15 @@ def saved(run: Path) -> list[Path]:
     return list(run.glob("checkpoints/step-*"))
 
 
-def runs_below(raylet: int) -> list[Path]:
-    """Return the folders of the runs that a node's workers have started."""
-    found = []
+def runs_below(raylet: int) -> dict[int, Path]:
+    """Return the processes of the runs that a node's workers have started, and their folders."""
+    found = {}
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = each.read_bytes().decode().split("\0")
-            is_run = words[1:4] == ["-m", "gancore", "run"]
-            if is_run and parent(parent(int(each.parent.name))) == raylet:
-                found.append(Path(words[words.index("--out") + 1]))
+            process, is_run = int(each.parent.name), words[1:4] == ["-m", "gancore", "run"]
+            if is_run and parent(parent(process)) == raylet:
+                found[process] = Path(words[words.index("--out") + 1])
         except (OSError, ValueError):
             continue  # it has just ended
     return found
@@ -157,10 +161,15 @@ def test_a_lost_nodes_runs_are_made_again_and_score_the_same(
             stderr=subprocess.STDOUT,
         ) as going,
     ):
-        (run, *_) = until(lambda: [each for each in runs_below(raylet) if saved(each)])
+        ((process, run),) = until(lambda: runs_below(raylet).items())
+        until(lambda: saved(run))
+        os.kill(process, signal.SIGSTOP)  # else it may be done before its node is gone
         called = "{} seed {}: ".format(*re.findall(r"(\w+)-seed(\d)", run.name)[0])
         until(lambda: f"{called}starts" in told.read_text())
+        worker = parent(process)
         nodes.remove_node(lost, allow_graceful=False)
+        until(lambda: parent(process) != worker)
+        os.kill(process, signal.SIGCONT)
         assert going.wait(300) == 0, told.read_text()
     said = told.read_text()
     assert f"{called}its node is lost, it is made again\n" in said
@@ -239,6 +248,20 @@ def test_a_board_that_no_node_has_room_for_says_so(tmp_path: Path, nodes: Any) -
         going.send_signal(signal.SIGINT)
         assert going.wait(60) == 130
     assert line.startswith("no node of the cluster has the 1 CPUs and 1 GPUs of a run: waiting")
+
+
+def test_a_run_that_was_made_again_between_two_looks_is_told_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    ray = SimpleNamespace(
+        get=lambda task: task, exceptions=SimpleNamespace(RayError=OSError, RayTaskError=OSError)
+    )
+    one = cluster.Cluster(ray, None, 1, 0.0, "cpu", told.append)
+    for known, lines in (("first", 1), ("second", 0), (None, 0)):
+        job = Job("gp", 3, {}, tmp_path, state="running" if known else "waiting")
+        one._finish(job, ("second", Outcome(code=1)), known)
+        assert job.state == "failed"
+        assert told == ["gp seed 3: its node is lost, it is made again"] * lines
+        told.clear()
 
 
 def test_ray_is_needed_only_where_it_is_asked_for(

@@ -113,10 +113,10 @@ class Cluster:
                     job.prepare()
                     sent[task.remote(self._order(job, token), begun)] = job
                 ready, _ = self.ray.wait(list(sent), num_returns=len(sent), timeout=POLL)
-                # before the ready ones: a run that was made again is told so before it is done
                 self._look(sent, begun, nodes)
                 for each in ready:
-                    self._finish(sent.pop(each), each)
+                    job = sent.pop(each)
+                    self._finish(job, each, nodes.get(job))
                 watch(jobs)
         finally:
             for each in sent:
@@ -156,14 +156,19 @@ class Cluster:
         for job in sent.values():
             node = now.get(str(job.path.absolute()))
             if job.state == "running" and (node not in alive or node != nodes[job]):
-                self.tell(f"{job.entry} seed {job.seed}: its node is lost, it is made again")
+                self._tell_lost(job)
                 job.state = "waiting"
             elif job.state == "waiting" and node in alive:
                 job.state, job.started, nodes[job] = "running", time.monotonic(), node
 
-    def _finish(self, job: Job, task: Any) -> None:
+    def _tell_lost(self, job: Job) -> None:
+        self.tell(f"{job.entry} seed {job.seed}: its node is lost, it is made again")
+
+    def _finish(self, job: Job, task: Any, node: str | None) -> None:
         try:
-            outcome: Outcome = self.ray.get(task)
+            made_by, outcome = self.ray.get(task)
+            if job.state == "running" and made_by != node:
+                self._tell_lost(job)  # done before a look could tell
             if outcome.files is not None:
                 unpack(outcome.files, job.path)
         except (self.ray.exceptions.RayError, RunError) as error:
@@ -284,11 +289,12 @@ class Begun:
         return self._nodes
 
 
-def _make_run(order: Order, begun: Any) -> Outcome:
+def _make_run(order: Order, begun: Any) -> tuple[str, Outcome]:
     import ray
 
-    begun.add.remote(str(order.folder), ray.get_runtime_context().get_node_id())
-    return make_run(order)
+    node = ray.get_runtime_context().get_node_id()
+    begun.add.remote(str(order.folder), node)
+    return node, make_run(order)
 
 
 def _measure(tables: Mapping[str, Any], threads: int, device: str) -> dict[str, dict[str, Any]]:
