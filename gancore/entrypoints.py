@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distribution, entry_points
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
 from gancore.errors import MissingError, PluginError, close_to, did_you_mean
@@ -66,6 +70,35 @@ def get(kind: Kind, name: str) -> Found:
         f"no {kind} {name!r} is installed.{did_you_mean(name, names)}",
         close=bool(close_to(name, names)),
     )
+
+
+def origin(found: Found) -> str:
+    """Return what decides how a component works: `gancore-gp==0.1.0 (code 1a2b3c4d)`.
+
+    The code is a hash of its Python source, whose author may change it without the version. The
+    core's goes by its version alone.
+    """
+    brought_by = f"{found.distribution}=={found.version}"
+    if found.distribution == "gancore":
+        return brought_by
+    return f"{brought_by} (code {_code(found.point.module)})"
+
+
+def _code(module: str) -> str:
+    """Hash the Python files of the package, or the one file, in which a module is."""
+    for name in accumulate(module.split("."), "{}.{}".format):
+        spec = find_spec(name)
+        if spec is None:
+            break
+        if spec.origin is not None:  # else a namespace, which other distributions share
+            top = Path(spec.origin)
+            files = sorted(top.parent.rglob("*.py")) if spec.submodule_search_locations else [top]
+            digest = hashlib.sha256()
+            for path in files:
+                digest.update(f"{path.relative_to(top.parent).as_posix()}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            return digest.hexdigest()[:8]
+    return "unknown"
 
 
 def load(found: Found) -> Any:

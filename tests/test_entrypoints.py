@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoints, version
+from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints, version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import TOY
 
 from gancore import entrypoints
-from gancore.entrypoints import OURS, Kind, find, get, load
+from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
+from gancore.leaderboard.plan import versions
+from gancore.recipe import Component, Recipe
 
 Install = Callable[..., str]
 CORE = version("gancore")
@@ -71,6 +77,63 @@ def test_each_kind_has_its_group(install: Install, kind: Kind) -> None:
     others: list[Kind] = ["plugin", "dataset"]
     for other in others:
         assert (other == kind) == ("zz_last" in [found.name for found in find(other)])
+
+
+def test_the_origin_of_a_component_changes_with_its_code(install: Install, tmp_path: Path) -> None:
+    module = install("foo-dist", "1.2", source="raise SystemExit('imported')")
+    before = origin(get("plugin", "foo"))
+    assert re.fullmatch(r"foo-dist==1\.2 \(code [0-9a-f]{8}\)", before)
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('edited')")
+    assert origin(get("plugin", "foo")) != before
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('imported')")
+    assert origin(get("plugin", "foo")) == before
+    assert origin(get("plugin", "wasserstein")) == f"gancore=={CORE}"
+
+
+@pytest.mark.parametrize("package", ["alone", "shared.mine"])
+def test_all_files_of_a_package_are_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """A namespace package has no `__init__.py`, and other distributions may be in it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path.joinpath(*package.split("."))
+    (folder / "part").mkdir(parents=True)
+    for name in ("__init__.py", "one.py", "part/two.py"):
+        (folder / name).write_text("")
+    point = EntryPoint("foo", f"{package}.one:Foo", "gancore.plugins")
+    found = Found("plugin", "foo", "foo", "1", point)
+    codes = [origin(found)]
+    (tmp_path / "shared").mkdir(exist_ok=True)
+    (tmp_path / "shared" / "another.py").write_text("")
+    (folder / "notes.txt").write_text("no code")
+    assert origin(found) == codes[0]
+    (folder / "part" / "two.py").write_text("x = 1")
+    codes.append(origin(found))
+    (folder / "part" / "two.py").rename(folder / "two.py")
+    codes.append(origin(found))
+    (folder / "__init__.py").write_text("x = 2")
+    codes.append(origin(found))
+    assert len({*codes}) == 4
+    assert origin(replace(found, point=EntryPoint("foo", "nowhere.at:All", ""))).endswith(
+        "unknown)"
+    )
+
+
+def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Path) -> None:
+    source = "from gancore import plugin\n@plugin\nclass Foo: weight: float = 1.0\n"
+    module = install(source=source)
+    critic = install("bar", point="bar", group="gancore.critics")
+    recipe = Recipe.parse(tomllib.loads(TOY.replace('"gp"', '"foo"'))).model_copy(
+        update={"critic": Component(name="bar")}
+    )
+    found = [versions(recipe)]
+    assert "(code " in found[0]["plugins"]["foo"]
+    for edited in (module, critic):
+        path = tmp_path / f"{edited}.py"
+        path.write_text(path.read_text() + "\n# edited")
+        found.append(versions(recipe))
+    assert [found[0] == other for other in found] == [True, False, False]
+    assert found[1] != found[2]
 
 
 def test_missing_with_a_suggestion(install: Install) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +396,8 @@ def test_run_folder(tmp_path: Path) -> None:
         "checkpoints/step-000006/manifest.json",
     }
     environment = json.loads(run.environment_path.read_text())
-    assert environment["plugins"]["gp"] == "gancore-gp==0.1.0"
+    assert re.fullmatch(r"gancore-gp==0\.1\.0 \(code [0-9a-f]{8}\)", environment["plugins"]["gp"])
+    assert environment["plugins"]["wasserstein"] == f"gancore=={version('gancore')}"
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert Run.open(run.path).recipe_table["plugin"] == [
         {"name": "gp", "weight": 10.0, "target": 1.0, "one_sided": False}

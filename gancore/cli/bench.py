@@ -97,7 +97,7 @@ def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:
     found = {each.called: entrypoints.get("plugin", each.name) for each in recipe.plugin}
     return {
         "name": name,
-        "plugins": {key: f"{each.distribution}=={each.version}" for key, each in found.items()},
+        "plugins": {key: entrypoints.origin(each) for key, each in found.items()},
         "cost": cost and asdict(cost),
     }
 

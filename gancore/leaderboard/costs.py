@@ -14,6 +14,7 @@ import torch
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Executor
+from gancore.leaderboard.plan import versions
 from gancore.protocol import Number, Stored
 from gancore.reading import read_json
 from gancore.recipe import Recipe
@@ -40,11 +41,12 @@ def measure_costs(
 ) -> dict[str, dict[str, Any]]:
     """Return each entry's `gancore.cost.Cost` as a table, on the board's number of threads.
 
-    They are kept in costs.json in the board's folder, and measured again for other recipes.
-    Raises InputError for recipes that can't be trained.
+    They are kept in costs.json in the board's folder, and measured again for other recipes or
+    versions. Raises InputError for recipes that can't be trained.
     """
     path = out / "costs.json"
-    about = [executor.where, board.threads, {name: each.table() for name, each in recipes.items()}]
+    made_of = {name: [each.table(), versions(each)] for name, each in recipes.items()}
+    about = [executor.where, board.threads, made_of]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if path.is_file():
         kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)

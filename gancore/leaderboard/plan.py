@@ -15,7 +15,7 @@ from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.recipe import Recipe
 from gancore.training.environment import environment
-from gancore.training.experiment import load_plugins, resolve
+from gancore.training.experiment import load_plugins, origins, resolve
 
 
 def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str) -> list[Job]:
@@ -48,7 +48,8 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
 def versions(recipe: Recipe) -> dict[str, Any]:
     """Return what of this machine, beside the recipe and device, decides the scores of a run."""
     found = environment(torch.device("cpu"), load_plugins(recipe))
-    return {key: found[key] for key in ("versions", "plugins", "python")}
+    about = {key: found[key] for key in ("versions", "plugins", "python")}
+    return {**about, "components": origins(recipe)}
 
 
 def _refuse_unlike(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:

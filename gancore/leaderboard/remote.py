@@ -82,14 +82,14 @@ def _refuse_other_versions(order: Order) -> None:
     ]
     if unlike:
         raise RunError(
-            f"{socket.gethostname()} has {', '.join(unlike)}: install the same versions on all "
-            "nodes, and where the board is started"
+            f"{socket.gethostname()} has {', '.join(unlike)}: install the same on all nodes, "
+            "and where the board is started"
         )
 
 
 def _flat(about: Mapping[str, Any]) -> dict[str, str]:
     plugins = {f"plugin {name}": found for name, found in about["plugins"].items()}
-    return {**about["versions"], **plugins, "python": about["python"]}
+    return {**about["versions"], **about["components"], **plugins, "python": about["python"]}
 
 
 def _is_shared(order: Order) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gancore.entrypoints import origin
 from gancore.errors import InputError
 from gancore.plugins import Loaded
 from gancore.ranks import is_launched
@@ -70,9 +71,7 @@ def environment(
     return {
         "versions": {name: version(name) for name in PACKAGES},
         "plugins": {
-            each.name: f"{each.source.distribution}=={each.source.version}"
-            if each.source
-            else type(each.instance).__module__
+            each.name: origin(each.source) if each.source else type(each.instance).__module__
             for each in plugins
         },
         "python": platform.python_version(),

@@ -137,6 +137,14 @@ def check(recipe: Recipe) -> list[str]:
     return missing
 
 
+def origins(recipe: Recipe) -> dict[str, str]:
+    """Return what brought the data set and the networks that a recipe names. Raises PluginError."""
+    return {
+        kind: entrypoints.origin(entrypoints.get(kind, section.name))
+        for kind, section in _components(recipe).items()
+    }
+
+
 def score_run(
     run: Run, section: Score, *, device: str = "auto", progress: Progress | None = None
 ) -> dict[str, Any]:
