@@ -1,7 +1,7 @@
 """Files from strangers: nothing in them is run, escapes its folder, or ends in a traceback.
 
-Zips and images are in test_data_folder.py and test_data_images.py, pages in test_report_page.py
-and test_leaderboard_page.py, made-up recipes and boards in test_fuzz.py.
+Zips and images are in test_data_folder.py, test_data_images.py and test_untrusted_images.py, pages
+in test_report_page.py and test_leaderboard_page.py, made-up recipes and boards in test_fuzz.py.
 """
 
 from __future__ import annotations
@@ -29,17 +29,25 @@ from helpers import ROOT, TOY, Gan, parsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
-from gancore.data import cifar
-from gancore.errors import CheckpointError, DataError, InputError, RecipeError
+from gancore.errors import CheckpointError, InputError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.gate import gate, read, regressed
 from gancore.leaderboard.sweep import Job, _finish
 from gancore.leaderboard.text import markdown
 from gancore.reading import LARGEST
-from gancore.recipe import Recipe
+from gancore.recipe import Optimizer, Recipe
 from gancore.training import Run, checkpoint, load_critic, load_generator
 from gancore.training import trainer as build
+from gancore.training.optimizers import (
+    apply_gradients,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+)
+from gancore.training.tally import Tally
 
 SOURCES = sorted([*(ROOT / "gancore").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")])
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
@@ -112,14 +120,11 @@ def test_the_reader_of_sources_finds_what_unpickles() -> None:
 
 
 def test_no_source_unpickles() -> None:
-    """CIFAR-10 is published as pickles, which a reader takes apart that calls nothing they name."""
     found = {path.relative_to(ROOT).as_posix(): unpickling(path.read_text()) for path in SOURCES}
     assert len(found) > 80
     assert {name: uses for name, uses in found.items() if uses} == {
-        "gancore/data/cifar.py": {"pickle", "pickle.Unpickler", "pickle.UnpicklingError"},
         "gancore/scoring/extractors.py": {"pickle", "pickle.UnpicklingError"},
     }
-    assert "find_class" in vars(cifar._Reader)
 
 
 class Harm:
@@ -289,6 +294,116 @@ def test_folders_beside_the_checkpoints_are_left_alone(folder: Path) -> None:
     found = checkpoint.latest(folder / "checkpoints")
     assert found is not None
     assert found.step == 2
+
+
+# what a run goes on from
+
+
+def resume(folder: Path, **changes: Any) -> None:
+    recipe = parsed(TOY, **{"train.steps": 3, **changes})
+    build(recipe, device="cpu").run(folder, resume=True, force=bool(changes))
+
+
+def optimizers(folder: Path) -> dict[str, torch.Tensor]:
+    content = (folder / "checkpoints" / "step-000002" / "optimizers.safetensors").read_bytes()
+    return dict(load_tensors(content))
+
+
+MOMENT = "expected float32 (16, 2), found"
+WRONG = {
+    "a number for a moment": ({"0/exp_avg": torch.zeros(1)}, f"{MOMENT} float32 (1,)"),
+    "turned": ({"0/exp_avg": torch.zeros(2, 16)}, f"{MOMENT} float32 (2, 16)"),
+    "integers": ({"0/exp_avg": torch.zeros(16, 2).int()}, f"{MOMENT} int32 (16, 2)"),
+    "steps": ({"0/step": torch.zeros(2)}, "expected float32 (), found float32 (2,)"),
+    "one missing": ({"0/exp_avg_sq": None}, f"{MOMENT} none"),
+    "one more": ({"0/max_exp_avg_sq": torch.zeros(1)}, "expected none, found float32 (1,)"),
+    "no such parameter": ({"99/step": torch.ones(1)}, "expected none, found float32 (1,)"),
+    "no index": ({f"-0{ESCAPE}": torch.ones(1)}, "expected none, found float32 (1,)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_optimizer_s_state_fits_or_is_refused(folder: Path, name: str) -> None:
+    """Fused kernels would read and write beyond a small one."""
+    changes, said = WRONG[name]
+    tensors = optimizers(folder) | {f"critic/{key}": each for key, each in changes.items()}
+    whole = {key: each for key, each in tensors.items() if each is not None}
+    replaced(folder, "optimizers.safetensors", save_tensors(whole))
+    with pytest.raises(CheckpointError, match=rf"state critic/.*: {re.escape(said)}\. ") as caught:
+        resume(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_an_optimizer_of_another_kind_or_without_state_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"generator/0/exp_avg: expected none.*\. Undo what"):
+        resume(folder, **{"optimizer.name": "rmsprop"})
+    replaced(folder, "optimizers.safetensors", save_tensors({}))
+    with pytest.raises(CheckpointError, match="has no state of the generator's optimizer"):
+        resume(folder)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_an_optimizer_s_state_comes_back_and_none_where_there_was_no_gradient(name: str) -> None:
+    section = Optimizer(name=name)  # type: ignore[arg-type]
+    one, other, twin = ([torch.nn.Parameter(torch.ones(3)) for _ in range(3)] for _ in range(3))
+    began, later = make_optimizer(section, one), make_optimizer(section, other)
+    gradients = [torch.tensor([1.0, -2.0, 3.0]), None, torch.ones(3)]
+    apply_gradients(began, one, gradients)
+    saved = {key: each.clone() for key, each in optimizer_state("critic", began).items()}
+    assert {path.split("/")[1] for path in saved} == {"0", "2"}
+    restore_optimizer("critic", later, saved)
+    assert torch.equal(torch.stack(other), torch.ones(3, 3))
+    for parameters, optimizer in ((one, began), (other, later), (twin, None)):
+        with torch.no_grad():
+            for each in parameters:
+                each.fill_(1.0)
+        opposite = [None if each is None else -0.5 * each for each in gradients]
+        apply_gradients(optimizer or make_optimizer(section, parameters), parameters, opposite)
+    assert torch.equal(torch.stack(one), torch.stack(other))
+    assert not torch.equal(torch.stack(one), torch.stack(twin))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seconds": "x"}, "seconds: expected a valid number, got 'x'"),
+        ({"seconds": -1.0}, "seconds: expected greater than or equal to 0"),
+        ({"penalties": [["a", 1]]}, "penalties: expected a valid dictionary"),
+        ({"penalties": {"a": float("nan")}}, "penalties.a: expected "),
+        ({"best": [1]}, "best: expected a valid dictionary"),
+        ({"best": {"step": 1}}, "best.score: missing.*; .*best.value: missing"),
+        ({"best": {"step": 1, "score": ESCAPE, "value": 1.0}}, "best.score: expected "),
+        ({"best": {"step": 1, "score": "[/]", "value": 1.0}}, "best.score: expected "),
+        ({"best": {"step": 1, "score": "w2", "value": "x"}}, "best.value: expected a valid number"),
+        ({"best": {"step": "../x", "score": "w2", "value": 1.0}}, "best.step: expected "),
+        ({"plugins": []}, "plugins: expected a table for each plugin"),
+        ({"plugins": None}, "plugins: expected a table for each plugin"),
+        ({"plugins": {"gp": 5}}, "plugins: expected a table for each plugin"),
+    ],
+)
+def test_what_a_run_remembers_is_checked(folder: Path, changes: dict[str, Any], said: str) -> None:
+    state = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
+    replaced(folder, "state.json", json.dumps(state | changes).encode())
+    with pytest.raises(CheckpointError, match=rf"state\.json: {said}.*train again$") as caught:
+        resume(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_the_best_is_of_the_score_looked_at_now() -> None:
+    tally = Tally()
+    tally.remember_best(1, {"w2": float("nan")})
+    assert tally.best is None
+    for step, scores, best in (
+        (10, {"w2": 1.4, "modes": 8.0}, 10),
+        (20, {"w2": 1.5}, 10),
+        (30, {"quality": 0.2}, 30),  # resumed with another metric
+        (40, {"quality": 0.1}, 30),
+        (50, {"w2": 9.0}, 50),
+    ):
+        tally = Tally.of(json.loads(json.dumps(tally.state())))
+        tally.remember_best(step, scores)
+        assert tally.best is not None
+        assert (tally.best["step"], tally.best["score"] in scores) == (best, True)
 
 
 # run folders
@@ -651,12 +766,6 @@ def test_a_key_of_many_parts_is_refused_at_once(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RecipeError, match="unknown key"):
             Recipe.load(path)
-
-
-def test_a_pickle_of_cifar_that_asks_for_memory_is_refused() -> None:
-    for content in (b"\x80\x02]r\xff\xff\xff\x7f.", b"]p2000000000\n."):
-        with pytest.raises(DataError, match=r"a memo of 2\d+ things"):
-            cifar._parse(content, "x")
 
 
 # what is shown

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
-import pickletools
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
 from gancore.data import Dataset
+from gancore.data.cifar_pickle import pixels, unpickled
 from gancore.data.fetch import fetch
 from gancore.errors import DataError
+from gancore.options import shown
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -47,9 +44,10 @@ def cifar10(*, path: str = "data", split: Literal["train", "test"] = "train") ->
         `cifar-10-python.tar.gz`, which is downloaded if it is not there.
     split: train or test.
 
-    The archive is read in memory, never unpacked. The published files are pickles: they are read
-    by a reader that can build lists and bytes, and calls nothing that a file names. A file with
-    all 10,000 images must have the published MD5; one with fewer is taken as it is.
+    The archive must have the published MD5, and is read in memory, never unpacked. The published
+    files are pickles: they are read by a reader that can build lists and bytes, and calls nothing
+    that a file names. A file with all 10,000 images must have the published MD5; one with fewer is
+    taken as it is.
     Raises DataError.
     """
     root = Path(path).expanduser().absolute()
@@ -93,45 +91,48 @@ def _read(file: Path, count: int) -> bytes:
     return content
 
 
-def _unpack(archive: Path, names: dict[str, str]) -> dict[str, bytes]:
-    """Return the files of those names, read in memory."""
+def _unpack(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Return the files of those names, read in memory, of the published archive.
+
+    Any other is refused before it is opened: its first header may ask for any amount of memory.
+    """
+    again = f"Delete it to have it downloaded again, or get it from {URL}"
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./").removeprefix(f"{FOLDER}/")
-                if name in names and member.isfile() and member.size <= LARGEST:
-                    stream = tar.extractfile(member)
-                    assert stream is not None
-                    found[name] = stream.read()
-                if len(found) == len(names):
-                    return found
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{archive}: damaged or incomplete ({error}). Delete it to have it downloaded again, "
-            f"or get it from {URL}"
-        ) from error
-    missing = ", ".join(sorted(set(names) - set(found)))
-    raise DataError(f"{archive}: has no {missing}; expected the archive at {URL}")
+        with archive.open("rb") as file:
+            md5 = hashlib.file_digest(file, _md5).hexdigest()
+            if md5 != ARCHIVE_MD5:
+                raise DataError(
+                    f"{archive}: damaged, incomplete, or not the published archive: its MD5 is "
+                    f"{md5}, expected {ARCHIVE_MD5}. {again}"
+                )
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:gz") as tar:
+                for member in tar:
+                    name = member.name.removeprefix(f"{FOLDER}/")
+                    if name in names and (stream := tar.extractfile(member)):
+                        found[name] = stream.read()
+    except OSError as error:
+        raise DataError(f"{archive}: can't be read ({error}). {again}") from error
+    return found
 
 
 def _parse(content: bytes, where: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images (n, 3, 32, 32) and labels (n,) of one file."""
     expected = "expected CIFAR-10's pickle of data (n, 3072) and labels (n)"
     try:
-        _refuse_absurd(content)
-        table = _Reader(io.BytesIO(content), encoding="bytes").load()
+        table = unpickled(content)
         fields = {_text(key): value for key, value in table.items()}
-        images, labels = fields["data"].pixels(), fields["labels"]
+        images, labels = pixels(fields["data"]), fields["labels"]
         good = all(type(label) is int and 0 <= label < 10 for label in labels)
-        if not good or images.shape != (len(labels), 3072):
+        if not good or not isinstance(labels, list) or images.shape != (len(labels), 3072):
             raise ValueError(f"data of shape {images.shape} and {len(labels)} labels 0 … 9")
     except Exception as error:  # a damaged pickle may raise anything
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        reason = shown(f"no {error}" if isinstance(error, KeyError) else str(error), 200)
         raise DataError(f"{where}: {expected}, found: {reason}. Get it from {URL}") from error
     if len(images) == IMAGES:
         published = BATCHES["train"] | BATCHES["test"]
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() not in published.values():
+        if _md5(content).hexdigest() not in published.values():
             raise DataError(
                 f"{where}: {IMAGES:,} images, but not the published ones: its MD5 differs. "
                 f"Get it from {URL}, or use your own images by data.name = 'folder'"
@@ -139,57 +140,9 @@ def _parse(content: bytes, where: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
 
 
-def _refuse_absurd(content: bytes) -> None:
-    """Raise ValueError for a pickle that numbers more things than it can hold.
-
-    The reader would make a table of that many: six bytes ask for 32 GiB.
-    """
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > len(content):
-            raise ValueError(f"a memo of {argument} things")
+def _md5(content: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(content, usedforsecurity=False)
 
 
-class _Array:
-    """What a pickled NumPy array says of itself."""
-
-    def __init__(self, data: Any = b"", dtype: Any = None, shape: Any = (), order: Any = "C"):
-        self._said = (shape, dtype, order in ("F", b"F"), data)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._said = state[-4:]
-
-    def pixels(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        shape, dtype, fortran, data = self._said
-        if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", "|u1", "uint8") or fortran:
-            raise ValueError("an array that is not uint8 in C order")
-        return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-class _Dtype:
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.code = _text(code)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Reader(pickle.Unpickler):
-    """Reads pickles without calling anything they name: arrays become descriptions of arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a harmless stand-in, or refuse."""
-        stand_ins: dict[tuple[str, str], Any] = {
-            ("numpy", "_reconstruct"): lambda *_: _Array(),
-            ("numpy", "_frombuffer"): _Array,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _Dtype,
-            ("_codecs", "encode"): lambda text, *_: text.encode("latin-1"),
-        }
-        try:
-            return stand_ins[module.partition(".")[0], name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"a call of {module}.{name}, refused") from None
-
-
-def _text(value: Any) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+def _text(key: str | bytes) -> str:
+    return key.decode("ascii") if isinstance(key, bytes) else key

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gancore.errors import DataError
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import (
@@ -26,7 +27,7 @@ from gancore.leaderboard.text import (
     title,
     verdict,
 )
-from gancore.report.filmstrip import find_grids
+from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render
 
 TEMPLATE = "leaderboard/leaderboard.html.jinja"
@@ -256,8 +257,8 @@ def _samples(found: Found, jobs: Sequence[Job]) -> Section:
         step, path = grids[-1]
         try:
             data, mime = _small(path)
-        except OSError as error:
-            section.missing.append(f"{entry['label']}: {path.name} can't be read: {error}")
+        except DataError as error:
+            section.missing.append(f"{entry['label']}: {error}")
             continue
         where = f"seed {mine[0].seed}, step {step:,}"
         alt = f"Grid of samples of {entry['label']}, {where}"
@@ -266,14 +267,10 @@ def _samples(found: Found, jobs: Sequence[Job]) -> Section:
 
 
 def _small(path: Path) -> tuple[bytes, str]:
-    """Return a grid as a file that suits a page of many, and its type."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.load()
-        if path.stat().st_size <= LARGEST:
-            return path.read_bytes(), "image/png"
-        small = image.convert("RGB")
+    """Return a grid as a file that suits a page of many, and its type. Raises DataError."""
+    small = read_grid(path)
+    if path.stat().st_size <= LARGEST:
+        return path.read_bytes(), "image/png"
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85, subsampling=0)

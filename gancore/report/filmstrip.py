@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gancore.errors import DataError
+from gancore.options import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +27,11 @@ FRAMES = 60
 SIDE = 640
 """Larger grids are made smaller for the animation."""
 
+NAME = re.compile(r"step-([0-9]{6,10})\.png")
+
+MOST_PIXELS = 80_000_000
+"""Of a grid that is read; 64 samples of 1024×1024 make 67 million."""
+
 LABEL = 24
 """The height of the line above each frame of the animation that tells the step."""
 
@@ -36,26 +44,42 @@ class Frame(NamedTuple):
 
 
 def read_frames(folder: Path, count: int = FRAMES) -> list[Frame]:
-    """Return the grids step-*.png of a folder, by step: all, or `count` spread evenly over them.
+    """Return the grids of a folder, by step: all, or `count` spread evenly over them.
 
+    Large ones are made smaller at once, as many of them don't fit into memory.
     Raises DataError for a picture that can't be read.
     """
-    from PIL import Image
-
     frames = []
     for step, path in spread(find_grids(folder), count):
-        try:
-            with Image.open(path) as image:
-                frames.append(Frame(step, image.convert("RGB")))
-        except OSError as error:
-            raise DataError(f"{path} can't be read, so run again: {error}") from error
+        image = read_grid(path)
+        image.thumbnail((SIDE, SIDE))
+        frames.append(Frame(step, image))
     return frames
 
 
 def find_grids(folder: Path) -> list[tuple[int, Path]]:
-    """Return the grids step-*.png of a folder with their steps, by step."""
-    found = [(int(path.stem.removeprefix("step-")), path) for path in folder.glob("step-*.png")]
-    return sorted(found)
+    """Return the grids step-NUMBER.png of a folder with their steps, by step."""
+    named = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*.png")]
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def read_grid(path: Path) -> Image:
+    """Read a grid in colours. Raises DataError for any other file, and for one of absurd size."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            picture = Image.open(path, formats=["PNG"])
+        with picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width}×{height} is over the limit of {MOST_PIXELS:,} pixels")
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
+    except Exception as error:  # Pillow raises anything for a damaged file
+        raise DataError(
+            f"{path.name} can't be read, so delete it or run again: {shown(str(error), 200)}"
+        ) from error
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

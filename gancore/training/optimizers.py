@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gancore.errors import ContractError
+from gancore.errors import CheckpointError, ContractError
+from gancore.options import shown
 from gancore.recipe import Optimizer
 from gancore.training.environment import arranged
 
 FUSED = ("cpu", "cuda")
 """Devices on which Adam makes its step in one kernel."""
+
+REMEDY = "Undo what has changed of the optimizer, copy the run folder anew, or train again"
 
 Decay = Literal["none", "linear", "cosine"]
 
@@ -83,13 +86,50 @@ def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def restore_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give an optimizer back what `optimizer_state` returned, in the layout of its parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
+    """Give an optimizer back what `optimizer_state` returned, in the layout of its parameters.
+
+    A parameter that never had a gradient has no state; any other has all that the optimizer keeps.
+    Raises CheckpointError for what does not fit: fused kernels would read beyond a small tensor.
+    """
+    state: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
-        owner, index, key = path.split("/")
+        owner, _, rest = path.partition("/")
+        index, _, key = rest.partition("/")
         if owner == name:
-            state.setdefault(int(index), {})[key] = tensor
+            state.setdefault(index, {})[key] = tensor
+    if not state:
+        raise CheckpointError(f"the checkpoint has no state of the {name}'s optimizer. {REMEDY}")
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    known = {str(index): parameter for index, parameter in enumerate(parameters)}
+    for index, values in state.items():
+        expected = _first_state(optimizer, known[index]) if index in known else {}
+        for key in sorted(expected.keys() | values.keys()):
+            wanted, found = _form(expected.get(key)), _form(values.get(key))
+            if wanted != found:
+                raise CheckpointError(
+                    f"the checkpoint's optimizer state {shown(f'{name}/{index}/{key}')}: "
+                    f"expected {wanted}, found {found}. {REMEDY}"
+                )
+    optimizer.load_state_dict(
+        {"state": {int(index): values for index, values in state.items()}, "param_groups": groups}
+    )
     for values in optimizer.state.values():
         values |= {key: arranged(tensor) for key, tensor in values.items()}
+
+
+def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return what an optimizer of this kind keeps of such a parameter after its first step."""
+    like = torch.zeros_like(parameter)
+    like.grad = torch.zeros_like(like)
+    make: Callable[..., torch.optim.Optimizer] = type(optimizer)
+    fresh = make([like], **optimizer.defaults)
+    fresh.step()
+    state: dict[str, Tensor] = fresh.state[like]
+    return state
+
+
+def _form(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "none"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from gancore.protocol import better
+from pydantic import ConfigDict, Field, ValidationError
+
+from gancore.errors import CheckpointError
+from gancore.options import explain
+from gancore.protocol import Number, Stored, Whole, better
+
+Seconds = Annotated[Number, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+"""What a score is called in a file: fid, kid_std …"""
+
+
+class Best(Stored):
+    """The step that scored best."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    step: Whole
+    score: Name
+    value: Number
+
+
+class State(Stored):
+    """What of a checkpoint's state is the tally's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    seconds: Seconds
+    penalties: dict[str, Number]
+    best: Best | None = None
 
 
 @dataclass
@@ -26,9 +55,13 @@ class Tally:
         self.penalties = {key: each for key, each in self.penalties.items() if key in names}
 
     def remember_best(self, step: int, scores: Mapping[str, float]) -> None:
-        """Keep the step with the best value of the first score."""
+        """Keep the step with the best value of the first score, if that is a number.
+
+        After a resume with other metrics it is of another score, and the best so far says nothing.
+        """
         key, value = next(iter(scores.items()))
-        if self.best is None or better(key, value, self.best["value"]):
+        best = self.best if self.best and self.best["score"] == key else None
+        if math.isfinite(value) and (best is None or better(key, value, best["value"])):
             self.best = {"step": step, "score": key, "value": value}
 
     def state(self) -> dict[str, Any]:
@@ -37,5 +70,11 @@ class Tally:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `state` gave, out of a checkpoint's state."""
-        return cls(state["seconds"], dict(state["penalties"]), state.get("best"))
+        """Return what `state` gave, out of a checkpoint's state. Raises CheckpointError."""
+        try:
+            return cls(**State.model_validate(dict(state)).model_dump())
+        except ValidationError as error:
+            faults = explain(error, "the checkpoint's state.json", lambda path: ()).splitlines()
+            raise CheckpointError(
+                f"{'; '.join(faults)}. Copy the run folder anew, or train again"
+            ) from error
