@@ -86,6 +86,18 @@ class Protocol(Features):
         return self
 
 
+def answers(found: Mapping[str, Any] | None, asked: Mapping[str, Any], step: int) -> bool:
+    """Return whether a scores.json has all that a recipe's `[score]` asks for, of this step."""
+    if found is None or found.get("step") != step:
+        return False
+    taken, scores = found["protocol"], found["scores"]
+    return (
+        taken["samples"] == asked["samples"]
+        and taken.get("extractor") in (None, asked["extractor"])
+        and all(("precision" if each == "prc" else each) in scores for each in asked["metrics"])
+    )
+
+
 def better(key: str, value: float, than: float) -> bool:
     """Return whether one value of the score `key` is better than another."""
     return value > than if key in HIGHER_IS_BETTER else value < than

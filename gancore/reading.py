@@ -66,15 +66,20 @@ def read_json(path: Path, model: type[BaseModel], remedy: str, *, largest: int) 
     return found
 
 
-def read_text(path: Path, largest: int) -> str:
-    """Read a UTF-8 file of so many bytes at most. Raises InputError."""
+def read_text(path: Path, largest: int, *, errors: str = "strict") -> str:
+    """Read a UTF-8 file of so many bytes at most; Windows' mark of one is none of its text.
+
+    errors: what is made of bytes that are none, as `bytes.decode` has it
+
+    Raises InputError.
+    """
     where = shown(str(path), 4096)
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
         if len(content) > largest:
             raise InputError(f"{where}: over the limit of {largest >> 10} KiB for such a file")
-        return content.decode()
+        return content.decode("utf-8-sig", errors)
     except OSError as error:
         raise InputError(f"{where}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

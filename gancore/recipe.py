@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
 from gancore.errors import RecipeError, did_you_mean
 from gancore.options import explain, shown
@@ -26,7 +26,10 @@ Metric = Literal["fid", "isc", "kid", "prc", "modes", "quality", "w2"]
 
 
 MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
-"""What of a recipe may differ when a run is resumed: none of it changes the updates made."""
+"""What of a recipe may differ when a run is resumed: none of it changes the updates made.
+
+train.steps does where the learning rate decays, for that is over them.
+"""
 
 
 class Section(BaseModel):
@@ -72,6 +75,14 @@ class PluginSection(Component):
     alias: str | None = Field(
         default=None, alias="as", description="another name, to use one plugin twice"
     )
+
+    @field_validator("name", "alias")
+    @classmethod
+    def _shows(cls, name: str | None) -> str | None:
+        """Records and figures are named after it."""
+        if name is not None and not (name and name.isprintable()):
+            raise PydanticCustomError("unavailable", "expected a name that can be printed")
+        return name
 
     @property
     def called(self) -> str:
@@ -265,11 +276,13 @@ def _item(items: list[Any], part: str, key: str) -> Any:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line for each key of two recipe tables that makes them different runs."""
     before, after = _flat(old), _flat(new)
+    decays = after.get("optimizer.decay", "none") != "none"
+    free = [key for key in MAY_CHANGE if not (decays and key == "train.steps")]
     return [
         f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+        and not any(key == each or key.startswith(f"{each}.") for each in free)
     ]
 
 

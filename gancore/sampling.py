@@ -19,6 +19,9 @@ BATCH = 256
 
 CALIBRATION_BATCHES = 16
 
+SAMPLING = "sampling"
+"""What goes on, to a `Progress`, while samples are generated."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what goes on, how much of it is done, and how much there is."""
 
@@ -72,7 +75,7 @@ def generate(
         samples = (to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu()
         batches += ranks.gather(samples)
         if progress:
-            progress("sampling", min(len(batches) * BATCH, count), count)
+            progress(SAMPLING, min(len(batches) * BATCH, count), count)
     return torch.cat(batches)[:count] if batches else samples[:0]
 
 

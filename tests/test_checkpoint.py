@@ -1,7 +1,9 @@
 """Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,10 +75,9 @@ def test_the_best_is_kept_and_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no best checkpoint: only a run with score.every"):
         load_best(tmp_path)
     mark_best(tmp_path, None)
-    save(tmp_path, made(2), keep=1, best=2)
-    mark_best(tmp_path, {"step": 2, "score": "fid", "value": 1.5})
-    save(tmp_path, made(3), keep=1, best=2)
-    save(tmp_path, made(4), keep=1, best=2)
+    best = {"step": 2, "score": "fid", "value": 1.5}
+    for step in (2, 3, 4):
+        save(tmp_path, made(step), keep=1, best=best)
     assert names(tmp_path) == ["best.json", "step-000002", "step-000004"]
     assert load_best(tmp_path).step == 2
     assert json.loads((tmp_path / "best.json").read_text())["value"] == 1.5
@@ -138,6 +139,63 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     (line,) = told
     assert "step-000002" in line
     assert line.endswith("Going on from step 1")
+
+
+def test_a_checkpoint_that_is_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
+    for _ in range(3):
+        save(tmp_path, made(1), keep=2)
+        (save(tmp_path, made(2), keep=2) / "state.json").unlink()
+        found = latest(tmp_path, mend=print)
+        assert found is not None
+        assert found.step == 1
+    invalid = ".invalid-step-000002"
+    assert names(tmp_path) == [invalid, f"{invalid}-2", f"{invalid}-3", "step-000001"]
+
+
+def test_files_and_links_with_a_checkpoints_name_are_in_nobodys_way(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    (folder / "step-000001").write_text("a file")
+    (folder / "step-000002").symlink_to(elsewhere)
+    (folder / "step-000003").symlink_to(tmp_path / "nowhere")
+    (folder / ".writing-step-000003").write_text("a file")
+    (folder / ".writing-step-000009").symlink_to(elsewhere)
+    save(folder, made(3), keep=1)
+    found = latest(folder, mend=print)
+    assert found is not None
+    assert names(folder) == ["step-000003"]
+    assert names(elsewhere) == ["kept"]
+
+
+def test_a_save_that_is_killed_leaves_the_best_that_it_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every call that changes the folder: what best.json names is there."""
+    calls = {"deleted": 0, "renamed": 0, "marked": 0}
+
+    def killed(name: str, real: Any, at: int) -> Any:
+        def call(*args: Any) -> Any:
+            calls[name] += 1
+            if calls[name] == at:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return call
+
+    spots = {"deleted": "_delete", "renamed": "_sync", "marked": "mark_best"}
+    for name, spot in spots.items():
+        for at in range(1, 9):
+            folder = tmp_path / f"{name}-{at}"
+            save(folder, made(2), keep=1, best={"step": 2, "score": "fid", "value": 2.0})
+            calls[name] = 0
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoint, spot, killed(name, getattr(checkpoint, spot), at))
+                with contextlib.suppress(KeyboardInterrupt):
+                    save(folder, made(4), keep=1, best={"step": 4, "score": "fid", "value": 1.0})
+            assert load_best(folder).step in (2, 4)
+    assert min(calls.values()) > 0
 
 
 def test_nothing_but_damaged_ones_is_an_error_that_names_them(tmp_path: Path) -> None:

@@ -396,6 +396,27 @@ def test_a_run_is_on_its_own_whatever_launched_the_board(monkeypatch: pytest.Mon
     assert "MASTER_PORT" not in found
 
 
+def test_a_folder_that_got_further_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    later = folder / "checkpoints" / "step-000900"
+    later.mkdir(parents=True)
+    (later / "state.json").write_text("kept")
+    unpack({"log.txt": b"error: lost", "checkpoints/step-000100/state.json": b"{}"}, folder)
+    assert (later / "state.json").read_text() == "kept"
+    assert (folder / "log.txt").read_text() == "error: lost"
+    unpack({"checkpoints/step-1000000/state.json": b"{}"}, folder)
+    assert not later.exists()
+
+
+@pytest.mark.parametrize("files", [{}, {"a": b"", "a/b": b""}])
+def test_what_can_not_be_written_leaves_the_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept").write_text("kept")
+    with pytest.raises(RunError, match="a node sent"):
+        unpack(files, tmp_path / "run")
+    assert (tmp_path / "run" / "kept").read_text() == "kept"
+
+
 def test_the_lock_is_waited_for(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

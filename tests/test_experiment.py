@@ -17,7 +17,7 @@ from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data.digits import digits
 from gancore.errors import CheckpointError, GancoreError, InputError, MissingError, PluginError
 from gancore.recipe import Recipe
-from gancore.report import save_images
+from gancore.report import Display, save_images
 from gancore.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import trainer as build
@@ -226,7 +226,8 @@ def test_the_best_step_is_marked_and_its_checkpoint_kept(
     monkeypatch.setattr(Trainer, "scores", by_step)
     recipe = tiny(**{"score.every": 2, "checkpoint.keep": 1, "train.steps": 8})
     run = build(recipe).run(tmp_path / "run")
-    assert run.scores == {"scores": {"fid": 1.5, "isc": 1 / 8}, "protocol": PROTOCOL}
+    scores = {"fid": 1.5, "isc": 1 / 8}
+    assert run.scores == {"scores": scores, "protocol": PROTOCOL, "step": 8}
     marked = json.loads((run.checkpoints / "best.json").read_text())
     assert marked == {"step": 4, "score": "fid", "value": 1.0}
     assert sorted(path.name for path in run.checkpoints.glob("step-*")) == [
@@ -278,6 +279,74 @@ def test_a_finished_run_is_done_and_goes_on_when_steps_have_grown(tmp_path: Path
     assert grown.scores == whole.scores
     with pytest.raises(InputError, match="beyond train.steps = 6"):
         build(tiny()).run(tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_is_scored_again_only_if_it_is_asked_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    real = Trainer.scores
+    monkeypatch.setattr(Trainer, "scores", lambda *args: taken.append(1) or real(*args))
+    run = build(tiny()).run(tmp_path / "run")
+    assert run.scores is not None
+    assert run.scores["step"] == 6
+    score_run(run, run.recipe.score.model_copy(update={"metrics": ["isc"]}), device="cpu")
+    both = run.scores
+    assert both["scores"].keys() == {"fid", "isc", "isc_std"}
+    assert build(tiny()).run(tmp_path / "run", resume=True).scores == both
+    assert len(taken) == 1
+    more = build(tiny(**{"score.metrics": ["fid", "prc"]})).run(tmp_path / "run", resume=True)
+    assert more.scores is not None
+    assert more.scores["scores"].keys() == {"fid", "isc", "isc_std", "precision", "recall"}
+    assert len(taken) == 2
+    score_run(run, run.recipe.score.model_copy(update={"samples": 65}), device="cpu")
+    again = build(tiny()).run(tmp_path / "run", resume=True)
+    assert again.scores == {**both, "scores": {"fid": both["scores"]["fid"]}}
+    assert len(taken) == 3
+
+
+def test_a_stop_while_it_is_scored_leaves_a_run_to_be_scored(tmp_path: Path) -> None:
+    class Stopping(Display):
+        told: list[str] = []
+
+        def say(self, line: str) -> None:
+            self.told.append(line)
+
+        def count(self, what: str, done: int, total: int) -> None:
+            if what == "scoring":
+                stopped.stop("stopped by SIGTERM")
+
+    stopped = build(tiny())
+    run = stopped.run(tmp_path / "run", display=Stopping())
+    assert run.scores is None
+    assert [line for line in Stopping.told if "--resume" in line] == [
+        f"stopped by SIGTERM: trained, and saved in {run.path}, but not scored: go on with --resume"
+    ]
+    whole = build(tiny()).run(tmp_path / "whole")
+    assert build(tiny()).run(tmp_path / "run", resume=True).scores == whole.scores
+    assert_same_runs(run, whole)
+
+
+@pytest.mark.parametrize("broken", ["not json", '{"step": 2}', "\0" * 99, "b\udcff\udcfe"])
+def test_a_broken_record_is_left_out_and_told(tmp_path: Path, broken: str) -> None:
+    run = build(tiny(**{"train.steps": 4, "score.metrics": []})).run(tmp_path / "run")
+    lines = run.metrics_path.read_text().splitlines()
+    lines[1] = broken
+    text = "\n".join([*lines, ""])
+    run.metrics_path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"line 2: expected finite .* --resume leaves it out"):
+        _ = run.records
+
+    class Telling(Display):
+        told: list[str] = []
+
+        def say(self, line: str) -> None:
+            self.told.append(line)
+
+    build(tiny(**{"score.metrics": []})).run(run.path, resume=True, display=Telling())
+    assert [record["step"] for record in run.records] == [1, 3, 4, 5, 6]
+    assert len([line for line in Telling.told if "line 2: expected finite" in line]) == 1
+    Telling.told.clear()
 
 
 def test_resume_without_a_checkpoint_starts_fresh(tmp_path: Path) -> None:

@@ -243,6 +243,11 @@ def test_differences_name_what_makes_another_run(tmp_path: Path) -> None:
         differences(old, load(tmp_path, BASE, [*same, "log.every=1", "score.samples=9"]).table())
         == []
     )
+    decays = [
+        load(tmp_path, BASE, [f"train.steps={steps}", "optimizer.decay=linear"]).table()
+        for steps in (8, 9)
+    ]
+    assert differences(*decays) == ["train.steps: was 8, is 9"]
     new = load(tmp_path, BASE, ["train.seed=1", "optimizer.betas=[0, 0.5]", "plugin.0.weight=5"])
     assert differences(old, new.without(["rarely"]).table()) == [
         "optimizer.betas: was [0.0, 0.9], is [0.0, 0.5]",

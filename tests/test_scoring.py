@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -183,11 +184,22 @@ def test_inception_weights_are_never_unpickled_blindly(
     assert "ran" not in capsys.readouterr().out
 
 
+def test_any_seed_of_a_recipe_can_be_scored_with() -> None:
+    fake, real = noisy(64), digits()
+    for metrics in (["isc", "kid"], ["prc"]):
+        for seed in (2**63 - 1, 2**32 + 7, 7):
+            found = score(fake, real, metrics=metrics, extractor_name="digits", seed=seed)
+            assert found["protocol"]["seed"] == seed
+            assert all(map(math.isfinite, found["scores"].values()))
+    score(noisy(4), real, metrics=["prc"], extractor_name="digits")
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"fake": noisy(63)}, ScoreError, "FID in 64 features .* 63 generated"),
         ({"fake": noisy(9), "metrics": ["isc"]}, ScoreError, "IS needs 10"),
+        ({"fake": noisy(3), "metrics": ["prc"]}, ScoreError, "neighbour number 3, and here are 3"),
         ({"fake": noisy(70).repeat(1, 3, 1, 1)}, ScoreError, "takes 1×8×8 images, these are 3×8×8"),
         ({"real": Dataset("ring", torch.zeros(99, 2))}, ScoreError, "'ring' is points"),
         ({"extractor_name": "digit"}, PluginError, "Did you mean 'digits'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from helpers import Gan
 
 from gancore.errors import RecipeError
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.plan import plan
 from gancore.leaderboard.result import result
+from gancore.training import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("boards")]
 
@@ -186,6 +189,38 @@ def test_another_recipe_is_another_run(done: tuple[Path, Any]) -> None:
     assert not any(job.path.is_dir() for job in plan(loaded, changed, folder / "out", device="cpu"))
 
 
+def test_done_is_what_has_the_scores_of_its_recipe(tmp_path: Path, gan: Gan) -> None:
+    """Somebody scores a run by hand, otherwise or too early: the board makes its own again."""
+    one = board(tmp_path, seeds=[0])
+    base, _ = one.read_text().split('[[entry]]\nname = "gp"')
+    one.write_text(base)
+    out = tmp_path / "out"
+    first = run(one, out, "--no-cost")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (out / "runs").iterdir()
+    before = (out / "leaderboard.json").read_text()
+    assert gan("score", folder, "--samples", 64)[0] == 0
+    assert run(one, out, "--no-cost").returncode == 0
+    assert (out / "leaderboard.json").read_text() != ""
+    assert scores(out) == {
+        each["name"]: each["scores"]["fid"]["values"] for each in json.loads(before)["entries"]
+    }
+
+    planned = Job("none", 0, Run(folder).recipe_table, folder)
+    assert planned.is_scored()
+    for broken in (
+        {"step": 2},
+        {"scores": {"isc": 3.0}},
+        {"protocol": {**Run(folder).scores["protocol"], "samples": 64}},
+        {"protocol": {**Run(folder).scores["protocol"], "extractor": "fashion"}},
+        {"protocol": None},
+    ):
+        found = Run(folder).scores
+        Run(folder).write_json(folder / "scores.json", {**found, **broken})
+        assert not planned.is_scored()
+        Run(folder).write_json(folder / "scores.json", found)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -256,3 +291,16 @@ def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> 
     assert "stopped" in said
     assert "stopped by SIGTERM: saved" in log.read_text()
     assert not alive(out)
+
+    with subprocess.Popen(start, stdout=subprocess.DEVNULL) as waiting:
+        until(
+            lambda: alive(out) != [waiting.pid] and f"from step {max(steps())} " in log.read_text()
+        )
+        (deaf,) = {*alive(out)} - {waiting.pid}
+        os.kill(deaf, signal.SIGSTOP)
+        waiting.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(3)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(60) == 130
+    until(lambda: not alive(out))

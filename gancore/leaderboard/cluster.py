@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gancore.errors import InputError, RunError
+from gancore.errors import GancoreError, InputError, RunError
 from gancore.leaderboard.costs import measure_here
 from gancore.leaderboard.job import POLL, Job, Watch, interruptible, left_to_do
 from gancore.leaderboard.remote import Order, Outcome, make_run, unpack
@@ -121,8 +121,11 @@ class Cluster:
         finally:
             for each in sent:
                 self.ray.cancel(each)  # a KeyboardInterrupt in the task: the run saves
-            if sent:
-                self.ray.wait(list(sent), num_returns=len(sent), timeout=STOP)
+            deadline = time.monotonic() + STOP
+            while sent and len(stopped) < 2 and time.monotonic() < deadline:
+                _, left = self.ray.wait(list(sent), num_returns=len(sent), timeout=POLL)
+                if not left:
+                    break
             for job in sent.values():
                 job.state = "waiting"
             watch(jobs)
@@ -171,7 +174,7 @@ class Cluster:
                 self._tell_lost(job)  # done before a look could tell
             if outcome.files is not None:
                 unpack(outcome.files, job.path)
-        except (self.ray.exceptions.RayError, RunError) as error:
+        except (self.ray.exceptions.RayError, GancoreError) as error:
             job.fail(self._reason(error))
             return
         if outcome.error:

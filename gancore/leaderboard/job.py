@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gancore.errors import InputError
 from gancore.options import shown
+from gancore.protocol import answers
 from gancore.ranks import die_with_parent
 from gancore.recipe import Recipe
 from gancore.training import Run
@@ -64,8 +66,20 @@ class Job:
         """Return how many generator updates are recorded."""
         if self.state == "done":
             return self.steps
-        records = self.run.records if self.path.is_dir() else []
-        return int(records[-1]["step"]) if records else 0
+        return int(self._last_record().get("step", 0))
+
+    def is_scored(self) -> bool:
+        """Whether the folder has the scores that the recipe asks for, of its last step."""
+        try:
+            return answers(self.run.scores, self.recipe["score"], self.steps)
+        except InputError:  # whoever goes on with the run tells it
+            return False
+
+    def _last_record(self) -> dict[str, Any]:
+        try:
+            return (self.run.records or [{}])[-1]
+        except InputError:
+            return {}
 
     def prepare(self) -> None:
         """Make the folder, with the recipe."""
@@ -79,7 +93,7 @@ class Job:
     def finish(self, code: int, seconds: float) -> None:
         """Note what the folder and the process's exit code say."""
         self.seconds = seconds
-        if code == 0 and self.run.scores is not None:
+        if code == 0 and self.is_scored():
             self.state = "done"
             return
         log = self.path / LOG
@@ -119,9 +133,9 @@ class Executor(Protocol):
 def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     """Mark the runs that have been done before; return the others."""
     for job in jobs:
-        if job.path.is_dir() and job.run.scores is not None:
+        if job.is_scored():
             job.state = "done"
-            job.seconds = float(next((each["seconds"] for each in job.run.records[-1:]), 0.0))
+            job.seconds = float(job._last_record().get("seconds", 0.0))
     return [job for job in jobs if job.state == "waiting"]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gancore.errors import GancoreError, RunError
-from gancore.leaderboard.job import POLL, start
+from gancore.leaderboard.job import LOG, POLL, start
 from gancore.leaderboard.plan import versions
 from gancore.options import shown
 from gancore.recipe import Recipe
@@ -128,12 +129,20 @@ def pack(folder: Path) -> dict[str, bytes]:
 def unpack(files: Mapping[str, bytes], folder: Path) -> None:
     """Put what a node sent in the place of a run's folder, all of it or nothing.
 
-    Raises RunError for names that lead out of the folder, and where there is no room.
+    A folder with a later checkpoint stays, and takes what the run said only. Raises RunError for
+    names that no folder has, and where they can't be written.
     """
     for name in files:
         path = PurePosixPath(name)
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        leads_out = path.is_absolute() or ".." in path.parts or "\0" in name
+        if leads_out or not path.parts or any(str(each) in files for each in path.parents):
             raise RunError(f"a node sent the file {shown(repr(name))}, which no run's folder holds")
+    if not files:
+        raise RunError(f"a node sent nothing of {folder}")
+    there = [path.relative_to(folder).as_posix() for path in folder.glob("checkpoints/*/*")]
+    if _last_checkpoint(files) < _last_checkpoint(there):
+        (folder / LOG).write_bytes(files.get(LOG, b""))
+        return
     coming = folder.with_name(f".{folder.name}.coming")
     shutil.rmtree(coming, ignore_errors=True)
     with told_when_full(folder):
@@ -142,3 +151,9 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
             (coming / name).write_bytes(content)
     shutil.rmtree(folder, ignore_errors=True)
     coming.replace(folder)
+
+
+def _last_checkpoint(names: Iterable[str]) -> int:
+    """Return the step of the last checkpoint among a run's files; -1 if there is none."""
+    found = (re.fullmatch(r"checkpoints/step-(\d{1,18})/.+", name, re.ASCII) for name in names)
+    return max((int(each[1]) for each in found if each), default=-1)

@@ -50,7 +50,10 @@ class Here:
                 for process in running.values():
                     process.terminate()  # it saves, and exits well
                 for job, process in running.items():
-                    process.wait()
+                    while process.poll() is None:
+                        if len(stopped) > 1:
+                            process.kill()  # what it has saved is whole
+                        time.sleep(POLL)
                     job.state = "waiting"
                 watch(jobs)
         if stopped:

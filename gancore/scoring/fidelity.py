@@ -23,6 +23,8 @@ from gancore.scoring.features import BATCH, Features, Reference
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 ISC_SPLITS = 10
+NEIGHBOUR = 3
+"""Whose distance is a sample's radius in precision and recall (Kynkäänniemi et al., 2019)."""
 
 KEYS = {
     "fid": {"fid": "frechet_inception_distance"},
@@ -76,15 +78,20 @@ def score(
         about={"batch_size": BATCH, "device": device.type, "dtype": "float32"},
     )
     found: dict[str, Any] = {}
+    draws = seed % 2**32  # as many as NumPy has
     if "isc" in metrics:
-        found |= isc_features_to_metric(generated["logits"], splits=ISC_SPLITS, rng_seed=seed)
+        found |= isc_features_to_metric(generated["logits"], splits=ISC_SPLITS, rng_seed=draws)
     if "kid" in metrics:
         found |= kid_features_to_metric(
-            generated["features"], reference.features, rng_seed=seed, verbose=False, **settings
+            generated["features"], reference.features, rng_seed=draws, verbose=False, **settings
         )
     if "prc" in metrics:
         found |= prc_features_to_metric(
-            generated["features"], reference.features, save_cpu_ram=True, verbose=False
+            generated["features"],
+            reference.features,
+            prc_neighborhood=NEIGHBOUR,
+            save_cpu_ram=True,
+            verbose=False,
         )
     if "fid" in metrics:
         statistics = fid_features_to_statistics(generated["features"])
@@ -168,3 +175,8 @@ def _check(
         )
     if "isc" in metrics and samples < ISC_SPLITS:
         raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")
+    if "prc" in metrics and fewest <= NEIGHBOUR:
+        raise ScoreError(
+            f"prc looks at each sample's neighbour number {NEIGHBOUR}, and here are {samples} "
+            f"generated and {len(real)} real: raise score.samples"
+        )

@@ -35,9 +35,11 @@ def score_generator(
     ranks = ranks or Ranks()
     samples = generate(generator, section.samples, seed=seed, progress=progress, ranks=ranks)
     found = {}
-    if ranks.is_first:
-        found = _score(samples, data, section, seed=seed, device=device, progress=progress)
-    ranks.wait()
+    try:
+        if ranks.is_first:
+            found = _score(samples, data, section, seed=seed, device=device, progress=progress)
+    finally:
+        ranks.wait()
     return found
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,17 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int, best: int | None = None) -> Path:
-    """Write a checkpoint under `folder`, then delete all but the latest `keep` and the best."""
+def save(
+    folder: Path, checkpoint: Checkpoint, *, keep: int, best: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint under `folder`, then delete all but the latest `keep` and the best.
+
+    best: which step scored best so far: {"step", "score", "value"}; it is marked
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
     writing = folder / f"{TEMPORARY}{final.name}"
-    shutil.rmtree(writing, ignore_errors=True)
+    _delete(writing)
     writing.mkdir()
     for name, tensors in checkpoint.tensors.items():
         # clones: safetensors refuses tensors that share memory, and strides that are not plain
@@ -64,13 +70,13 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int, best: int | None = 
     (writing / MANIFEST).write_text(json.dumps(hashes, indent=1))
     for path in (*writing.iterdir(), writing):
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    _delete(final)
     writing.rename(final)
     _sync(folder)
+    mark_best(folder, best)  # before the one that was marked goes
     for step, old in sorted(_steps(folder), reverse=True)[keep:]:
-        if step != best:
-            shutil.rmtree(old)
+        if best is None or step != best["step"]:
+            _delete(old)
     return final
 
 
@@ -105,7 +111,7 @@ def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkp
     """
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
+            _delete(leftover)
     faults: dict[Path, str] = {}
     for step, path in sorted(_steps(folder), reverse=True):
         try:
@@ -116,7 +122,7 @@ def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkp
         if mend:
             for damaged, fault in faults.items():
                 mend(f"{fault} Going on from step {step}")
-                damaged.rename(folder / f"{INVALID}{damaged.name}")
+                damaged.rename(_unused(folder / f"{INVALID}{damaged.name}"))
         return found
     if faults:
         raise CheckpointError("no checkpoint is whole:\n" + "\n".join([*faults.values()][:5]))
@@ -235,7 +241,12 @@ def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tenso
 
 
 def join_state(tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Undo `split_state`."""
+    """Undo `split_state`. Raises CheckpointError where a file has something else than tables."""
+    tables = [scalars, *(scalars.values() if isinstance(scalars, Mapping) else ())]
+    if not all(isinstance(each, Mapping) for each in tables):
+        raise CheckpointError(
+            f"the checkpoint's {STATE}: plugins: expected a table for each plugin. {COPY_AGAIN}"
+        )
     state = {name: dict(values) for name, values in scalars.items()}
     for path, tensor in tensors.items():
         known = [name for name in state if path.startswith(f"{name}/")]
@@ -249,6 +260,20 @@ def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
         number = path.name.removeprefix("step-")
         if number.isascii() and number.isdigit():
             yield int(number), path
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or whatever has its name: a file, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unused(path: Path) -> Path:
+    """Return a name that nothing has yet: this one, or it with a number."""
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(each for each in chain([path], names) if not os.path.lexists(each))
 
 
 def _sha256(path: Path) -> str:

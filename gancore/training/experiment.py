@@ -154,20 +154,16 @@ def score_run(
     Raises InputError and ScoreError.
     """
     data = load_data(run.recipe)
-    generator = load_generator(run, device=device)
+    saved = _latest(run)
     found = score_generator(
-        generator,
+        _generator(run, saved, None, device),
         data,
         section,
         seed=run.seed,
         device=choose_device(device),
         progress=progress,
     )
-    before = run.scores
-    if before and before["protocol"] == found["protocol"]:
-        found["scores"] = {**before["scores"], **found["scores"]}
-    run.write_json(run.scores_path, found)
-    return found
+    return run.write_scores(found, saved.step)
 
 
 def load_generator(
@@ -187,6 +183,12 @@ def load_generator(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     found = checkpoint.load_best(run.checkpoints) if best else _latest(run)
+    return _generator(run, found, generator, device)
+
+
+def _generator(
+    run: Run, found: checkpoint.Checkpoint, generator: nn.Module | None, device: str
+) -> nn.Module:
     if generator is None:
         generator = _rebuild(run, "generator")
     prefix = "module."

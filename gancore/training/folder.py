@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Scores(Stored):
     scores: dict[Text, Number]
     protocol: Protocol
     spread: Number | None = None
+    step: Whole | None = None
 
 
 class Git(Stored):
@@ -144,10 +146,15 @@ class Run:
 
         Raises InputError with the line that is broken.
         """
+        return [self._record(line, number) for number, line in enumerate(self._lines(), 1)]
+
+    def _lines(self) -> list[str]:
         if not self.metrics_path.is_file():
             return []
-        lines = read_text(self.metrics_path, LARGEST_METRICS).split("\n")[:-1]
-        return [self._record(line, number) for number, line in enumerate(lines, 1)]
+        # each line is judged alone: bytes that are no text make none that is a record
+        return read_text(self.metrics_path, LARGEST_METRICS, errors="surrogateescape").split("\n")[
+            :-1
+        ]
 
     def _record(self, line: str, number: int) -> dict[str, Any]:
         try:
@@ -157,13 +164,13 @@ class Run:
         if not _is_record(found):
             raise InputError(
                 f"{shown(str(self.metrics_path), 4096)}: line {number}: expected finite numbers, "
-                f"step and seconds among them, got {shown(line)}. {TRAIN_AGAIN}"
+                f"step and seconds among them, got {shown(line)}. gan run --resume leaves it out"
             )
         return found
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """{"scores": {…}, "protocol": {…}}, or None before scoring.
+        """{"scores": {…}, "protocol": {…}, "step": …}, or None before scoring.
 
         Raises InputError for a broken file.
         """
@@ -177,10 +184,34 @@ class Run:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def cut_records(self, step: int) -> None:
-        """Drop the records after a step."""
-        kept = [record for record in self.records if record["step"] <= step]
-        write_text(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+    def cut_records(self, step: int, tell: Callable[[str], None]) -> None:
+        """Drop the records after a step, and those that can't be read, which are told."""
+        kept = []
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                kept.append(self._record(line, number))
+            except InputError as error:
+                tell(str(error))
+        text = "".join(json.dumps(each) + "\n" for each in kept if each["step"] <= step)
+        write_text(self.metrics_path, text)
+
+    def sync_records(self) -> None:
+        """Bring the records to the disk, where a checkpoint after them will be."""
+        if self.metrics_path.is_file():
+            with self.metrics_path.open("rb") as file:
+                os.fsync(file)
+
+    def write_scores(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Write the scores of a step, and return them with what was there.
+
+        Those of the same step under the same protocol stay; others are replaced.
+        """
+        before = self.scores or {}
+        scores = {**found, "step": step}
+        if all(before.get(key) == scores[key] for key in ("step", "protocol")):
+            scores["scores"] = {**before["scores"], **found["scores"]}
+        self.write_json(self.scores_path, scores)
+        return scores
 
     def write_recipe(self, table: Mapping[str, Any]) -> None:
         """Write the resolved recipe."""
@@ -213,5 +244,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file)
     temporary.replace(path)

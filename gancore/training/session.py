@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
+from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
-from gancore.sampling import generate
+from gancore.sampling import SAMPLING, generate
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.environment import environment
@@ -20,6 +21,10 @@ from gancore.training.tally import Tally
 
 if TYPE_CHECKING:
     from gancore.training.trainer import Trainer
+
+
+class _StoppedError(Exception):
+    """A signal came while the first process scored."""
 
 
 class Session:
@@ -52,15 +57,42 @@ class Session:
                 plot_curves(self.run.records, self.run.curves_path)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
-            elif trainer.score.metrics:
-                if self._scores is None:
-                    self._scores = trainer.scores(self.display.count)
-                if first:
-                    self.run.write_json(self.run.scores_path, self._scores)
+            elif trainer.score.metrics and not self._is_scored(start):
+                found = self._scores if self._scores is not None else self._last_scores()
+                if found:
+                    self.run.write_scores(found, trainer.train.steps)
+                elif first:
+                    self.display.say(
+                        f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "
+                        "go on with --resume"
+                    )
             if best := self.tally.best:
                 self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
         finally:
             self.display.end()
+
+    def _is_scored(self, start: int) -> bool:
+        """Whether there was nothing to train, and the scores asked for are there already."""
+        steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
+        here = self.trainer.ranks.is_first and start == steps
+        return self.trainer.ranks.any(here and answers(self.run.scores, asked, steps))
+
+    def _last_scores(self) -> dict[str, Any]:
+        """Return scores and protocol; {} but on the first process, and there if it is stopped.
+
+        All is saved by now; scores during the training are finished, as they are records too.
+        """
+
+        def count(what: str, done: int, total: int) -> None:
+            self.display.count(what, done, total)
+            # while all sample, one can't leave
+            if self.stopped and (self.trainer.ranks.count == 1 or what != SAMPLING):
+                raise _StoppedError
+
+        try:
+            return self.trainer.scores(count)
+        except _StoppedError:
+            return {}
 
     def _loop(self, start: int) -> str:
         """Make updates; return why not all of them, or an empty string.
@@ -147,14 +179,13 @@ class Session:
             "recipe": self.trainer.recipe,
             "processes": self.trainer.ranks.count,
         }
-        best = self.tally.best
+        self.run.sync_records()
         checkpoint.save(
             self.run.checkpoints,
             Checkpoint(step, tensors, state),
             keep=self.trainer.checkpoint.keep,
-            best=best["step"] if best else None,
+            best=self.tally.best,
         )
-        checkpoint.mark_best(self.run.checkpoints, best)
 
     def _open(self, *, resume: bool, force: bool) -> int:
         """Bring all processes to the folder's latest checkpoint; return the step to start at."""
@@ -185,6 +216,7 @@ class Session:
         if found is not None:
             self._refuse_another(found, force=force)
             self._restore(found)
+            checkpoint.mark_best(run.checkpoints, self.tally.best)
         start = found.step if found else 0
         run.write_recipe(self.trainer.recipe)
         about = environment(
@@ -193,9 +225,9 @@ class Session:
             world_size=self.trainer.ranks.count,
         )
         run.write_json(run.environment_path, about)
-        run.cut_records(start)
-        if run.scores is not None and start < self.trainer.train.steps:
-            run.scores_path.unlink()
+        run.cut_records(start, self.display.say)
+        if start < self.trainer.train.steps:
+            run.scores_path.unlink(missing_ok=True)
         return found
 
     def _refuse_another(self, found: Checkpoint, *, force: bool) -> None:
@@ -225,7 +257,7 @@ class Session:
         try:
             self.trainer.load_state(found.tensors, found.state["plugins"])
             self.tally = Tally.of(found.state)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
         plugins = self.trainer.plugins
