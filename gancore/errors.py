@@ -17,7 +17,10 @@ A message says what is wrong, where, what was expected, and ends in the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -77,6 +80,51 @@ class NonFiniteError(RunError):
 
 class ScoreError(RunError):
     """Scores can't be computed."""
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What the system says where no more can be written."""
+
+BARRED = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+        *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+    }
+)
+"""What it says of a name that can't be used so, or by this user."""
+
+MAKE_ROOM = "Make room, and try again"
+
+
+def of_file(number: int | None, place: str, remedy: str = MAKE_ROOM) -> GancoreError | None:
+    """Return the error that says what the system does of a file; None for what only a bug causes.
+
+    remedy: for where no more can be written
+    """
+    if number in FULL:
+        return RunError(f"{place} can't be written to: {os.strerror(number)}. {remedy}")
+    if number in BARRED:
+        reason = os.strerror(number)
+        if number == errno.EEXIST:
+            reason = "there is a file, or a link to nowhere, of this name"
+        return InputError(
+            f"{place} can't be read or written: {reason}. Choose another, or get the rights to it"
+        )
+    return None
+
+
+@contextmanager
+def told_of_files(place: object = "a file") -> Iterator[None]:
+    """Turn what the system says of a file into a GancoreError.
+
+    place: for where the system names none, as on a full disk
+    """
+    try:
+        yield
+    except OSError as error:
+        if told := of_file(error.errno, str(error.filename or place)):
+            raise told from error
+        raise
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

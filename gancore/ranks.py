@@ -240,9 +240,28 @@ def _group(timeout: timedelta) -> dist.ProcessGroup:
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that were started to make a run together."""
-    told = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return told and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether this process is one of several that were started to make a run together.
+
+    Raises InputError where the variables that say so hold no such numbers.
+    """
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return False
+    count = _variable("WORLD_SIZE", 1 << 20)
+    if count > 1:
+        for name, limit in (("RANK", count), ("LOCAL_RANK", count), ("MASTER_PORT", 1 << 16)):
+            _variable(name, limit)
+    return count > 1
+
+
+def _variable(name: str, limit: int) -> int:
+    """Return a variable that torchrun sets. Raises InputError."""
+    given = os.environ.get(name, "0")
+    if not (re.fullmatch("[0-9]{1,9}", given) and int(given) < limit):
+        raise InputError(
+            f"the variable {name} is {given!r}: expected a whole number below {limit}, as torchrun "
+            "sets it. Unset it to run alone"
+        )
+    return int(given)
 
 
 def is_under_torchrun() -> bool:

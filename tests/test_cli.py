@@ -442,7 +442,7 @@ def test_nothing_heavy_is_imported_by_what_does_not_compute(arguments: list[str]
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_exits_0(
     recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

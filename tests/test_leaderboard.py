@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Gan
 
 from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
@@ -218,12 +220,13 @@ def test_versions_may_differ() -> None:
     assert gate(board(none=STEADY), after, "fid")["none"].verdict == "tie"
 
 
-def compared(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def compared(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gancore", "compare", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
+        **options,
     )
 
 
@@ -254,6 +257,30 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
         assert message in found.stderr
         assert "Traceback" not in found.stderr
     assert compared(before, before, "--metric", "kid").returncode == 2
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-inf", "-0.1"])
+def test_a_tolerance_that_lets_all_pass_is_refused(
+    tolerance: str, gan: Gan, tmp_path: Path
+) -> None:
+    (tmp_path / "before.json").write_text(json.dumps(board(none=STEADY)))
+    (tmp_path / "after.json").write_text(json.dumps(board(none=times(1.2))))
+    both = tmp_path / "before.json", tmp_path / "after.json"
+    code, out, err = gan("compare", *both, f"--tolerance={tolerance}")
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: --tolerance {tolerance}: expected a finite number from 0 on")
+
+
+def test_a_terminal_may_lack_characters(tmp_path: Path) -> None:
+    (tmp_path / "board.json").write_text(json.dumps(board(none=STEADY)))
+    same = tmp_path / "board.json"
+    found = compared(
+        same, same, encoding="latin-1", env={**os.environ, "PYTHONIOENCODING": "latin-1"}
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "FID (digits features) ?" in found.stdout
+    assert "current ÷ baseline" in found.stdout
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -86,6 +86,41 @@ def test_three_sigmas_are_the_border() -> None:
     assert nearest(points, truth).tolist() == [0, -1, 1, -1, 0]
 
 
+@pytest.mark.parametrize("toy", [gaussians8, gaussians25, swissroll])
+def test_the_nearest_are_found_in_parts_to_the_bit(
+    toy: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = toy()  # type: ignore[operator]
+    points = data.samples[:2001] + 0.1 * normal(2001, 7)
+    whole = nearest(points, data.truth)
+    sizes = []
+
+    def cdist(one: Tensor, other: Tensor) -> Tensor:
+        sizes.append(len(one) * len(other))
+        return distances(one, other)
+
+    distances = torch.cdist
+    monkeypatch.setattr(torch, "cdist", cdist)
+    most = 100 * len(data.truth.points)
+    monkeypatch.setattr("gancore.scoring.points.DISTANCES", most)
+    assert torch.equal(nearest(points, data.truth), whole)
+    assert len(sizes) > 20
+    assert max(sizes) <= most
+
+
+def test_distances_to_the_truth_are_only_taken_for_what_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(points: Tensor, truth: Truth) -> Tensor:
+        raise AssertionError
+
+    data = gaussians8(samples=100)
+    monkeypatch.setattr("gancore.scoring.points.nearest", refused)
+    assert score_points(data.samples, data, metrics=["w2"])["scores"].keys() == {"w2", "w2_real"}
+    with pytest.raises(AssertionError):
+        score_points(data.samples, data, metrics=["quality"])
+
+
 def test_modes_and_quality_by_hand() -> None:
     data = gaussians8()
     assert data.truth is not None

@@ -9,7 +9,8 @@ from importlib.metadata import version
 
 import click
 
-from gancore.errors import GancoreError
+from gancore.cli.streams import lasting
+from gancore.errors import GancoreError, told_of_files
 
 COMMANDS = {
     "bench": "Measure what a recipe's plugins cost.",
@@ -60,8 +61,14 @@ def gan() -> None:
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
     warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    with lasting():
+        _run()
+
+
+def _run() -> None:
     try:
-        gan.main(prog_name="gan", standalone_mode=False)
+        with told_of_files():
+            gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -71,8 +78,6 @@ def main() -> None:
     except click.Abort:
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gancore.cli.device import device_option
 from gancore.errors import RunError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ NONE = "none"
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
 )
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to measure.")
+@device_option("Where to measure.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),

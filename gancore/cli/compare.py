@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import click
+
+from gancore.errors import InputError
 
 
 @click.command()
@@ -14,13 +17,18 @@ import click
 @click.option("--metric", help="The score to compare; the one that ranks BASELINE if left out.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=float,
     default=0.0,
     show_default=True,
     help="How much worse is no regression: 0.05 is 5 %.",
 )
 def compare(baseline: Path, current: Path, metric: str | None, tolerance: float) -> None:
     """Compare two leaderboard.json, entry by entry; exit 1 if one got significantly worse."""
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise InputError(
+            f"--tolerance {tolerance}: expected a finite number from 0 on, such as 0.05 for 5 %"
+        )
+
     from rich.console import Console
     from rich.table import Table
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gancore.cli.device import device_option
+from gancore.errors import told_of_files
+
 if TYPE_CHECKING:
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.display import BoardDisplay
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print the command of each run that is left, one a line, for a queue; make none.",
 )
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to train.")
+@device_option("Where to train.")
 @click.option(
     "--cost/--no-cost", default=True, show_default=True, help="Measure what each entry costs."
 )
@@ -70,7 +73,8 @@ def leaderboard(
     display = BoardDisplay(loaded, sys.stderr if commands else sys.stdout)
     if commands and not (loaded.budget and loaded.budget.unit == "passes"):
         cost = False  # measured when the runs are done, where they were made
-    with _executor(loaded, jobs, address, device, display) as executor, display:
+    making = _executor(loaded, jobs, address, device, display)
+    with told_of_files(out), making as executor, display:
         spent = {}
         if cost:
             spent = measure_costs(loaded, recipes, out, executor=executor, tell=display.say)
@@ -83,7 +87,8 @@ def leaderboard(
             return
         executor.sweep(planned, display.show)
     found = result(loaded, planned, spent)
-    write(found, planned, out)
+    with told_of_files(out):
+        write(found, planned, out)
     click.echo((out / "leaderboard.md").read_text(encoding="utf-8"))
     click.echo(f"in {out}")
     if any(entry["failed"] for entry in found["entries"]):

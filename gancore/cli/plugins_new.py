@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gancore.errors import told_of_files
+
 
 @click.command()
 @click.argument("name")
@@ -20,7 +22,8 @@ def new(name: str, parent: Path) -> None:
     """Write the package gancore-NAME: a penalty that trains, its test, its README."""
     from gancore.scaffold import write_plugin
 
-    folder = write_plugin(name, parent)
+    with told_of_files(parent):
+        folder = write_plugin(name, parent)
     click.echo(f"wrote {folder}; next:")
     click.echo(f"  python3 -m pip install -e {folder}")
     click.echo(f"  gan plugins check {name}")

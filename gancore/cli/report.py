@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.device import device_option
+from gancore.errors import told_of_files
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+@device_option("Where to compute.")
 def report(run: Path, device: str) -> None:
     """Write the report.html of the run folder RUN, and its animated samples.gif.
 
@@ -19,12 +22,15 @@ def report(run: Path, device: str) -> None:
     """
     from gancore.report import display_for
     from gancore.training import Run
+    from gancore.training.environment import choose_device
     from gancore.training.reporting import write_report
 
     found = Run.open(run)
+    device = str(choose_device(device))  # the page leaves out what can't be computed
     display = display_for(sys.stdout)
     try:
-        write_report(found, device=device, progress=display.count)
+        with told_of_files(run):
+            write_report(found, device=device, progress=display.count)
     finally:
         display.end()
     click.echo(f"report in {found.report_path}")

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from gancore.cli.device import device_option
+from gancore.errors import told_of_files
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="The run folder; by default runs/RECIPE-seedN.",
 )
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to train.")
+@device_option("Where to train.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one.")
 @click.option(
     "--force",
@@ -84,18 +87,23 @@ def run(
             _show(done)
 
 
-def _as_one() -> AbstractContextManager[None]:
-    """Return the context in which processes that torchrun started speak with one voice."""
+@contextmanager
+def _as_one() -> Iterator[None]:
+    """Let processes that torchrun started speak with one voice."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        return nullcontext()  # without a look at torch, which takes seconds to import
+        yield  # without a look at torch, which takes seconds to import
+        return
     from gancore.ranks import told_once
 
-    return told_once()
+    with told_once(), told_of_files():
+        yield
 
 
 @contextmanager
 def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM finish the update and save; the second exits at once.
+    """Let the first signal finish the update and save; the second exits at once.
+
+    They are SIGINT, SIGTERM, and SIGHUP of a terminal that is gone, unless nohup has it ignored.
 
     Under torchrun each comes twice, from it and from whoever sent it there, and while an error is
     told: none exits at once, as torchrun kills what takes longer than 30 seconds.
@@ -108,7 +116,10 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
                 signal.signal(each, signal.SIG_DFL)
         trainer.stop(f"stopped by {signal.Signals(number).name}")
 
-    previous = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stopping.append(signal.SIGHUP)
+    previous = {each: signal.signal(each, stop) for each in stopping}
     try:
         yield
     finally:

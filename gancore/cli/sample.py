@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gancore.errors import InputError
+from gancore.cli.device import device_option
+from gancore.errors import InputError, told_of_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @click.command()
@@ -22,7 +27,7 @@ from gancore.errors import InputError
 @click.option(
     "--best", is_flag=True, help="Of the step that scored best (score.every), not the last."
 )
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+@device_option("Where to compute.")
 def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     """Write samples of the run folder RUN: images as uint8 NHWC, points as float32 (N, d).
 
@@ -39,18 +44,28 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     found = Run.open(run)
     generator = load_generator(found, device=device, best=best)
     samples = generate(generator, count, seed=found.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        import numpy as np
-
-        images = samples.dim() == 4
-        np.savez_compressed(out, (samples.permute(0, 2, 3, 1) if images else samples).numpy())
-    elif out.suffix == ".png":
-        from gancore.report import save_grid
-
-        save_grid(samples, out)
-    else:
-        from gancore.report import save_images
-
-        save_images(samples, out)
+    with told_of_files(out):
+        _write(samples, out)
     click.echo(f"{count} samples in {out}")
+
+
+def _write(samples: Tensor, out: Path) -> None:
+    from gancore.report import save_grid, save_images
+
+    if out.suffix == "":
+        save_images(samples, out)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writing = out.with_name(f".writing-{out.name}")
+    try:
+        if out.suffix == ".npz":
+            import numpy as np
+
+            images = samples.dim() == 4
+            channels_last = samples.permute(0, 2, 3, 1) if images else samples
+            np.savez_compressed(writing, channels_last.numpy())
+        else:
+            save_grid(samples, writing)
+        writing.replace(out)
+    finally:
+        writing.unlink(missing_ok=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.device import device_option
+from gancore.errors import told_of_files
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -14,7 +17,7 @@ import click
     "--metrics", metavar="fid,isc,kid,prc", help="What to compute; the recipe's if left out."
 )
 @click.option("--samples", type=click.IntRange(min=2), help="How many; the recipe's if left out.")
-@click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute.")
+@device_option("Where to compute.")
 def score(run: Path, metrics: str | None, samples: int | None, device: str) -> None:
     """Score the run folder RUN, and write its scores.json.
 
@@ -36,7 +39,8 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
 
     display = display_for(sys.stdout)
     try:
-        scores = score_run(found, section, device=device, progress=display.count)
+        with told_of_files(run):
+            scores = score_run(found, section, device=device, progress=display.count)
     finally:
         display.end()
     show_scores(scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shutil
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -43,7 +44,11 @@ def write_plugin(name: str, parent: Path) -> Path:
         "low": f"{core[0]}.{core[1]}",
         "high": f"{core[0]}.{int(core[1]) + 1}",
     }
-    _render(files("gancore.scaffold") / "template", folder, words)
+    try:
+        _render(files("gancore.scaffold") / "template", folder, words)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)  # all of it or nothing
+        raise
     return folder
 
 

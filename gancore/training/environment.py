@@ -28,11 +28,15 @@ MEMORY_FORMATS = {"cuda": torch.channels_last}
 def choose_device(name: str) -> torch.device:
     """Return the device for auto, cpu or cuda (cuda:1 …); of torchrun's processes each has its own.
 
-    Raises InputError when CUDA is asked for and there is none, or too few of them.
+    Raises InputError for what is no device, and when CUDA is asked for and there is none, or too
+    few of them.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
@@ -40,9 +44,12 @@ def choose_device(name: str) -> torch.device:
             "device cuda: torch sees no CUDA device here. "
             "Use --device cpu, or install a CUDA build of torch and its driver"
         )
-    if ":" not in name and is_launched():
+    there = torch.cuda.device_count()
+    number = name.partition(":")[2]
+    if number and int(number) >= there:  # not device.index, which begins anew after 255
+        raise InputError(f"device {name}: torch sees {there} CUDA devices here, from cuda:0 on")
+    if not number and is_launched():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        there = torch.cuda.device_count()
         if device.index >= there:
             raise InputError(
                 f"device cuda: each process of a run needs a device of its own, and there are "

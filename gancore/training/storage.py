@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gancore.errors import InputError, RunError
+from gancore.errors import InputError, of_file, told_of_files
 
 LOCK = ".lock"
 
@@ -24,11 +23,13 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a run's folder to this process.
 
     The kernel takes the lock back however the process ends, so that none is ever stale: a file that
-    a killed one left locks nothing. Raises InputError when another process has it.
+    a killed one left locks nothing. Raises InputError when another process has it, and where no
+    folder can be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    handle = _acquired(path)
+    with told_of_files():
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _acquired(path)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -69,23 +70,18 @@ def _acquired(path: Path) -> int:
         os.close(handle)  # its holder has just ended, and deleted it
 
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-"""What a write fails with when no more can be written."""
-
-
 @contextmanager
 def told_when_full(folder: Path) -> Iterator[None]:
-    """Turn a write that failed for want of room into a RunError that says what to do."""
+    """Turn a write that failed, for want of room most often, into an error that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None) or _errno(str(error))
-        if number not in FULL:
-            raise
-        raise RunError(
-            f"{folder} can't be written to: {os.strerror(number)}. What was saved before is whole: "
-            "make room, and go on with --resume"
-        ) from error
+        place = getattr(error, "filename", None) or folder
+        remedy = "What was saved before is whole: make room, and go on with --resume"
+        if told := of_file(number, str(place), remedy):
+            raise told from error
+        raise
 
 
 def _errno(text: str) -> int | None:
