@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from gancore.errors import GancoreError, InputError, RunError
+from gancore.errors import GancoreError, InputError, RunError, told_of_files
 
 TIMEOUT = timedelta(minutes=10)
 """How long one waits for another."""
@@ -175,7 +175,8 @@ class Ranks:
         data = b""
         if self.is_first:
             try:
-                data = make()
+                with told_of_files():
+                    data = make()
             except GancoreError as error:
                 failure, data = error, str(error).encode()
         head = torch.tensor([len(data), failure.exit_code if failure else 0])

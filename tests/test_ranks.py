@@ -261,7 +261,7 @@ def test_what_they_say_to_each_other(tmp_path: Path) -> None:
         same = [torch.full((2, 2), float(ranks.index)), torch.tensor(ranks.index)]
         ranks.equalize(same)
         errors = []
-        for make in (lambda: b"", lambda: b"x" * 1000, refuse, fail):
+        for make in (lambda: b"", lambda: b"x" * 1000, refuse, fail, read):
             try:
                 errors.append(ranks.from_first(make))
             except (InputError, RunError) as error:
@@ -282,6 +282,9 @@ def test_what_they_say_to_each_other(tmp_path: Path) -> None:
     def fail() -> bytes:
         raise RunError("not there")
 
+    def read() -> bytes:
+        return Path("/nowhere/at/all").read_bytes()
+
     found = together(work, tmp_path, count=3)
     for index, each in enumerate(found):
         assert each["mean"].tolist() == [2, 4]
@@ -293,7 +296,8 @@ def test_what_they_say_to_each_other(tmp_path: Path) -> None:
         assert each["any"] == [False, True, True]
         assert each["part"] == [2 * index, 2 * index + 1]
         said = [b"", b"x" * 1000, b"InputError: not here", b"RunError: not there"]
-        assert each["errors"] == said
+        assert each["errors"][:4] == said
+        assert each["errors"][4].startswith(b"InputError: /nowhere/at/all can't be read")
     assert found[0]["gathered"] == [[1, 2], [2, 4], [3, 6]]
     assert found[1]["gathered"] == found[2]["gathered"] == []
 
