@@ -22,6 +22,10 @@ OURS = frozenset({"gp", "r1", "r2", "lazy", "clip", "sn"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
 
 
+CODE = frozenset({".py", ".pyc", ".so", ".pyd"})
+"""Ends of the names of files that may be imported."""
+
+
 @dataclass(frozen=True)
 class Found:
     """An entry point of an installed distribution, not imported yet."""
@@ -75,8 +79,8 @@ def get(kind: Kind, name: str) -> Found:
 def origin(found: Found) -> str:
     """Return what decides how a component works: `gancore-gp==0.1.0 (code 1a2b3c4d)`.
 
-    The code is a hash of its Python source, whose author may change it without the version. The
-    core's goes by its version alone.
+    The code is a hash of the files of its package, whose author may change them without the
+    version. The core's goes by its version alone.
     """
     brought_by = f"{found.distribution}=={found.version}"
     if found.distribution == "gancore":
@@ -85,20 +89,36 @@ def origin(found: Found) -> str:
 
 
 def _code(module: str) -> str:
-    """Hash the Python files of the package, or the one file, in which a module is."""
+    """Hash the code of the package, or the one file, in which a module is; unknown in a zip."""
+    digest = hashlib.sha256()
+    try:
+        files = _code_files(module)
+        for path in files:
+            digest.update(f"{path.relative_to(files[0].parent).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    except (ImportError, OSError, ValueError):  # what is wrong is told when it is loaded
+        return "unknown"
+    return digest.hexdigest()[:8] if files else "unknown"
+
+
+def _code_files(module: str) -> list[Path]:
+    """Return the files of the package in which a module is, its `__init__` first."""
     for name in accumulate(module.split("."), "{}.{}".format):
         spec = find_spec(name)
         if spec is None:
             break
         if spec.origin is not None:  # else a namespace, which other distributions share
             top = Path(spec.origin)
-            files = sorted(top.parent.rglob("*.py")) if spec.submodule_search_locations else [top]
-            digest = hashlib.sha256()
-            for path in files:
-                digest.update(f"{path.relative_to(top.parent).as_posix()}\0".encode())
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-            return digest.hexdigest()[:8]
-    return "unknown"
+            if not spec.submodule_search_locations:
+                return [top]
+            others = {path for path in top.parent.rglob("*") if path.suffix in CODE} - {top}
+            # an editor's lock is a link to nowhere; what is cached is of what is there
+            return [top, *sorted(path for path in others if path.is_file() and not _cached(path))]
+    return []
+
+
+def _cached(path: Path) -> bool:
+    return path.parent.name == "__pycache__"
 
 
 def load(found: Found) -> Any:

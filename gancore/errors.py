@@ -96,33 +96,39 @@ BARRED = frozenset(
 MAKE_ROOM = "Make room, and try again"
 
 
-def of_file(number: int | None, place: str, remedy: str = MAKE_ROOM) -> GancoreError | None:
+def of_file(
+    error: Exception, number: int | None, place: object, remedy: str = MAKE_ROOM
+) -> GancoreError | None:
     """Return the error that says what the system does of a file; None for what only a bug causes.
 
-    remedy: for where no more can be written
+    place   where it names none, as on a full disk
+    remedy  for where no more can be written
     """
+    told: GancoreError
+    place = getattr(error, "filename", None) or place
     if number in FULL:
-        return RunError(f"{place} can't be written to: {os.strerror(number)}. {remedy}")
-    if number in BARRED:
+        told = RunError(f"{place} can't be written to: {os.strerror(number)}. {remedy}")
+    elif number in BARRED:
         reason = os.strerror(number)
         if number == errno.EEXIST:
             reason = "there is a file, or a link to nowhere, of this name"
-        return InputError(
+        told = InputError(
             f"{place} can't be read or written: {reason}. Choose another, or get the rights to it"
         )
-    return None
+    else:
+        return None
+    for note in getattr(error, "__notes__", ()):  # of which plugin it comes, say
+        told.add_note(note)
+    return told
 
 
 @contextmanager
 def told_of_files(place: object = "a file") -> Iterator[None]:
-    """Turn what the system says of a file into a GancoreError.
-
-    place: for where the system names none, as on a full disk
-    """
+    """Turn what the system says of a file into a GancoreError; see `of_file`."""
     try:
         yield
     except OSError as error:
-        if told := of_file(error.errno, str(error.filename or place)):
+        if told := of_file(error, error.errno, place):
             raise told from error
         raise
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -94,8 +94,14 @@ def answers(found: Mapping[str, Any] | None, asked: Mapping[str, Any], step: int
     return (
         taken["samples"] == asked["samples"]
         and taken.get("extractor") in (None, asked["extractor"])
-        and all(("precision" if each == "prc" else each) in scores for each in asked["metrics"])
+        and all(key in scores for key in keys(asked["metrics"]))
     )
+
+
+def keys(metrics: Iterable[str]) -> list[str]:
+    """Return what the scores of a recipe's metrics are called in scores.json."""
+    pairs = {"prc": ("precision", "recall")}
+    return [key for metric in metrics for key in pairs.get(metric, (metric,))]
 
 
 def better(key: str, value: float, than: float) -> bool:

@@ -1,4 +1,4 @@
-"""Forked processes that work together by gloo: no start costs an import."""
+"""Processes: forked ones that work together by gloo, which costs no import, and started ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import pickle
 import socket
+import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ import torch.distributed as dist
 FORK = multiprocessing.get_context("fork")
 LIMIT = 120
 """Seconds that any of them may take."""
+
+
+@contextmanager
+def ending(process: subprocess.Popen[Any]) -> Iterator[subprocess.Popen[Any]]:
+    """See a process to its end; to an early one where the test fails, which would wait else."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def together(work: Callable[[], Any], folder: Path, count: int = 2) -> list[Any]:

@@ -53,7 +53,7 @@ def test_the_recipes_own_plugins_are_measured_unless_others_are_named(gan: Gan) 
     ("arguments", "code", "said"),
     [
         (["--plugins", "gpp"], 2, "no plugin 'gpp' is installed. Did you mean 'gp'?"),
-        (["--plugins", "gp+"], 2, "no plugin '' is installed"),
+        (["--plugins", "gp+"], 2, "plugin.1.name: expected a name that can be printed"),
         (["--plugins", "clip+sn"], 2, "can't be combined"),
         (["--plugins", "gp", "--set=train.batch=4"], 2, "train.batch"),
         (["--set=plugin.0.weight=1e300"], 1, "the first update failed"),

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from helpers import TOY, Gan, parsed
+from processes import ending
 
 from gancore.errors import InputError, RunError
 from gancore.leaderboard import cluster
@@ -155,10 +156,12 @@ def test_a_lost_nodes_runs_are_made_again_and_score_the_same(
     out, told = tmp_path / "out", tmp_path / "told"
     with (
         told.open("wb") as file,
-        subprocess.Popen(
-            command(local / "board.toml", out, "--no-cost", "--ray", nodes.address),
-            stdout=file,
-            stderr=subprocess.STDOUT,
+        ending(
+            subprocess.Popen(
+                command(local / "board.toml", out, "--no-cost", "--ray", nodes.address),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
         ) as going,
     ):
         ((process, run),) = until(lambda: runs_below(raylet).items())
@@ -217,11 +220,13 @@ def test_without_a_shared_folder_results_come_back_as_bytes(
 @pytest.mark.slow
 def test_a_stopped_board_lets_its_runs_save(tmp_path: Path, nodes: Any) -> None:
     path, out = board(tmp_path, seeds=(0, 1), more='set = ["train.steps=100_000"]'), tmp_path / "o"
-    with subprocess.Popen(
-        command(path, out, "--no-cost", "--ray", nodes.address),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    with ending(
+        subprocess.Popen(
+            command(path, out, "--no-cost", "--ray", nodes.address),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     ) as going:
         (one, *_) = until(lambda: list(out.glob("runs/*/checkpoints/step-*")))
         going.send_signal(signal.SIGINT)
@@ -238,10 +243,12 @@ def test_a_stopped_board_lets_its_runs_save(tmp_path: Path, nodes: Any) -> None:
 @pytest.mark.slow
 def test_a_board_that_no_node_has_room_for_says_so(tmp_path: Path, nodes: Any) -> None:
     path = board(tmp_path, more="gpus = 1")
-    with subprocess.Popen(
-        command(path, tmp_path / "out", "--no-cost", "--ray", nodes.address),
-        stdout=subprocess.PIPE,
-        text=True,
+    with ending(
+        subprocess.Popen(
+            command(path, tmp_path / "out", "--no-cost", "--ray", nodes.address),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     ) as going:
         assert going.stdout is not None
         line = going.stdout.readline()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from gancore import entrypoints
 from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
 from gancore.leaderboard.plan import versions
-from gancore.recipe import Component, Recipe
+from gancore.recipe import Component, Recipe, Score
 
 Install = Callable[..., str]
 CORE = version("gancore")
@@ -113,27 +114,43 @@ def test_all_files_of_a_package_are_its_code(
     codes.append(origin(found))
     (folder / "__init__.py").write_text("x = 2")
     codes.append(origin(found))
-    assert len({*codes}) == 4
-    assert origin(replace(found, point=EntryPoint("foo", "nowhere.at:All", ""))).endswith(
-        "unknown)"
-    )
+    (folder / "fast.abi3.so").write_bytes(b"compiled")
+    codes.append(origin(found))
+    assert len({*codes}) == 5
+    (folder / ".#one.py").symlink_to("somebody@somewhere.1234")  # Emacs, with unsaved changes
+    (folder / "folder.py").mkdir()
+    (folder / "__pycache__").mkdir(exist_ok=True)
+    (folder / "__pycache__" / "one.cpython-311.pyc").write_bytes(b"of one.py")
+    assert origin(found) == codes[-1]
+
+
+@pytest.mark.parametrize("name", ["nowhere.at", "zipped", "zipped_one", "sys", "zipimport"])
+def test_code_that_is_in_no_file_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("zipped/__init__.py", "")
+        archive.writestr("zipped_one.py", "")
+    monkeypatch.syspath_prepend(tmp_path / "all.zip")
+    point = EntryPoint("foo", f"{name}:Foo", "gancore.plugins")
+    assert origin(Found("plugin", "foo", "foo", "1", point)) == "foo==1 (code unknown)"
 
 
 def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Path) -> None:
     source = "from gancore import plugin\n@plugin\nclass Foo: weight: float = 1.0\n"
     module = install(source=source)
     critic = install("bar", point="bar", group="gancore.critics")
+    features = install("fea", point="fea", group="gancore.extractors")
     recipe = Recipe.parse(tomllib.loads(TOY.replace('"gp"', '"foo"'))).model_copy(
-        update={"critic": Component(name="bar")}
+        update={"critic": Component(name="bar"), "score": Score(extractor="fea")}
     )
     found = [versions(recipe)]
     assert "(code " in found[0]["plugins"]["foo"]
-    for edited in (module, critic):
+    for edited in (module, critic, features):
         path = tmp_path / f"{edited}.py"
         path.write_text(path.read_text() + "\n# edited")
         found.append(versions(recipe))
-    assert [found[0] == other for other in found] == [True, False, False]
-    assert found[1] != found[2]
+    assert all(one != other for one, other in itertools.combinations(found, 2))
 
 
 def test_missing_with_a_suggestion(install: Install) -> None:

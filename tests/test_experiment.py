@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Generator, assert_same, trainer, weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gancore
@@ -19,6 +20,7 @@ from gancore.errors import CheckpointError, GancoreError, InputError, MissingErr
 from gancore.recipe import Recipe
 from gancore.report import Display, save_images
 from gancore.sampling import generate
+from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import trainer as build
 from gancore_gp import GradientPenalty
@@ -303,6 +305,24 @@ def test_a_finished_run_is_scored_again_only_if_it_is_asked_for_more(
     again = build(tiny()).run(tmp_path / "run", resume=True)
     assert again.scores == {**both, "scores": {"fid": both["scores"]["fid"]}}
     assert len(taken) == 3
+
+
+def test_other_weights_of_the_extractor_are_other_scores(tmp_path: Path) -> None:
+    run = build(tiny()).run(tmp_path / "run")
+    before = run.scores
+    bundled = load_file(DigitsExtractor.DEFAULT_WEIGHTS)
+    save_file({key: 2 * each for key, each in bundled.items()}, tmp_path / "others.safetensors")
+    others = {"score.weights": str(tmp_path / "others.safetensors")}
+    again = build(tiny(**others)).run(tmp_path / "run", resume=True)
+    assert before is not None
+    assert again.scores is not None
+    assert again.scores["scores"] != before["scores"]
+    assert again.scores["protocol"]["weights_sha256"] != before["protocol"]["weights_sha256"]
+
+
+def test_time_that_is_over_with_the_last_step_is_enough_to_score(tmp_path: Path) -> None:
+    one = {"train.steps": 1, "train.max_seconds": 1e-9}
+    assert build(tiny(**one)).run(tmp_path / "run").scores is not None
 
 
 def test_a_stop_while_it_is_scored_leaves_a_run_to_be_scored(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
     """A finished run that never ran, with the files of one."""
     plugins = {"gp": "gancore-gp==0.1.0"}
     values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True, **changes}
-    recipe = {"train": {"steps": SCORED[-1], "critic_steps": 5}}
+    recipe = {
+        "train": {"steps": SCORED[-1], "critic_steps": 5},
+        "score": {"metrics": ["fid", "isc"]},
+    }
     made = Job(entry, seed, recipe, folder / "runs" / f"{entry}-{seed}", "done", seconds=60.0)
     made.run.write_json(
         made.run.scores_path,

@@ -15,9 +15,11 @@ from typing import IO, Any
 import pytest
 import torch
 from helpers import TOY, Gan
+from helpers import trainer as small
 from processes import FORK, LIMIT, Launched
 
 import gancore
+from gancore import hookimpl, plugin
 from gancore.cli import main
 from gancore.errors import InputError, RunError, of_file, told_of_files
 from gancore.training import Run, trainer
@@ -201,9 +203,22 @@ def test_a_full_disk_is_told_with_the_place(
 def test_what_only_a_bug_causes_is_no_users_mistake() -> None:
     with pytest.raises(InterruptedError), told_of_files():
         raise InterruptedError(4, "Interrupted system call", "x")
-    assert of_file(None, "x") is None
-    assert isinstance(of_file(28, "x"), RunError)
-    assert isinstance(of_file(13, "x"), InputError)
+    assert of_file(OSError(), None, "x") is None
+    assert isinstance(of_file(OSError(), 28, "x"), RunError)
+    assert isinstance(of_file(OSError(), 13, "x"), InputError)
+
+
+def test_a_file_that_a_plugin_misses_is_told_with_the_plugin(tmp_path: Path) -> None:
+    @plugin
+    class Tabled:
+        @hookimpl
+        def post_step(self) -> None:
+            (tmp_path / "table.csv").read_text()
+
+    with pytest.raises(InputError, match=r"table\.csv can't be read") as caught:
+        small(plugins=[Tabled()]).run(tmp_path / "run")
+    (note,) = caught.value.__notes__
+    assert "raised in hook post_step of plugin tabled" in note
 
 
 # What is started beside others

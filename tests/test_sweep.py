@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers import Gan
+from processes import ending
 
 from gancore.errors import RecipeError
 from gancore.leaderboard.board import Board
@@ -199,9 +200,14 @@ def test_done_is_what_has_the_scores_of_its_recipe(tmp_path: Path, gan: Gan) -> 
     assert first.returncode == 0, first.stderr
     (folder,) = (out / "runs").iterdir()
     before = (out / "leaderboard.json").read_text()
+    assert gan("score", folder, "--metrics", "isc")[0] == 0
+    added = run(one, out, "--no-cost")
+    assert added.returncode == 0, added.stderr
+    assert ", done before |" in added.stdout
+    (entry,) = json.loads((out / "leaderboard.json").read_text())["entries"]
+    assert entry["scores"] == json.loads(before)["entries"][0]["scores"]
     assert gan("score", folder, "--samples", 64)[0] == 0
     assert run(one, out, "--no-cost").returncode == 0
-    assert (out / "leaderboard.json").read_text() != ""
     assert scores(out) == {
         each["name"]: each["scores"]["fid"]["values"] for each in json.loads(before)["entries"]
     }
@@ -219,6 +225,12 @@ def test_done_is_what_has_the_scores_of_its_recipe(tmp_path: Path, gan: Gan) -> 
         Run(folder).write_json(folder / "scores.json", {**found, **broken})
         assert not planned.is_scored()
         Run(folder).write_json(folder / "scores.json", found)
+    assert planned.is_scored()
+    Run(folder).metrics_path.write_text("no record\n" + Run(folder).metrics_path.read_text())
+    assert not planned.is_scored()
+    mended = run(one, out, "--no-cost")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert planned.is_scored()
 
 
 @pytest.mark.parametrize(
@@ -274,13 +286,13 @@ def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> 
     def steps() -> list[int]:
         return [int(each.name[5:]) for each in out.glob("runs/none-*/checkpoints/step-*")]
 
-    with subprocess.Popen(start, stdout=subprocess.DEVNULL) as killed:
+    with ending(subprocess.Popen(start, stdout=subprocess.DEVNULL)) as killed:
         until(steps)
         killed.kill()
     until(lambda: not alive(out))  # the run saves, and ends
     reached = max(steps())
-    with subprocess.Popen(
-        start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    with ending(
+        subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ) as stopped:
         (log,) = out.glob("runs/none-*/log.txt")
         until(lambda: f"from step {reached} " in log.read_text())
@@ -292,10 +304,9 @@ def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> 
     assert "stopped by SIGTERM: saved" in log.read_text()
     assert not alive(out)
 
-    with subprocess.Popen(start, stdout=subprocess.DEVNULL) as waiting:
-        until(
-            lambda: alive(out) != [waiting.pid] and f"from step {max(steps())} " in log.read_text()
-        )
+    reached = max(steps())
+    with ending(subprocess.Popen(start, stdout=subprocess.DEVNULL)) as waiting:
+        until(lambda: f"from step {reached} " in log.read_text())
         (deaf,) = {*alive(out)} - {waiting.pid}
         os.kill(deaf, signal.SIGSTOP)
         waiting.send_signal(signal.SIGINT)

@@ -69,9 +69,14 @@ class Job:
         return int(self._last_record().get("step", 0))
 
     def is_scored(self) -> bool:
-        """Whether the folder has the scores that the recipe asks for, of its last step."""
+        """Whether the folder has the scores that the recipe asks for, of its last step.
+
+        Not if its records can't be read: whoever goes on with it leaves those out, and is done.
+        """
         try:
-            return answers(self.run.scores, self.recipe["score"], self.steps)
+            return answers(self.run.scores, self.recipe["score"], self.steps) and bool(
+                self.run.records
+            )
         except InputError:  # whoever goes on with the run tells it
             return False
 

@@ -11,13 +11,10 @@ from gancore.leaderboard.board import Board, Entry
 from gancore.leaderboard.gate import FORMAT
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, summarize
-from gancore.protocol import HIGHER_IS_BETTER
+from gancore.protocol import HIGHER_IS_BETTER, keys
 
 COLLAPSED = 0.1
 """A run whose samples have less than this share of the real data's variance has collapsed."""
-
-SPREADS = ("_std", "_real")
-"""Ends of keys that go with another score and are none themselves."""
 
 
 def result(
@@ -124,8 +121,8 @@ def _plain(value: Any) -> Any:
 
 
 def _metrics(finished: Sequence[Job]) -> list[str]:
-    keys = dict.fromkeys(key for job in finished for key in job.run.scores["scores"])  # type: ignore[index]
-    return [key for key in keys if not key.endswith(SPREADS)]
+    """Return the scores that were asked for, and not what somebody added to one of the runs."""
+    return keys(finished[0].recipe["score"]["metrics"]) if finished else []
 
 
 def _protocol(finished: Sequence[Job]) -> dict[str, Any]:

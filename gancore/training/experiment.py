@@ -138,11 +138,15 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the data set and the networks that a recipe names. Raises PluginError."""
-    return {
+    """Return what brought the data set, networks and extractor of a recipe. Raises PluginError."""
+    found = {
         kind: entrypoints.origin(entrypoints.get(kind, section.name))
         for kind, section in _components(recipe).items()
     }
+    for each in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
+        if each.name == recipe.score.extractor:
+            found["extractor"] = entrypoints.origin(each)
+    return {str(kind): each for kind, each in found.items()}
 
 
 def score_run(

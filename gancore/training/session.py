@@ -12,6 +12,7 @@ from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
 from gancore.sampling import SAMPLING, generate
+from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.environment import environment
@@ -75,7 +76,16 @@ class Session:
         """Whether there was nothing to train, and the scores asked for are there already."""
         steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
         here = self.trainer.ranks.is_first and start == steps
-        return self.trainer.ranks.any(here and answers(self.run.scores, asked, steps))
+        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_weights()
+        return self.trainer.ranks.any(is_there)
+
+    def _has_same_weights(self) -> bool:
+        """Whether the scores that are there were taken with the extractor's weights of now."""
+        scores, score = self.run.scores, self.trainer.score
+        if scores is None or "weights_sha256" not in scores["protocol"]:
+            return True
+        chosen = extractor(score.extractor, score.weights)
+        return bool(chosen.weights_sha256() == scores["protocol"]["weights_sha256"])
 
     def _last_scores(self) -> dict[str, Any]:
         """Return scores and protocol; {} but on the first process, and there if it is stopped.
@@ -112,7 +122,7 @@ class Session:
             seconds = time.perf_counter() - began
             self.tally.seconds = before + seconds
             done = step + 1
-            if train.max_seconds and seconds > train.max_seconds:
+            if train.max_seconds and seconds > train.max_seconds and done < train.steps:
                 self.stopped = f"train.max_seconds is over after step {done}"
             stop = self._after(done, values, last=done == train.steps)
             if stop and done < train.steps:

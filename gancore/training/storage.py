@@ -77,9 +77,8 @@ def told_when_full(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None) or _errno(str(error))
-        place = getattr(error, "filename", None) or folder
         remedy = "What was saved before is whole: make room, and go on with --resume"
-        if told := of_file(number, str(place), remedy):
+        if told := of_file(error, number, folder, remedy):
             raise told from error
         raise
 
