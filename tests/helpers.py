@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -50,6 +51,26 @@ DIGITS = TOY.replace('"gaussians8"\nsamples = 400', '"digits"').replace(
 )
 """And one of images."""
 
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+"""Names the terminal's window and clears it."""
+
+BROKEN = {
+    "cut": b'{"scores": {"w2": 1.',
+    "empty": b"",
+    "a list": b"[1]",
+    "null": b"null",
+    "no text": b"\xff\xfe\x00",
+    "deep": b'{"scores":' + b"[" * 100_000,
+    "nested": b'{"scores": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "a long number": b'{"step": 1, "seconds": ' + b"9" * 5000 + b"}",
+    "nan": b'{"step": 1, "seconds": NaN, "scores": {"w2": NaN}, "versions": NaN}',
+    "wrong types": b'{"step": "1", "seconds": [], "scores": {"w2": "1"}, "plugins": 3, "git": 3}',
+    "control characters": json.dumps(
+        {"step": 1, "seconds": 1, ESCAPE: ESCAPE, "scores": {ESCAPE: 1}, "versions": {ESCAPE: "1"}}
+    ).encode(),
+}
+"""What a JSON or TOML file may be instead."""
+
 Gan = Callable[..., tuple[int, str, str]]
 """Of `gan`'s arguments: its exit code, output and errors."""
 
@@ -73,6 +94,12 @@ def started(
         **options,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def is_clear(text: str, path: Path) -> bool:
+    """Whether an error names the file, is short, and holds nothing that moves a cursor."""
+    lines = text.strip("\n").split("\n")
+    return str(path) in text and len(text) < 10_000 and all(line.isprintable() for line in lines)
 
 
 class Generator(nn.Module):
