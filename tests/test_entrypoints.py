@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, EntryPoints, version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import TOY
@@ -19,6 +20,7 @@ from helpers import TOY
 from gancore import entrypoints
 from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
+from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.plan import versions
 from gancore.recipe import Component, Recipe, Score
 
@@ -144,13 +146,24 @@ def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Pat
     recipe = Recipe.parse(tomllib.loads(TOY.replace('"gp"', '"foo"'))).model_copy(
         update={"critic": Component(name="bar"), "score": Score(extractor="fea")}
     )
-    found = [versions(recipe)]
+    measured: list[str] = []
+    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {"foo": {}})
+    board: Any = SimpleNamespace(threads=1)
+
+    def made_with() -> dict[str, Any]:
+        for _ in range(2):
+            costs = {"executor": executor, "tell": measured.append}
+            measure_costs(board, {"foo": recipe}, tmp_path / "out", **costs)
+        return versions(recipe)
+
+    found = [made_with()]
     assert "(code " in found[0]["plugins"]["foo"]
     for edited in (module, critic, features):
         path = tmp_path / f"{edited}.py"
         path.write_text(path.read_text() + "\n# edited")
-        found.append(versions(recipe))
+        found.append(made_with())
     assert all(one != other for one, other in itertools.combinations(found, 2))
+    assert len(measured) == len(found)
 
 
 def test_missing_with_a_suggestion(install: Install) -> None:

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.recipe import Recipe
-from gancore.training.environment import environment
+from gancore.training.environment import made_with
 from gancore.training.experiment import load_plugins, origins, resolve
 
 
@@ -47,9 +45,7 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
 
 def versions(recipe: Recipe) -> dict[str, Any]:
     """Return what of this machine, beside the recipe and device, decides the scores of a run."""
-    found = environment(torch.device("cpu"), load_plugins(recipe))
-    about = {key: found[key] for key in ("versions", "plugins", "python")}
-    return {**about, "components": origins(recipe)}
+    return {**made_with(load_plugins(recipe)), "components": origins(recipe)}
 
 
 def _refuse_unlike(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:

@@ -70,11 +70,8 @@ def place(module: M, device: torch.device) -> M:
     return module
 
 
-def environment(
-    device: torch.device, plugins: Iterable[Loaded], *, world_size: int = 1
-) -> dict[str, Any]:
-    """Return versions, device, precision of float32, threads, world size and git state."""
-    on_cuda = device.type == "cuda"
+def made_with(plugins: Iterable[Loaded]) -> dict[str, Any]:
+    """Return the versions of Python and packages, and where each plugin comes from."""
     return {
         "versions": {name: version(name) for name in PACKAGES},
         "plugins": {
@@ -82,6 +79,16 @@ def environment(
             for each in plugins
         },
         "python": platform.python_version(),
+    }
+
+
+def environment(
+    device: torch.device, plugins: Iterable[Loaded], *, world_size: int = 1
+) -> dict[str, Any]:
+    """Return versions, device, precision of float32, threads, world size and git state."""
+    on_cuda = device.type == "cuda"
+    return {
+        **made_with(plugins),
         "platform": platform.platform(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if on_cuda else platform.processor(),
