@@ -367,6 +367,13 @@ def test_a_broken_record_is_left_out_and_told(tmp_path: Path, broken: str) -> No
     assert [record["step"] for record in run.records] == [1, 3, 4, 5, 6]
     assert len([line for line in Telling.told if "line 2: expected finite" in line]) == 1
     Telling.told.clear()
+    run.metrics_path.write_bytes((f"{broken}\n" * 3).encode(errors="surrogateescape"))
+    build(tiny(**{"score.metrics": []})).run(run.path, resume=True, display=Telling())
+    assert run.records == []
+    (line,) = [line for line in Telling.told if "expected finite" in line]
+    assert "line 1: " in line
+    assert line.endswith("leaves it out, and 2 more")
+    Telling.told.clear()
 
 
 def test_resume_without_a_checkpoint_starts_fresh(tmp_path: Path) -> None:

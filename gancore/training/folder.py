@@ -152,9 +152,8 @@ class Run:
         if not self.metrics_path.is_file():
             return []
         # each line is judged alone: bytes that are no text make none that is a record
-        return read_text(self.metrics_path, LARGEST_METRICS, errors="surrogateescape").split("\n")[
-            :-1
-        ]
+        text = read_text(self.metrics_path, LARGEST_METRICS, errors="surrogateescape")
+        return text.split("\n")[:-1]
 
     def _record(self, line: str, number: int) -> dict[str, Any]:
         try:
@@ -185,13 +184,15 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def cut_records(self, step: int, tell: Callable[[str], None]) -> None:
-        """Drop the records after a step, and those that can't be read, which are told."""
-        kept = []
+        """Drop the records after a step, and the unreadable ones, the first of which is told."""
+        kept, faults = [], []
         for number, line in enumerate(self._lines(), 1):
             try:
                 kept.append(self._record(line, number))
             except InputError as error:
-                tell(str(error))
+                faults.append(str(error))
+        if faults:
+            tell(faults[0] + (f", and {len(faults) - 1:,} more" if faults[1:] else ""))
         text = "".join(json.dumps(each) + "\n" for each in kept if each["step"] <= step)
         write_text(self.metrics_path, text)
 
