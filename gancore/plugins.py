@@ -20,6 +20,7 @@ from gancore.errors import ContractError, PluginError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from gancore.randomness import Randomness
     from gancore.step import CriticStep, GeneratorStep
 
 T = TypeVar("T")
@@ -143,10 +144,13 @@ class Plugins:
     Each is called by itself, so that a failure names its plugin; wrappers of other plugins still
     wrap it. Raises PluginError for names used twice, unknown hooks, conflicts, and unless
     exactly one plugin brings the losses.
+
+    randomness: what seeds each hook of each plugin apart from all others; None leaves that
     """
 
-    def __init__(self, loaded: Sequence[Loaded]) -> None:
+    def __init__(self, loaded: Sequence[Loaded], randomness: Randomness | None = None) -> None:
         self.loaded = tuple(loaded)
+        self._randomness = randomness
         self._manager = pluggy.PluginManager(hooks.PROJECT)
         self._manager.add_hookspecs(hooks)
         self._refuse_clashes()
@@ -333,7 +337,25 @@ class Plugins:
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
 
+    def _seed(self, hook: str, plugin: Loaded, arguments: Mapping[str, Any]) -> None:
+        """Let what a plugin draws in a hook depend on nothing else that draws.
+
+        With a step, which has its own part of the batch, each process has numbers of its own.
+        """
+        who = f"{hook}/{plugin.name}"
+        step: Any = arguments.get("step")
+        alone = hasattr(step, "asked_by")  # the step of `start` and `sample` is a number
+        if alone:
+            step.asked_by(who)
+        if self._randomness is None or self._randomness.once:
+            return
+        update = step.update if alone else arguments.get("update", step)
+        if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each
+            who = f"{who}/{arguments['plugin']}"
+        self._randomness.seed(who, update or 0, alone=alone)
+
     def _guard(self, each: Loaded, hook: str, call: Caller, **arguments: Any) -> Any:
+        self._seed(hook, each, arguments)
         try:
             return call(**arguments)
         except Exception as error:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 
 from gancore.data import to_uint8
 from gancore.errors import InputError
-from gancore.randomness import Stream
+from gancore.randomness import Stream, kept
 from gancore.ranks import Ranks
 
 BATCH = 256
@@ -45,7 +45,7 @@ def calibrated(generator: nn.Module, seed: int) -> nn.Module:
     """
     generator = copy.deepcopy(generator)
     device = next(generator.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.no_grad(), kept():
         Stream(seed, "global/calibration", device).seed_global(0)  # for dropout
         update_bn(_latents(generator, seed, "calibration", range(CALIBRATION_BATCHES)), generator)
     return generator.eval()
@@ -62,16 +62,20 @@ def generate(
 ) -> Tensor:
     """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
 
-    A function of the generator, its device and the seed; the first n of many are the
-    n of few. Mode and gradients of the generator are left alone: `calibrated` comes first.
+    A function of the generator, its device and the seed, for one that draws noise of its own too;
+    the first n of many are the n of few. Mode and gradients of the generator are left alone:
+    `calibrated` comes first.
 
     ranks: processes that share the work; the first has the samples, the others have none (0, …)
     """
     ranks = ranks or Ranks()
     numbers = range(ranks.index, -(-count // (BATCH * ranks.count)) * ranks.count, ranks.count)
+    noise = Stream(seed, "global/samples", next(generator.parameters()).device)
     batches: list[Tensor] = []
-    for latents in _latents(generator, seed, "samples", numbers):
-        samples = generator(latents)
+    for number, latents in zip(numbers, _latents(generator, seed, "samples", numbers), strict=True):
+        with kept():
+            noise.seed_global(number)
+            samples = generator(latents)
         samples = (to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu()
         batches += ranks.gather(samples)
         if progress:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gancore.errors import ContractError
+from gancore.randomness import Randomness
 from gancore.zeros import StructuralZeros
 
 Critic = Callable[[Tensor], Tensor]
@@ -36,11 +38,33 @@ def critic_scores(critic: Critic, x: Tensor) -> Tensor:
     return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
 
 
-def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+Uniform = Callable[..., Tensor]
+"""Makes numbers, uniform in [0, 1), of the shape in its arguments: `step.rand`, say."""
+
+
+def uniform_like(x: Tensor, generator: torch.Generator | None = None) -> Uniform:
+    """Return what `step.rand` is to a step, for plain functions: it draws from torch's generator.
+
+    x: whose dtype and device the numbers have.
+    """
+    return lambda *shape: torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def interpolate(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    uniform: Uniform | None = None,
+) -> Tensor:
     """Return x̂ = α·real + (1 − α)·fake, one α ~ U(0, 1) a sample, as a leaf that requires grad.
 
-    real, fake: (B, *), left as they were. Gulrajani et al., 2017, Algorithm 1, lines 4 to 6.
-    Raises ContractError when their shapes differ.
+    real, fake  (B, *), left as they were
+    generator   where α is drawn from; torch's global generator if None
+    uniform     what draws α instead, such as `step.rand`
+
+    Gulrajani et al., 2017, Algorithm 1, lines 4 to 6. Raises ContractError when their shapes
+    differ.
     """
     if real.shape != fake.shape:
         raise ContractError(
@@ -48,13 +72,8 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
             "interpolates need as many of one as of the other"
         )
     with torch.no_grad():
-        alpha = torch.rand(
-            real.shape[0],
-            *[1] * (real.dim() - 1),
-            generator=generator,
-            dtype=real.dtype,
-            device=real.device,
-        )
+        draw = uniform or uniform_like(real, generator)
+        alpha = draw(real.shape[0], *[1] * (real.dim() - 1))
         x = torch.lerp(fake.to(real.dtype), real, alpha)
     return x.requires_grad_()
 
@@ -130,16 +149,83 @@ class _Known(NamedTuple):
 
 
 class _Scores:
-    """A critic and the scores that it gave in this step, each computed once."""
+    """A critic, the scores that it gave in this step, each computed once, and random numbers."""
+
+    real: Tensor
+    _side: ClassVar[str]
 
     def __init__(
-        self, critic: Critic, labels: Tensor | None, update: Count, average: Average | None
+        self,
+        critic: Critic,
+        labels: Tensor | None,
+        update: Count,
+        average: Average | None,
+        randomness: Randomness | None,
+        clock: Tensor | None,
     ) -> None:
         self.critic = critic
         self.labels = labels
         self._update = update
         self._average = average
+        self._randomness = randomness
+        self._clock = clock
+        self._who = "step"
+        self._drawings = 0
+        self._scored = 0
         self._known: dict[int, _Known] = {}
+
+    def asked_by(self, who: str) -> None:
+        """Say whose hook is called next: it draws its own numbers, from the first on."""
+        self._who = who
+        self._drawings = 0
+        self._scored = 0
+
+    def rand(self, *shape: int, shared: bool = False) -> Tensor:
+        """Return numbers uniform in [0, 1), of the dtype and device of `real`.
+
+        shape   whose first dimension, if it is B, has a row for each sample
+        shared  the first dimension is no batch, whatever its size
+
+        In a run each number is a function of the seed, the plugin, the hook, the update, which of
+        the hook's calls this is, and the index: whatever other plugins draw, on however many
+        processes, compiled or not. A step of your own draws from torch's global generator.
+        """
+        return self._drawn(shape, shared, normal=False)
+
+    def randn(self, *shape: int, shared: bool = False) -> Tensor:
+        """Return normal numbers, of mean 0 and variance 1; otherwise as `rand`."""
+        return self._drawn(shape, shared, normal=True)
+
+    def _drawn(self, shape: tuple[Any, ...], shared: bool, *, normal: bool) -> Tensor:
+        size = tuple(shape[0]) if shape and not isinstance(shape[0], int) else shape
+        self._drawings += 1
+        return self._numbers(self._who, self._drawings, size, shared=shared, normal=normal)
+
+    def _numbers(
+        self, who: str, call: int, size: tuple[int, ...], *, shared: bool, normal: bool
+    ) -> Tensor:
+        if self._randomness is None:
+            draw = torch.randn if normal else torch.rand
+            return draw(size, dtype=self.real.dtype, device=self.real.device)
+        is_batch = not shared and size[:1] == self.real.shape[:1]
+        update = self.update if self._clock is None else self._clock
+        return self._randomness.numbers(
+            who, call, update, size, self.real, is_batch=is_batch, normal=normal
+        )
+
+    def _name(self, x: Tensor) -> str:
+        """Return whose draws those of the critic on x are: its own where x is the step's own."""
+        for name in ("real", "fake", "_interpolates"):
+            if getattr(self, name, None) is x:
+                return f"{self._side}/scores of {name.strip('_')}"
+        self._scored += 1
+        return f"{self._who}/scores {self._scored}"
+
+    def _apart(self, x: Tensor) -> AbstractContextManager[None]:
+        """Return the context in which the critic draws (dropout) apart from who asks for scores."""
+        if self._randomness is None or torch.compiler.is_compiling():
+            return nullcontext()
+        return self._randomness.apart(self._name(x), self.update)
 
     @property
     def update(self) -> int:
@@ -161,7 +247,8 @@ class _Scores:
         known = self._known.get(id(x))
         if known is None or (torch.is_grad_enabled() and not known.with_grad):
             # scores that were only looked at, under no_grad, can't serve a loss
-            scores = critic_scores(self.critic, x)
+            with self._apart(x):
+                scores = critic_scores(self.critic, x)
             known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
             self._known[id(x)] = known
         return known.scores
@@ -177,6 +264,8 @@ class CriticStep(_Scores):
     update   which critic update this is, from 0
     """
 
+    _side = "critic"
+
     def __init__(
         self,
         critic: Critic,
@@ -187,8 +276,10 @@ class CriticStep(_Scores):
         update: Count = 0,
         allow_batchnorm: bool = False,
         average: Average | None = None,
+        randomness: Randomness | None = None,
+        clock: Tensor | None = None,
     ) -> None:
-        super().__init__(critic, labels, update, average)
+        super().__init__(critic, labels, update, average, randomness, clock)
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
         self._allow_batchnorm = allow_batchnorm
@@ -199,8 +290,11 @@ class CriticStep(_Scores):
     def interpolates(self) -> Tensor:
         """(B, *) uniform points on the lines between real and fake, drawn once a step."""
         if self._interpolates is None:
-            self._interpolates = interpolate(self.real, self.fake)
+            self._interpolates = interpolate(self.real, self.fake, uniform=self._alpha)
         return self._interpolates
+
+    def _alpha(self, *shape: int) -> Tensor:
+        return self._numbers("interpolates", 0, shape, shared=False, normal=False)
 
     def input_gradient(self, x: Tensor) -> Tensor:
         """Return ∇ₓ Σ D(x) in the shape of x, differentiable once more: computed once a step.
@@ -236,6 +330,8 @@ class GeneratorStep(_Scores):
     update     which generator update this is, from 0
     """
 
+    _side = "generator"
+
     def __init__(
         self,
         generator: Callable[[Tensor], Tensor],
@@ -247,8 +343,10 @@ class GeneratorStep(_Scores):
         labels: Tensor | None = None,
         update: Count = 0,
         average: Average | None = None,
+        randomness: Randomness | None = None,
+        clock: Tensor | None = None,
     ) -> None:
-        super().__init__(critic, labels, update, average)
+        super().__init__(critic, labels, update, average, randomness, clock)
         self.generator = generator
         self.real = real
         self.fake = fake

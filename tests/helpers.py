@@ -11,6 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -218,3 +219,25 @@ class Spy:
     @hookimpl
     def sample(self, samples: Tensor, step: int) -> None:
         self.sampled.append((tuple(samples.shape), step))
+
+
+def words(
+    seed: int, who: str, call: int, update: int, count: int, *, lane: int = 0, start: int = 0
+) -> np.ndarray:
+    """Return the 32 bits behind each number of a draw: the random numbers of steps, in NumPy."""
+
+    def mixed(x: np.ndarray) -> np.ndarray:  # unsigned: products wrap around by themselves
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+        return x ^ (x >> np.uint32(16))
+
+    one, two = (np.array([seed >> shift & 0xFFFFFFFF], np.uint32) for shift in (0, 32))
+    for number in (*who.encode(), len(who), call, lane, update):
+        one = mixed(one + np.uint32(number))
+        two = mixed(one ^ two)
+    return mixed(mixed(np.arange(start, start + count, dtype=np.uint32) + one) ^ two)
+
+
+def uniform(*place: Any, bits: int = 24, **options: Any) -> np.ndarray:
+    """Return what `step.rand` draws in float32, from `words`."""
+    return (words(*place, **options) >> np.uint32(32 - bits)) / 2.0**bits

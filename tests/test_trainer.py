@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Critic, Spy, assert_same, images, networks, trainer, weights
+from helpers import Critic, Spy, assert_same, images, networks, trainer, uniform, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
@@ -35,17 +35,17 @@ def test_the_loop_is_the_textbook_loop() -> None:
     data = images().samples.float() / 127.5 - 1
     order = Order(0, "order/critic", len(data))
     draws = {side: Stream(0, f"latents/{side}") for side in ("critic", "generator")}
-    streams = {side: Stream(0, f"global/{side}") for side in ("critic", "generator")}
+    dropout = {side: Stream(0, f"global/{side}/generator") for side in ("critic", "generator")}
 
     for step in range(4):
         for update in range(2 * step, 2 * step + 2):
             ours.critic_update(update)
 
-            streams["critic"].seed_global(update)  # for dropout and α
+            dropout["critic"].seed_global(update)
             d_optimizer.zero_grad()
             real = data[order.take(8 * update, 8)]
             fake = generator(torch.randn(8, 5, generator=draws["critic"].at(update))).detach()
-            alpha = torch.rand(8, 1, 1, 1)
+            alpha = torch.tensor(uniform(0, "interpolates", 0, update, 8)).float().view(8, 1, 1, 1)
             x = (alpha * real + (1 - alpha) * fake).requires_grad_()
             out = critic(x)
             (gradients,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
@@ -54,7 +54,7 @@ def test_the_loop_is_the_textbook_loop() -> None:
             d_optimizer.step()
         ours.generator_update(step)
 
-        streams["generator"].seed_global(step)
+        dropout["generator"].seed_global(step)
         g_optimizer.zero_grad()
         (
             -critic(generator(torch.randn(8, 5, generator=draws["generator"].at(step)))).mean()

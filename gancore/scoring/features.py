@@ -16,6 +16,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 
 from gancore.data import Dataset
 from gancore.data.cache import Cache
+from gancore.randomness import Stream
 from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor
 
@@ -55,6 +56,7 @@ class Features:
         ].get_default_feature_layer_for_metric
         kinds = {"isc": "logits", "fid": "features", "kid": "features", "prc": "features"}
         self._layers = {kinds[metric]: layer_of(metric) for metric in metrics}
+        Stream(0, f"build/extractor {chosen.name}").seed_global(0)
         self._network = create_feature_extractor(
             chosen.registered,
             sorted(self._layers.values()),

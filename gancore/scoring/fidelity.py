@@ -13,6 +13,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import ScoreError
 from gancore.options import shown
@@ -35,6 +36,7 @@ KEYS = {
 """Our metric → our score → torch-fidelity's name for it."""
 
 
+@leaving_no_trace
 def score(
     fake: Tensor,
     real: Dataset,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.ranks import Ranks
 from gancore.recipe import Score
@@ -15,6 +16,7 @@ from gancore.scoring.fidelity import check_images, score
 from gancore.scoring.points import check_points, score_points
 
 
+@leaving_no_trace
 def score_generator(
     generator: nn.Module,
     data: Dataset,
@@ -74,6 +76,7 @@ def _variance(samples: Tensor) -> float:
     return chosen.var(dim=0, correction=0).sum().item()
 
 
+@leaving_no_trace
 def check_scoring(data: Dataset, section: Score) -> None:
     """Raise now what scoring after the training would: ScoreError, PluginError."""
     if not section.metrics:

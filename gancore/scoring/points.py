@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset, Truth
 from gancore.errors import ScoreError
 
@@ -25,6 +26,7 @@ DISTANCES = 1 << 22
 """Distances that are in memory at a time: 32 MiB, whatever the number of samples."""
 
 
+@leaving_no_trace
 def score_points(
     fake: Tensor, real: Dataset, *, metrics: Iterable[str], seed: int = 0
 ) -> dict[str, Any]:

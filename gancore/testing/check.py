@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from gancore.caller import leaving_no_trace
 from gancore.testing.scene import CheckFailed, Subject
 
 Verdict = Literal["passed", "failed", "inapplicable"]
@@ -35,6 +36,7 @@ class Check:
         """Whether the subject implements a hook that this is about."""
         return not self.hooks or bool(self.hooks & set(subject.hooks))
 
+    @leaving_no_trace
     def run(self, subject: Subject) -> Result:
         """Run the check; whatever the plugin raises is what was found."""
         reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})

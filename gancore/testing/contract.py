@@ -156,12 +156,18 @@ def _unchanged(subject: Subject) -> str:
 
 @check("seed", *ANSWERS)
 def _seed(subject: Subject) -> str:
-    """The same seed gives the same value."""
+    """The same seed gives the same value, whatever was drawn before the plugin was made."""
     for hook in subject.answers:
-        one, other = (Scene(subject).value(hook).item() for _ in range(2))
+        one, same, other = (Scene(subject, build=n).value(hook).item() for n in (0, 0, 1))
+        if one != same and not (math.isnan(one) and math.isnan(same)):
+            raise CheckFailed(
+                f"{hook} answered {one!r}, then {same!r}: draw with step.rand and step.randn, or "
+                "from the global generators of torch, NumPy and Python only"
+            )
         if one != other and not (math.isnan(one) and math.isnan(other)):
             raise CheckFailed(
-                f"{hook} answered {one!r}, then {other!r}: draw from torch's global generator only"
+                f"{hook} answered {one!r}, and {other!r} when other numbers had been drawn before "
+                "the plugin was made: it draws in its constructor; do that in a hook"
             )
     return "equal to the last bit"
 
@@ -191,7 +197,12 @@ def _split(subject: Subject) -> str:
     """Two processes, each with half of the batch, find the gradients of one with all of it."""
     worst = 0.0
     for hook in subject.answers:
-        _, whole = Scene(subject).gradients(hook)
+        value, whole = Scene(subject).gradients(hook)
+        if not torch.equal(value, Scene(subject, process=1).value(hook)):
+            return (
+                f"not told: {hook} draws from a global generator, which gives each process numbers "
+                "of its own; step.rand and step.randn give the same to any number of processes"
+            )
         halves = split_gradients(subject, hook)
         away = _norm([one - other for one, other in zip(halves, whole, strict=True)])
         away /= _norm(whole) or 1.0
@@ -316,7 +327,7 @@ def _state(subject: Subject) -> str:
     for update in range(3):
         _live(scene, update)
     state = _state_of(scene.instance)
-    other = Scene(subject)
+    other = Scene(subject, build=1)
     other.critic.load_state_dict(scene.critic.state_dict())
     if state is not None:
         _flat(state)
@@ -327,7 +338,8 @@ def _state(subject: Subject) -> str:
             remedy = "it is incomplete" if state is not None else "give the class one"
             raise CheckFailed(
                 f"after three updates it answers {one}, and a new one {two}: it remembers "
-                f"something that its state_dict does not tell; {remedy}"
+                f"something, or drew it when it was made, that its state_dict does not tell; "
+                f"{remedy}"
             )
     return "none" if state is None else ", ".join(state) or "empty"
 

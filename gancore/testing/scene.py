@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gancore.hooks import hookimpl
 from gancore.plugins import HOOKS, Loaded, Plugins, load, plugin
+from gancore.randomness import Randomness, Stream
 from gancore.step import Average, CriticStep, GeneratorStep
 
 LOSSES = {"critic_loss": "critic", "generator_loss": "generator"}
@@ -112,7 +113,11 @@ class Companion:
 
 
 class Scene:
-    """A plugin, a loss, a companion penalty, two networks and samples, all from one seed."""
+    """A plugin, a loss, a companion penalty, two networks and samples, all from one seed.
+
+    build    the global generators' seed when the plugin is made, which nothing should depend on
+    process  tells apart what is drawn from the global generators, as on one of several processes
+    """
 
     def __init__(
         self,
@@ -125,36 +130,51 @@ class Scene:
         critic: Callable[[tuple[int, ...], torch.dtype], nn.Module] = SmoothCritic,
         loss: str = "wasserstein",
         others: tuple[Loaded, ...] = (),
+        build: int = 0,
+        process: int = 0,
     ) -> None:
-        torch.manual_seed(0)
+        Stream(0, "scene").seed_global(0)
         self.subject = subject
         with torch.device(device):
             self.critic = critic(shape, dtype)
             self.generator = SmoothGenerator(shape, dtype)
             self.real = torch.randn(batch, *shape, dtype=dtype).clamp(-1, 1)
             self.latents = torch.randn(batch, LATENT, dtype=dtype)
+        self.randomness = Randomness(0, process=process)
+        Stream(0, "build").seed_global(build)
         self.instance = subject.make()
         losses = [] if set(LOSSES) & set(subject.hooks) else [load(loss)]
         own = Loaded(subject.name, self.instance)
-        self.plugins = Plugins([*losses, Loaded("companion", Companion()), own, *others])
+        self.plugins = Plugins(
+            [*losses, Loaded("companion", Companion()), own, *others], self.randomness
+        )
         self.plugins.prepare_critic(self.critic)
         self.average: Average | None = None
 
-    def take(self, part: slice, average: Average) -> None:
+    def take(self, index: int, count: int, average: Average) -> None:
         """Go on with a part of the batch, as one of several processes does."""
+        size = len(self.real) // count
+        part = slice(index * size, (index + 1) * size)
         self.real, self.latents, self.average = self.real[part], self.latents[part], average
+        self.randomness.index = index
 
     def parameters(self, hook: str) -> list[nn.Parameter]:
         """Return the parameters that the answer to a hook trains."""
         return list(getattr(self, ANSWERS[hook]).parameters())
 
     def step(self, hook: str, update: int = 0) -> CriticStep | GeneratorStep:
-        """Return the step of an update, random numbers set."""
-        torch.manual_seed(1000 + update)
+        """Return the step of an update."""
         if ANSWERS[hook] == "critic":
             with torch.no_grad():
                 fake = self.generator(self.latents).to(self.real.dtype)
-            return CriticStep(self.critic, self.real, fake, update=update, average=self.average)
+            return CriticStep(
+                self.critic,
+                self.real,
+                fake,
+                update=update,
+                average=self.average,
+                randomness=self.randomness,
+            )
         latents = self.latents.detach().requires_grad_()
         fake = self.generator(latents).to(self.real.dtype)
         return GeneratorStep(
@@ -165,6 +185,7 @@ class Scene:
             latents=latents,
             update=update,
             average=self.average,
+            randomness=self.randomness,
         )
 
     def answer(self, hook: str, step: CriticStep | GeneratorStep) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gancore.sharding import SplitDraws
 from gancore.testing.scene import CheckFailed, Scene, Subject
 
 COUNT = 2
@@ -49,8 +48,6 @@ def _half(
         return known[len(asked) - 1] if len(asked) <= len(known) else statistic
 
     scene = Scene(subject)
-    size = len(scene.real) // COUNT
-    scene.take(slice(index * size, (index + 1) * size), average)
-    with SplitDraws(size, index, COUNT):
-        _, gradients = scene.gradients(hook)
+    scene.take(index, COUNT, average)
+    _, gradients = scene.gradients(hook)
     return asked, gradients

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gancore import entrypoints, options
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, MissingError, PluginError
@@ -24,6 +25,7 @@ from gancore.training.folder import Run
 from gancore.training.trainer import Trainer
 
 
+@leaving_no_trace
 def run(
     recipe: str | Path | Recipe,
     out: str | Path | None = None,
@@ -50,6 +52,7 @@ def default_folder(name: str, recipe: Recipe) -> Path:
     return Path("runs", f"{name}-seed{recipe.train.seed}")
 
 
+@leaving_no_trace
 def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
     """Build everything that a recipe names.
 
@@ -92,20 +95,25 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     return _resolve(recipe, Plugins(load_plugins(recipe)))
 
 
+@leaving_no_trace
 def load_plugins(recipe: Recipe) -> list[Loaded]:
-    """Load the loss, then the plugins that the recipe names, and no others."""
-    loss = load(recipe.loss.name, recipe.loss.options, where="loss")
-    return [
-        loss,
-        *(
-            load(each.name, each.options, alias=each.alias, where=f"plugin.{number}")
-            for number, each in enumerate(recipe.plugin)
-        ),
-    ]
+    """Load the loss, then the plugins that the recipe names, and no others.
+
+    What a plugin draws when it is built depends on the seed and its name alone.
+    """
+    seed = recipe.train.seed
+    Stream(seed, f"build/{recipe.loss.name}").seed_global(0)
+    loaded = [load(recipe.loss.name, recipe.loss.options, where="loss")]
+    for number, each in enumerate(recipe.plugin):
+        Stream(seed, f"build/{each.called}").seed_global(0)
+        loaded.append(load(each.name, each.options, alias=each.alias, where=f"plugin.{number}"))
+    return loaded
 
 
+@leaving_no_trace
 def load_data(recipe: Recipe) -> Dataset:
-    """Load the recipe's data set. Raises PluginError and DataError."""
+    """Load the recipe's data set, which is one for all seeds. Raises PluginError and DataError."""
+    Stream(0, f"build/dataset {recipe.data.name}").seed_global(0)
     data = _build("dataset", recipe.data)
     if not isinstance(data, Dataset):
         raise PluginError(
@@ -149,6 +157,7 @@ def origins(recipe: Recipe) -> dict[str, str]:
     return {str(kind): each for kind, each in found.items()}
 
 
+@leaving_no_trace
 def score_run(
     run: Run, section: Score, *, device: str = "auto", progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -170,6 +179,7 @@ def score_run(
     return run.write_scores(found, saved.step)
 
 
+@leaving_no_trace
 def load_generator(
     run: str | Path | Run,
     *,
@@ -205,6 +215,7 @@ def _generator(
     return calibrated(place(generator, choose_device(device)), run.seed)
 
 
+@leaving_no_trace
 def load_critic(
     run: str | Path | Run,
     *,

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from gancore.training.trainer import Trainer
 
 
+ALONE = (
+    "each process draws its own numbers for dropout, noise and plain torch.rand: with these, "
+    "results equal those of one process in distribution only; what step.rand draws is the same"
+)
+
+
 class _StoppedError(Exception):
     """A signal came while the first process scored."""
 
@@ -52,6 +58,8 @@ class Session:
         if first:
             trainer.plugins.start(self.run.path, start)
         self.display.begin(self._title(start), start, trainer.train.steps)
+        if trainer.ranks.count > 1:
+            self.display.say(ALONE)
         try:
             stopped = self._loop(start)
             if first:

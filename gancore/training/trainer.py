@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import InputError
 from gancore.plugins import Loaded, Plugins, load, wrap
-from gancore.randomness import Order, Stream
+from gancore.randomness import Order, Randomness, Stream
 from gancore.ranks import Ranks
 from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
-from gancore.sharding import split_draws
 from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
@@ -54,10 +54,12 @@ class Trainer:
     recipe     the table saved as the run's recipe; made from the arguments if None
 
     The modules are moved to the device and changed in place. Under torchrun the processes train
-    together: each has its part of every batch. Raises InputError (RecipeError,
+    together: each has its part of every batch. The process is left as it was, after each call:
+    random generators, cuDNN's switches, threads, default dtype. Raises InputError (RecipeError,
     PluginError, DataError) for arguments that don't fit.
     """
 
+    @leaving_no_trace
     def __init__(
         self,
         generator: nn.Module,
@@ -88,12 +90,9 @@ class Trainer:
         self._generator_batch = self.ranks.share(
             self.train.generator_batch, "train.generator_batch_size"
         )
-        self.plugins = _plugins(loss, plugins)
         seed = self.train.seed
-        if self.device.type == "cuda":
-            torch.backends.cudnn.deterministic = True  # or a resumed run would drift
-
-        Stream(seed, "init/plugins").seed_global(0)
+        self.randomness = Randomness(seed, self.device, index=self.ranks.index)
+        self.plugins = _plugins(loss, plugins, self.randomness)
         self.plugins.prepare_critic(critic)
         self.generator = place(generator, self.device)
         self.critic = place(critic, self.device)
@@ -115,7 +114,6 @@ class Trainer:
         }
         self._latents = {side: Stream(seed, f"latents/{side}", self.device) for side in SIDES}
         self._mirrors = {side: Stream(seed, f"mirror/{side}", self.device) for side in SIDES}
-        self._globals = {side: Stream(seed, f"global/{side}", self.device) for side in SIDES}
         self._updates = {
             side: Update(
                 side,
@@ -125,6 +123,7 @@ class Trainer:
                 (self.generator, self.critic),
                 autocast=self._autocast,
                 ranks=self.ranks,
+                randomness=self.randomness,
                 tolerance=TOLERANCE[self.train.precision],
                 compiled=self.train.compile,
             )
@@ -135,6 +134,7 @@ class Trainer:
         }
         self._session: Session | None = None
 
+    @leaving_no_trace
     def run(
         self,
         out: str | Path,
@@ -174,18 +174,21 @@ class Trainer:
         if self._session is not None:
             self._session.stopped = reason
 
+    @leaving_no_trace
     def critic_update(self, update: int) -> dict[str, float]:
         """Make one critic update, from 0; return its terms. Raises as `update_critic`."""
         return self.update_critic(update, *self.critic_samples(update))
 
+    @leaving_no_trace
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
-        """Draw the real and the generated samples of a critic update; seed what plugins draw."""
+        """Draw the real and the generated samples of a critic update."""
         size = self._critic_batch
-        self._globals["critic"].seed_global(update)
-        with torch.no_grad(), self._autocast(), split_draws(size, self.ranks):
+        self.randomness.seed("critic/generator", update, alone=True)
+        with torch.no_grad(), self._autocast():
             fake = self.generator(self._noise("critic", update, size)).float()
         return self._real("critic", update, size), fake
 
+    @leaving_no_trace
     def update_critic(self, update: int, real: Tensor, fake: Tensor) -> dict[str, float]:
         """Make a critic update with these samples; return its terms.
 
@@ -199,10 +202,10 @@ class Trainer:
         self.ranks.equalize(self.critic.buffers())
         return values
 
+    @leaving_no_trace
     def generator_update(self, update: int) -> dict[str, float]:
         """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
         size = self._generator_batch
-        self._globals["generator"].seed_global(update)
         latents = self._noise("generator", update, size)
         real = self._real("generator", update, size)
         found = self._updates["generator"](update, latents, real)
@@ -213,11 +216,13 @@ class Trainer:
             self.ema.update_parameters(self.generator)
         return values
 
+    @leaving_no_trace
     def sampler(self) -> nn.Module:
         """Return the generator to sample from: the moving average if there is one, calibrated."""
         generator = self.generator if self.ema is None else self.ema.module
         return calibrated(generator, self.train.seed)
 
+    @leaving_no_trace
     def scores(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
@@ -288,7 +293,9 @@ class Trainer:
         index = self.ranks.part(self._orders[side].take(update * whole, whole))
         return arranged(self.data.batch(index, mirror=mirror))
 
-    def _critic_step(self, real: Tensor, fake: Tensor, *, update: Count) -> CriticStep:
+    def _critic_step(
+        self, real: Tensor, fake: Tensor, *, update: Count, clock: Tensor | None
+    ) -> CriticStep:
         allow = self.train.allow_batchnorm
         return CriticStep(
             self.critic,
@@ -297,10 +304,16 @@ class Trainer:
             update=update,
             allow_batchnorm=allow,
             average=self._average,
+            randomness=self.randomness,
+            clock=clock,
         )
 
-    def _generator_step(self, latents: Tensor, real: Tensor, *, update: Count) -> GeneratorStep:
+    def _generator_step(
+        self, latents: Tensor, real: Tensor, *, update: Count, clock: Tensor | None
+    ) -> GeneratorStep:
         latents = latents.detach().requires_grad_()
+        if isinstance(update, int):  # a graph can't hold a seeding
+            self.randomness.seed("generator/generator", update, alone=True)
         with self._autocast():
             fake = self.generator(latents).float()
         return GeneratorStep(
@@ -311,6 +324,8 @@ class Trainer:
             latents=latents,
             update=update,
             average=self._average,
+            randomness=self.randomness,
+            clock=clock,
         )
 
     @property
@@ -342,10 +357,12 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 """How far gradients of a compiled update may be from those without, in units of their norm."""
 
 
-def _plugins(loss: object, plugins: Sequence[object] | Mapping[str, object]) -> Plugins:
+def _plugins(
+    loss: object, plugins: Sequence[object] | Mapping[str, object], randomness: Randomness
+) -> Plugins:
     named: list[Loaded] = (
         [wrap(instance, name) for name, instance in plugins.items()]
         if isinstance(plugins, Mapping)
         else [wrap(instance) for instance in plugins]
     )
-    return Plugins([load(loss) if isinstance(loss, str) else wrap(loss), *named])
+    return Plugins([load(loss) if isinstance(loss, str) else wrap(loss), *named], randomness)

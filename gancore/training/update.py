@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from gancore.plugins import Plugins
+from gancore.randomness import Randomness, kept
 from gancore.ranks import Ranks
-from gancore.sharding import split_draws
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training.objective import (
     HOOKS,
@@ -35,15 +35,20 @@ class CompileWarning(UserWarning):
     """An update goes on without being compiled."""
 
 
+class _NotCompiledError(Exception):
+    """A graph does something else than what it was made of."""
+
+
 class Update:
     """The critic's or the generator's update, up to its optimizer step.
 
     side        "critic" or "generator"
-    step        from tensors and `update=` to what the plugins see; it is compiled too
+    step        from tensors, `update=` and `clock=` to what the plugins see; it is compiled too
     trained     the network whose gradients are wanted
     networks    all that have a part in it
     autocast    makes the context of the loss
     ranks       the processes among which gradients and terms are averaged
+    randomness  of the run: a compiled update, which can't hold a seeding, is seeded once by it
     tolerance   how far a graph's gradients may be from eager ones, in units of their norm
     compiled    compile all this, plugins included, to one graph for each set of penalties that
                 are due together
@@ -63,6 +68,7 @@ class Update:
         *,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         ranks: Ranks | None = None,
+        randomness: Randomness | None = None,
         tolerance: float = 1e-3,
         compiled: bool = False,
     ) -> None:
@@ -76,6 +82,8 @@ class Update:
         self._update = 0
         self._autocast = autocast
         self._ranks = ranks or Ranks()
+        self._randomness = randomness or Randomness(0, self.device)
+        self._clock = torch.zeros((), dtype=torch.int64, device=self.device)
         self._terms = possible_terms(plugins, side)
         self._tolerance = tolerance
         self._networks = list(networks)
@@ -83,37 +91,50 @@ class Update:
         self._factors: dict[str, tuple[float, Tensor]] = {}
 
     def __call__(self, update: int, *tensors: Tensor) -> Gradients:
-        """Return terms and gradients of the batch, of which `tensors` are this process's part.
-
-        Plugins draw from the global generators as they are.
-        """
+        """Return terms and gradients of the batch, of which `tensors` are this process's part."""
         return averaged(self._here(update, *tensors), self.trained, self._ranks, self._terms)
 
     def _here(self, update: int, *tensors: Tensor) -> Gradients:
         self._update = update
         due = self.plugins.due(HOOKS[self.side][1], update)
         if not self.compiled:
-            return self._eager(due, *tensors)
+            return self._eager(due, None, *tensors)
         names = tuple(due)
         factors = {name: self._factor(name, scale) for name, scale in due.items()}
-        if names not in self._graphs:
-            return self._compile(names, factors, *tensors)
+        arguments = (factors, self._clock.fill_(update), *tensors)
         try:
-            return self._run(self._graphs[names], factors, *tensors)
+            with self._seeded_once(update):
+                if names not in self._graphs:
+                    self._graphs[names] = self._compile(names, *arguments)
+                return self._run(self._graphs[names], *arguments)
+        except _NotCompiledError as error:
+            why = str(error)
         except TorchDynamoException as error:  # where a plugin asks for another graph later on
-            return self._give_up(self._why(names, error), factors, *tensors)
+            why = self._why(names, error)
+        self.compiled = False
+        warnings.warn(f"{why}; going on without compiling", CompileWarning, stacklevel=2)
+        return self._eager(due, None, *tensors)
+
+    @contextmanager
+    def _seeded_once(self, update: int) -> Iterator[None]:
+        self._randomness.seed(f"{self.side}/compiled", update, alone=True)
+        self._randomness.once = True
+        try:
+            yield
+        finally:
+            self._randomness.once = False
 
     def _current(self) -> int:
         return self._update
 
-    def _eager(self, due: Scales, *tensors: Tensor) -> Gradients:
+    def _eager(self, due: Scales, clock: Tensor | None, *tensors: Tensor) -> Gradients:
+        """Return what an update finds. `clock`, in a compiled one, is its number as a tensor."""
         update = self._current if torch.compiler.is_compiling() else self._update
-        with split_draws(len(tensors[0]), self._ranks):
-            step = self._step(*tensors, update=update)
-            return differentiate(self.plugins, step, self.trained, self._autocast(), due)
+        step = self._step(*tensors, update=update, clock=clock)
+        return differentiate(self.plugins, step, self.trained, self._autocast(), due)
 
-    def _compile(self, names: tuple[str, ...], *arguments: Any) -> Gradients:
-        """Make the graph for these penalties; return what it found, or what was found without."""
+    def _compile(self, names: tuple[str, ...], *arguments: Any) -> Callable[..., Gradients]:
+        """Make the graph for these penalties, and check it. Raises what is caught above."""
         with self._undone():
             expected = self._eager(*arguments)
         what = self._what(names)
@@ -123,18 +144,14 @@ class Update:
         if self.device.type == "cuda":
             options["triton.cudagraphs"] = True
         graph = torch.compile(self._own(self._eager), fullgraph=True, options=options)
-        try:
-            with self._undone():
-                found = self._run(graph, *arguments)
-        except TorchDynamoException as error:
-            return self._give_up(self._why(names, error), *arguments)
+        with self._undone():
+            found = self._run(graph, *arguments)
         away = _distance(found, expected)
         if not away <= self._tolerance:
             wrong = f"has gradients {away:.2g} of their norm away from the right ones"
-            return self._give_up(f"{what}, compiled, {wrong}", *arguments)
-        self._graphs[names] = graph
+            raise _NotCompiledError(f"{what}, compiled, {wrong}")
         self.tell(f"compiled in {time.perf_counter() - began:.0f} s")
-        return self._run(graph, *arguments)
+        return graph
 
     def _run(self, graph: Callable[..., Gradients], *arguments: Any) -> Gradients:
         if self.device.type == "cuda":
@@ -142,11 +159,6 @@ class Update:
         # without it input gradients are no part of a graph
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             return graph(*arguments)
-
-    def _give_up(self, why: str, *arguments: Any) -> Gradients:
-        self.compiled = False
-        warnings.warn(f"{why}; going on without compiling", CompileWarning, stacklevel=2)
-        return self._eager(*arguments)
 
     def _own(self, method: Any) -> Callable[..., Gradients]:
         """Return a method with a code object of its own.
@@ -173,8 +185,7 @@ class Update:
         state = copy.deepcopy(self.plugins.state_dict())
         buffers = [buffer for network in self._networks for buffer in network.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with kept():
             try:
                 yield
             finally:

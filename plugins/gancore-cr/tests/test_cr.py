@@ -61,7 +61,7 @@ def test_every_move_is_exact_and_equally_likely(
 ) -> None:
     image = normal(*shape)
     n = 200 * (2 * shift + 1) ** 2 * (1 + flip)
-    seeded = torch.Generator().manual_seed(0)
+    seeded = torch.Generator().manual_seed(1)
     found = flip_and_shift(image.expand(n, *shape), shift=shift, flip=flip, generator=seeded)
     possible = {
         moved_by_hand(image.numpy(), down, right, mirrored).tobytes()

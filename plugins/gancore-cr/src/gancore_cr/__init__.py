@@ -6,6 +6,7 @@ samples too: Zhao et al., 2020, "Improved Consistency Regularization for GANs".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from gancore import CriticStep, critic_scores, hookimpl, plugin
 from gancore.errors import PluginError
-from gancore.step import Critic
+from gancore.step import Critic, uniform_like
 
 __all__ = ["ConsistencyRegularization", "ImageError", "consistency_penalty", "flip_and_shift"]
 
@@ -52,13 +53,22 @@ def consistency_penalty(
 
 
 def flip_and_shift(
-    x: Tensor, *, shift: int = 4, flip: bool = True, generator: torch.Generator | None = None
+    x: Tensor,
+    *,
+    shift: int = 4,
+    flip: bool = True,
+    generator: torch.Generator | None = None,
+    uniform: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Return each image mirrored with probability ½ and shifted by whole pixels.
 
-    x: (B, C, H, W). Shifts are uniform on −shift … shift, drawn for each image and axis; what
-    comes in at the border is the image reflected (without repeating its edge). Raises ImageError
-    for samples that are no images, or are no larger than `shift`.
+    x          (B, C, H, W)
+    generator  where flips and shifts are drawn from; torch's global generator if None
+    uniform    what draws them instead, such as `step.rand`
+
+    Shifts are uniform on −shift … shift, drawn for each image and axis; what comes in at the border
+    is the image reflected (without repeating its edge). Raises ImageError for samples that are no
+    images, or are no larger than `shift`.
     """
     if x.dim() != 4:
         raise ImageError(
@@ -71,17 +81,18 @@ def flip_and_shift(
             f"shift is {shift}, expected 0 to {min(height, width) - 1}: the images are "
             f"{height}×{width} pixels"
         )
-    n = (len(x), 1)
+    draw = uniform or uniform_like(x, generator)
     rows, columns = (
         _reflected(
             torch.arange(size, device=x.device)
-            - torch.randint(-shift, shift + 1, n, generator=generator, device=x.device),
+            + shift
+            - (draw(len(x), 1) * (2 * shift + 1)).long().clamp(max=2 * shift),  # float16 rounds up
             size,
         )
         for size in (height, width)
     )
     if flip:
-        mirrored = torch.rand(n, generator=generator, device=x.device) < 0.5
+        mirrored = draw(len(x), 1) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     samples = torch.arange(len(x), device=x.device)[:, None, None, None]
     channels = torch.arange(x.shape[1], device=x.device)[:, None, None]
@@ -118,7 +129,7 @@ class ConsistencyRegularization:
         return value
 
     def _distance(self, step: CriticStep, x: Tensor) -> Tensor:
-        moved = flip_and_shift(x.detach(), shift=self.shift, flip=self.flip)
+        moved = flip_and_shift(x.detach(), shift=self.shift, flip=self.flip, uniform=step.rand)
         return _distance(step.scores(x), step.scores(moved))
 
 

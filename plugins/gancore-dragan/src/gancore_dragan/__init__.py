@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, input_gradient, plugin
-from gancore.step import Critic
+from gancore.step import Critic, uniform_like
 
 __all__ = ["DRAGAN", "dragan_penalty"]
 
@@ -43,7 +43,11 @@ def dragan_penalty(
     `noise`, and gancore.errors.ContractError for a critic with batch normalization in training
     mode.
     """
-    x = _around(real, noise, scale, generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=real.dtype, device=real.device)
+
+    x = _around(real, noise, scale, uniform_like(real, generator), normal)
     return weight * _distance(input_gradient(critic, x), target)
 
 
@@ -66,7 +70,7 @@ class DRAGAN:
     @hookimpl
     def penalty(self, step: CriticStep) -> Tensor:
         """Answer the penalty around the step's real samples."""
-        x = _around(step.real, self.noise, self.scale, average=step.averaged)
+        x = _around(step.real, self.noise, self.scale, step.rand, step.randn, step.averaged)
         return self.weight * _distance(step.input_gradient(x), self.target)
 
 
@@ -75,12 +79,10 @@ def _around(
     real: Tensor,
     noise: str,
     scale: float,
-    generator: torch.Generator | None = None,
+    uniform: Callable[..., Tensor],
+    normal: Callable[..., Tensor],
     average: Callable[[Tensor], Tensor] = torch.Tensor.detach,
 ) -> Tensor:
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=real.dtype, device=real.device)
-
     match noise:
         case "authors":
             center = average(real.mean())  # of all numbers in the batch, and so is std
@@ -88,9 +90,7 @@ def _around(
             alpha = uniform(len(real), *[1] * (real.dim() - 1))
             delta = alpha * std * uniform(*real.shape)
         case "gaussian":
-            delta = torch.randn(
-                real.shape, generator=generator, dtype=real.dtype, device=real.device
-            )
+            delta = normal(*real.shape)
         case _:
             raise ValueError(f"noise is {noise!r}, expected 'authors' or 'gaussian'")
     return (real + scale * delta).requires_grad_()
