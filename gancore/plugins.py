@@ -344,10 +344,10 @@ class Plugins:
         """
         who = f"{hook}/{plugin.name}"
         step: Any = arguments.get("step")
-        alone = hasattr(step, "asked_by")  # the step of `start` and `sample` is a number
+        alone = hasattr(step, "_asked_by")  # the step of `start` and `sample` is a number
         if alone:
-            step.asked_by(who)
-        if self._randomness is None or self._randomness.once:
+            step._asked_by(who)
+        if self._randomness is None or self._randomness.clock is not None:
             return
         update = step.update if alone else arguments.get("update", step)
         if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each

@@ -74,7 +74,8 @@ class Randomness:
     index    which of `count` processes this is: its rows of what `numbers` draws for a batch
     process  what tells apart the streams of what each process draws by itself; as `index` if None
 
-    `once` is for a compiled update, which can't hold a seeding: while it is on, nothing is seeded.
+    A compiled update can't hold a seeding, nor its number as a constant. While one runs, `clock` is
+    that number as a tensor (), int64, and nothing is seeded.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Randomness:
         index: int = 0,
         process: int | None = None,
     ) -> None:
-        self.once = False
+        self.clock: Tensor | None = None
         self.index = index
         self._seed = seed
         self._device = torch.device(device)
@@ -99,7 +100,7 @@ class Randomness:
 
         alone: each process gets numbers of its own, for its own part of a batch
         """
-        if not (self.once or torch.compiler.is_compiling()):
+        if self.clock is None:
             self._set_to = self._stream(who, alone).seed_global(update)
 
     def apart(self, who: str, update: int) -> AbstractContextManager[None]:
@@ -107,7 +108,7 @@ class Randomness:
 
         Afterwards the global generators go on where they were.
         """
-        if self.once or torch.compiler.is_compiling():
+        if self.clock is not None:
             return nullcontext()
         return self._apart(who, update)
 
@@ -123,7 +124,7 @@ class Randomness:
         self,
         who: str,
         call: int,
-        update: int | Tensor,
+        update: int,
         shape: Sequence[int],
         like: Tensor,
         *,
@@ -132,8 +133,7 @@ class Randomness:
     ) -> Tensor:
         """Return numbers of a shape, dtype and device of `like`: uniform in [0, 1), or normal.
 
-        call    which call of `who` in this update this is
-        update  a tensor (), int64, in a compiled update: its number is no constant there
+        call      which call of `who` in this update this is
         is_batch  the first dimension is this process's part of the batch; otherwise all draw alike
 
         Each is a function of (seed, who, call, update, index) alone, on however many processes.
@@ -143,7 +143,9 @@ class Randomness:
         index = torch.arange(start, start + count, device=like.device)
         draw = _normal if normal else _uniform
         key = _derived(self._key(who), call)
-        return draw(key, update, index, like.dtype).reshape(tuple(shape))
+        return draw(key, update if self.clock is None else self.clock, index, like.dtype).reshape(
+            tuple(shape)
+        )
 
     def _stream(self, who: str, alone: bool) -> Stream:
         name = f"{who}/process {self._process}" if alone and self._process else who

@@ -161,20 +161,18 @@ class _Scores:
         update: Count,
         average: Average | None,
         randomness: Randomness | None,
-        clock: Tensor | None,
     ) -> None:
         self.critic = critic
         self.labels = labels
         self._update = update
         self._average = average
         self._randomness = randomness
-        self._clock = clock
         self._who = "step"
         self._drawings = 0
         self._scored = 0
         self._known: dict[int, _Known] = {}
 
-    def asked_by(self, who: str) -> None:
+    def _asked_by(self, who: str) -> None:
         """Say whose hook is called next: it draws its own numbers, from the first on."""
         self._who = who
         self._drawings = 0
@@ -208,7 +206,7 @@ class _Scores:
             draw = torch.randn if normal else torch.rand
             return draw(size, dtype=self.real.dtype, device=self.real.device)
         is_batch = not shared and size[:1] == self.real.shape[:1]
-        update = self.update if self._clock is None else self._clock
+        update = self.update if self._randomness.clock is None else 0
         return self._randomness.numbers(
             who, call, update, size, self.real, is_batch=is_batch, normal=normal
         )
@@ -223,7 +221,7 @@ class _Scores:
 
     def _apart(self, x: Tensor) -> AbstractContextManager[None]:
         """Return the context in which the critic draws (dropout) apart from who asks for scores."""
-        if self._randomness is None or torch.compiler.is_compiling():
+        if self._randomness is None or self._randomness.clock is not None:
             return nullcontext()
         return self._randomness.apart(self._name(x), self.update)
 
@@ -277,9 +275,8 @@ class CriticStep(_Scores):
         allow_batchnorm: bool = False,
         average: Average | None = None,
         randomness: Randomness | None = None,
-        clock: Tensor | None = None,
     ) -> None:
-        super().__init__(critic, labels, update, average, randomness, clock)
+        super().__init__(critic, labels, update, average, randomness)
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
         self._allow_batchnorm = allow_batchnorm
@@ -344,9 +341,8 @@ class GeneratorStep(_Scores):
         update: Count = 0,
         average: Average | None = None,
         randomness: Randomness | None = None,
-        clock: Tensor | None = None,
     ) -> None:
-        super().__init__(critic, labels, update, average, randomness, clock)
+        super().__init__(critic, labels, update, average, randomness)
         self.generator = generator
         self.real = real
         self.fake = fake

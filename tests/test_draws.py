@@ -120,13 +120,13 @@ def test_a_first_dimension_b_has_a_row_a_sample() -> None:
 
 def test_calls_are_counted_from_each_hook_on() -> None:
     step = step_of()
-    step.asked_by("penalty/a")
+    step._asked_by("penalty/a")
     first, second = step.rand(4), step.randn(4)
     step.scores(step.real)  # draws nothing of the plugin's
     third = step.rand(4)
-    step.asked_by("penalty/b")
+    step._asked_by("penalty/b")
     other = step.rand(4)
-    step.asked_by("penalty/a")
+    step._asked_by("penalty/a")
     assert torch.equal(step.rand(4), first)
     assert third.tolist() == uniform(7, "penalty/a", 3, 5, 4).tolist()
     assert other.tolist() == uniform(7, "penalty/b", 1, 5, 4).tolist()

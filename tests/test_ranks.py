@@ -30,28 +30,29 @@ pytestmark = pytest.mark.xdist_group("processes")
 UPDATES = 4
 
 
-class Noisy(nn.Module):
-    """A generator without batch normalization that draws: a number a sample, and dropout."""
+class Plain(nn.Module):
+    """A generator without batch normalization; or one that draws, dropout and noise."""
 
     latent = LATENT
 
-    def __init__(self) -> None:
+    def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(LATENT, 16), nn.Linear(16, 16)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(noise)
+        self.noise = noise
 
     def forward(self, z: Tensor) -> Tensor:
-        hidden = self.dropout(F.leaky_relu(self.first(z))) + 0.1 * torch.randn(len(z), 1)
+        hidden = self.dropout(F.leaky_relu(self.first(z))) + self.noise * torch.randn(len(z), 1)
         return torch.tanh(self.last(hidden)).view(-1, 1, 4, 4)
 
 
-class Dropping(nn.Module):
-    """A critic with dropout, and a parameter that nothing uses."""
+class Scorer(nn.Module):
+    """A critic with a parameter that nothing uses; with dropout, perhaps."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Flatten()
+            nn.Conv2d(1, 6, 3, padding=1), nn.LeakyReLU(0.2), nn.Dropout(dropout), nn.Flatten()
         )
         self.last = nn.Linear(96, 1)
         self.unused = nn.Parameter(torch.ones(3))
@@ -86,12 +87,12 @@ PLUGINS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 }
 
 
-def noisy_trainer(case: str) -> Trainer:
+def plain_trainer(case: str) -> Trainer:
     loss, chosen = PLUGINS[case]
     torch.manual_seed(1)
     return Trainer(
-        Noisy(),
-        Dropping(),
+        Plain(),
+        Scorer(),
         images(),
         loss=loss,
         plugins=[load(name, options) for name, options in chosen],  # type: ignore[arg-type]
@@ -105,7 +106,7 @@ def noisy_trainer(case: str) -> Trainer:
 
 def updates(case: str) -> list[tuple[dict[str, float], list[Tensor | None]]]:
     """Return terms and gradients of some critic updates, then of some of the generator's."""
-    made = noisy_trainer(case)
+    made = plain_trainer(case)
     found: list[tuple[dict[str, float], list[Tensor | None]]] = []
     with pytest.MonkeyPatch.context() as patch:
         gradients: list[list[Tensor | None]] = []
@@ -155,6 +156,35 @@ def test_gradients_are_those_of_one_process(
             assert theirs == pytest.approx(values, rel=1e-4, abs=1e-6)
             assert [each is None for each in gradients] == [each is None for each in expected]
             assert (flat(gradients) - flat(expected)).norm() < 1e-5 * flat(expected).norm()
+
+
+def test_each_process_draws_for_its_own_samples(tmp_path: Path) -> None:
+    """Dropout, and a generator's noise: others on each, while terms and weights are alike."""
+
+    def work() -> tuple[list[bool], list[bool], dict[str, float], Tensor]:
+        torch.manual_seed(1)
+        generator, critic = Plain(0.2), Scorer(0.2)
+        masks: list[Tensor] = []
+        for part in (generator.dropout, critic.layers[2]):
+            part.register_forward_hook(lambda part, x, out: masks.append(out == 0))
+        made = Trainer(
+            generator,
+            critic,
+            images(),
+            plugins=[load("gp")],  # type: ignore[list-item]
+            train={"steps": 2, "batch_size": 12},
+            score={"metrics": []},
+            device="cpu",
+        )
+        values = made.critic_update(0)
+        drawn = [mask.flatten().tolist() for mask in masks[:2]]
+        return *drawn, values, nn.utils.parameters_to_vector(critic.parameters()).detach()
+
+    one, other = together(work, tmp_path)
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+    assert one[2] == other[2]
+    assert torch.equal(one[3], other[3])
 
 
 def test_processes_stay_alike_to_the_bit(tmp_path: Path) -> None:

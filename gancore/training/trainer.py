@@ -293,9 +293,7 @@ class Trainer:
         index = self.ranks.part(self._orders[side].take(update * whole, whole))
         return arranged(self.data.batch(index, mirror=mirror))
 
-    def _critic_step(
-        self, real: Tensor, fake: Tensor, *, update: Count, clock: Tensor | None
-    ) -> CriticStep:
+    def _critic_step(self, real: Tensor, fake: Tensor, *, update: Count) -> CriticStep:
         allow = self.train.allow_batchnorm
         return CriticStep(
             self.critic,
@@ -305,12 +303,9 @@ class Trainer:
             allow_batchnorm=allow,
             average=self._average,
             randomness=self.randomness,
-            clock=clock,
         )
 
-    def _generator_step(
-        self, latents: Tensor, real: Tensor, *, update: Count, clock: Tensor | None
-    ) -> GeneratorStep:
+    def _generator_step(self, latents: Tensor, real: Tensor, *, update: Count) -> GeneratorStep:
         latents = latents.detach().requires_grad_()
         if isinstance(update, int):  # a graph can't hold a seeding
             self.randomness.seed("generator/generator", update, alone=True)
@@ -325,7 +320,6 @@ class Trainer:
             update=update,
             average=self._average,
             randomness=self.randomness,
-            clock=clock,
         )
 
     @property

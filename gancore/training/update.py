@@ -43,7 +43,7 @@ class Update:
     """The critic's or the generator's update, up to its optimizer step.
 
     side        "critic" or "generator"
-    step        from tensors, `update=` and `clock=` to what the plugins see; it is compiled too
+    step        from tensors and `update=` to what the plugins see; it is compiled too
     trained     the network whose gradients are wanted
     networks    all that have a part in it
     autocast    makes the context of the loss
@@ -98,10 +98,10 @@ class Update:
         self._update = update
         due = self.plugins.due(HOOKS[self.side][1], update)
         if not self.compiled:
-            return self._eager(due, None, *tensors)
+            return self._eager(due, *tensors)
         names = tuple(due)
         factors = {name: self._factor(name, scale) for name, scale in due.items()}
-        arguments = (factors, self._clock.fill_(update), *tensors)
+        arguments = (factors, *tensors)
         try:
             with self._seeded_once(update):
                 if names not in self._graphs:
@@ -113,24 +113,23 @@ class Update:
             why = self._why(names, error)
         self.compiled = False
         warnings.warn(f"{why}; going on without compiling", CompileWarning, stacklevel=2)
-        return self._eager(due, None, *tensors)
+        return self._eager(due, *tensors)
 
     @contextmanager
     def _seeded_once(self, update: int) -> Iterator[None]:
         self._randomness.seed(f"{self.side}/compiled", update, alone=True)
-        self._randomness.once = True
+        self._randomness.clock = self._clock.fill_(update)
         try:
             yield
         finally:
-            self._randomness.once = False
+            self._randomness.clock = None
 
     def _current(self) -> int:
         return self._update
 
-    def _eager(self, due: Scales, clock: Tensor | None, *tensors: Tensor) -> Gradients:
-        """Return what an update finds. `clock`, in a compiled one, is its number as a tensor."""
+    def _eager(self, due: Scales, *tensors: Tensor) -> Gradients:
         update = self._current if torch.compiler.is_compiling() else self._update
-        step = self._step(*tensors, update=update, clock=clock)
+        step = self._step(*tensors, update=update)
         return differentiate(self.plugins, step, self.trained, self._autocast(), due)
 
     def _compile(self, names: tuple[str, ...], *arguments: Any) -> Callable[..., Gradients]:
