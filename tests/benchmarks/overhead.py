@@ -22,6 +22,7 @@ from timing import Spread, interleaved
 from torch import nn
 
 from gancore import CriticStep, Trainer
+from gancore.caller import undisturbed
 from gancore.losses import Wasserstein
 from gancore.networks import MLPCritic, MLPGenerator
 from gancore.plugins import Plugins, wrap
@@ -69,8 +70,9 @@ def updates(rounds: int, count: int) -> dict[str, Spread]:
     parameters = list(by_hand[1].parameters())
 
     def ours() -> None:
-        for update in range(count):
-            trainer.critic_update(update)
+        with undisturbed():  # as within a run
+            for update in range(count):
+                trainer.critic_update(update)
 
     def theirs() -> None:
         G, D = by_hand
