@@ -22,7 +22,7 @@ ORDER = [
     {"errors"},
     {"hooks"},
     {"options", "entrypoints"},
-    {"plugins", "reading", "zeros"},
+    {"plugins", "probe", "reading", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},
     {"randomness", "ranks"},

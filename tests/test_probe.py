@@ -1,0 +1,610 @@
+"""The probe: which critics score each sample alone, told against samples that are changed."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Gan, images, networks
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from gancore import CriticStep, Trainer, input_gradient, probe
+from gancore.cli import dry_run
+from gancore.cost import measure
+from gancore.errors import ContractError, NonFiniteError
+from gancore.probe import BatchStatisticsWarning, unprobed
+from gancore.recipe import Recipe, Train, differences
+from gancore_dragan import dragan_penalty
+from gancore_gp import GradientPenalty, gradient_penalty
+from gancore_lazy import Lazy
+from gancore_r1 import R1, r1_penalty
+from gancore_r2 import r2_penalty
+
+B, T, D = 6, 5, 4
+"""Samples (B, T, D): sequences, or one-dimensional images; a test has T equal to B."""
+
+Scoring = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed, and let no test's functions have passed in another one."""
+    torch.manual_seed(0)
+    for name in ("_PASSED", "_WARNED"):
+        monkeypatch.setattr(probe, name, type(probe._PASSED)())
+
+
+def samples(*shape: int) -> Tensor:
+    return torch.randn(shape or (B, T, D), dtype=torch.float64)
+
+
+class Through(nn.Module):
+    """A critic whose forward is a function of its parts and x."""
+
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(SimpleNamespace(**self.parts), x)
+
+
+def chain(*layers: nn.Module, features: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(T * D, 3), *layers, nn.Linear(features, 1))
+
+
+def through(forward: Callable[..., Tensor], **parts: nn.Module) -> nn.Module:
+    return Through(forward, **parts)
+
+
+def deviation(x: Tensor) -> Tensor:
+    """Progressive GANs' minibatch standard deviation, in groups of two."""
+    groups = x.flatten(1).reshape(2, -1, T * D)
+    spread = groups.var(0, correction=0).add(1e-8).sqrt().mean(1).repeat(2)
+    return torch.cat([x.flatten(1), spread[:, None]], 1)
+
+
+def attended(parts: Any, x: Tensor) -> Tensor:
+    flat = parts.embed(x.flatten(1))
+    out: Tensor = parts.head(parts.attention(flat, flat, flat)[0])
+    return out
+
+
+def functional_norm(parts: Any, x: Tensor) -> Tensor:
+    out: Tensor = parts.head(F.batch_norm(parts.embed(x.flatten(1)), None, None, training=True))
+    return out
+
+
+def in_time(parts: Any, x: Tensor) -> Tensor:
+    """Recurrence along the first dimension: right for (time, batch, features)."""
+    out: Tensor = parts.head(parts.cell(x)[0])[:, -1]
+    return out
+
+
+def over_batch(parts: Any, x: Tensor) -> Tensor:
+    out: Tensor = parts.head(parts.cell(x.transpose(0, 1))[0][-1])
+    return out
+
+
+def batchnorm() -> nn.Module:
+    return chain(nn.BatchNorm1d(3), nn.Tanh())
+
+
+def calling(make: Callable[[], nn.Module], wrap: Callable[[nn.Module], Scoring]) -> Any:
+    return lambda: wrap(make().double())
+
+
+HEAD = {"embed": nn.Linear(T * D, 4), "head": nn.Linear(4, 1)}
+RECURRENT = {"cell": nn.LSTM(D, 4), "head": nn.Linear(4, 1)}
+ATTENTION = HEAD | {"attention": nn.MultiheadAttention(4, 2)}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    # of other samples too
+    "!batch norm": batchnorm,
+    "!batch norm without running statistics": lambda: chain(
+        nn.BatchNorm1d(3, track_running_stats=False), nn.Tanh()
+    ).eval(),
+    "!F.batch_norm": lambda: through(functional_norm, **HEAD),
+    "!packs of two": lambda: through(
+        lambda parts, x: parts.head(x.reshape(B // 2, -1).tanh()).repeat_interleave(2, 0),
+        head=nn.Linear(2 * T * D, 1),
+    ),
+    "!packs of all": lambda: through(
+        lambda parts, x: parts.head(x.reshape(1, -1).tanh()).expand(B, 1),
+        head=nn.Linear(B * T * D, 1),
+    ),
+    "!recurrence along the batch": lambda: through(in_time, **RECURRENT),
+    "!attention over the batch": lambda: through(attended, **ATTENTION),
+    "!minibatch standard deviation": lambda: through(
+        lambda parts, x: parts.head(deviation(x)).tanh(), head=nn.Linear(T * D + 1, 1)
+    ),
+    "!centered": lambda: through(
+        lambda parts, x: parts.head((x - x.mean(0)).flatten(1)).tanh(), head=nn.Linear(T * D, 1)
+    ),
+    "!a softmax over samples": lambda: through(
+        lambda parts, x: parts.head(x.flatten(1)).softmax(0), head=nn.Linear(T * D, 1)
+    ),
+    "!compared in pairs": lambda: through(
+        lambda parts, x: parts.head(F.normalize(x.flatten(1)) @ F.normalize(x.flatten(1)).T),
+        head=nn.Linear(B, 1),
+    ),
+    "!of the next sample alone": lambda: through(
+        lambda parts, x: parts.head(x.roll(1, 0).flatten(1)).tanh(), head=nn.Linear(T * D, 1)
+    ),
+    # of one sample alone
+    "batch norm in eval mode": lambda: batchnorm().eval(),
+    "layer norm": lambda: chain(nn.LayerNorm(3), nn.Tanh()),
+    "group norm": lambda: nn.Sequential(
+        nn.Conv1d(T, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * D, 1)
+    ),
+    "instance norm": lambda: nn.Sequential(
+        nn.InstanceNorm1d(T, affine=True), nn.Tanh(), nn.Flatten(), nn.Linear(T * D, 1)
+    ),
+    "recurrence, time first": lambda: through(over_batch, **RECURRENT),
+    "attention over time": lambda: through(
+        lambda parts, x: parts.head(parts.attention(x, x, x)[0].flatten(1)),
+        attention=nn.MultiheadAttention(D, 2, batch_first=True),
+        head=nn.Linear(T * D, 1),
+    ),
+    "transposed": lambda: through(
+        lambda parts, x: parts.head(parts.first(x.permute(2, 0, 1)).tanh().sum(0)),
+        first=nn.Linear(T, 3),
+        head=nn.Linear(3, 1),
+    ),
+    "samples in columns": lambda: through(
+        lambda parts, x: (parts.head.weight @ x.flatten(1).T).tanh().T, head=nn.Linear(T * D, 1)
+    ),
+    "two-dimensional convolutions": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, T)), nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(3, 1),
+    ),
+    "spectral norm": lambda: nn.Sequential(
+        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(T * D, 1))
+    ),
+    "dropout": lambda: chain(nn.Dropout(0.2), nn.Tanh()),
+    "mapped": lambda: through(
+        lambda parts, x: torch.stack([parts.head(each.flatten()) for each in x]).tanh(),
+        head=nn.Linear(T * D, 1),
+    ),
+    "its own standard deviation": lambda: through(
+        lambda parts, x: parts.head(x.flatten(1) / x.flatten(1).std(1, keepdim=True)),
+        head=nn.Linear(T * D, 1),
+    ),
+    "checkpointed": lambda: through(
+        lambda parts, x: parts.head(
+            checkpoint(lambda t: parts.embed(t.flatten(1)).tanh(), x, use_reentrant=False)
+        ),
+        **HEAD,
+    ),
+}  # fmt: skip
+CRITICS: dict[str, Callable[[], Scoring]] = {
+    **{name: calling(make, lambda module: module) for name, make in MODULES.items()},
+    "!a lambda": calling(batchnorm, lambda module: lambda x: module(x)),
+    "!a partial": calling(batchnorm, lambda m: functools.partial(lambda module, x: module(x), m)),
+    "!a method": calling(batchnorm, lambda module: module.forward),
+    "a lambda around layer norm": calling(
+        MODULES["layer norm"], lambda module: lambda x: module(x)
+    ),
+    "without parameters": lambda: lambda x: x.square().flatten(1).sum(1),
+}
+
+
+def depends(critic: Scoring, x: Tensor) -> bool:
+    """Whether the middle score moves with the other samples: no derivative is asked."""
+    scores = []
+    for other in (x, torch.cat([x[: B // 2] + 0.5, x[B // 2 : B // 2 + 1], x[B // 2 + 1 :] - 0.3])):
+        torch.manual_seed(1)
+        scores.append(copy.deepcopy(critic)(other).flatten()[B // 2].item())
+    return abs(scores[0] - scores[1]) > 1e-9
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_critics_are_told_apart(name: str) -> None:
+    critic, x = CRITICS[name](), samples(B, B if "along the batch" in name else T, D)
+    assert depends(critic, x) == name.startswith("!")
+
+    def by_step(**options: Any) -> Tensor:
+        step = CriticStep(critic, x, x, **options)
+        return step.input_gradient(step.real)
+
+    if not name.startswith("!"):
+        assert by_step().shape == input_gradient(critic, x).shape == x.shape
+        return
+    reason = r"score of sample 3 depends on [1-5] other.*layer, group, instance.*allow_batch_stat"
+    for _ in range(2):  # failures are never remembered
+        for call in (by_step, lambda: input_gradient(critic, x)):
+            with pytest.raises(ContractError, match=reason):
+                call()
+    leaf = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(critic(leaf).sum(), leaf)
+    told = r"depends on [1-5] other samples?, which is allowed.*effect on the sum of all scores"
+    with pytest.warns(BatchStatisticsWarning, match=told):
+        allowed = by_step(allow_batch_statistics=True)
+    torch.testing.assert_close(allowed, plain)
+    torch.testing.assert_close(by_step(allow_batchnorm=True), plain)  # without a second warning
+    torch.testing.assert_close(input_gradient(critic, x, allow_batch_statistics=True), plain)
+    with pytest.raises(ContractError):  # what was allowed has not passed
+        by_step()
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda critic, x, **allow: gradient_penalty(critic, x, x + 1, **allow),
+        r1_penalty,
+        r2_penalty,
+        dragan_penalty,
+    ],
+)
+def test_the_functions_refuse_and_allow(penalty: Callable[..., Tensor]) -> None:
+    """Packs of two, each repeated: twice the gradient, so four times its square."""
+    w = samples(T * D)
+
+    def packs(x: Tensor) -> Tensor:
+        return (x.flatten(1) @ w).reshape(B // 2, 2).sum(1).repeat_interleave(2)
+
+    x = samples()
+    with pytest.raises(ContractError, match="depends on 1 other sample,"):
+        penalty(packs, x)
+    norm = 2 * w.norm().item()
+    with pytest.warns(BatchStatisticsWarning):
+        value = penalty(packs, x, allow_batch_statistics=True).item()
+    expected = 5 * norm**2 if penalty in (r1_penalty, r2_penalty) else 10 * (norm - 1) ** 2
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+class Counting(torch.autograd.Function):
+    """Half of x, which counts its backward passes."""
+
+    count = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        Counting.count += 1
+        return gradient / 2
+
+
+@pytest.fixture
+def backwards() -> Callable[[], int]:
+    """Tell how many backward passes there were since last asked."""
+    Counting.count = 0
+
+    def told() -> int:
+        count, Counting.count = Counting.count, 0
+        return count
+
+    return told
+
+
+def counting() -> nn.Module:
+    return through(
+        lambda parts, x: parts.head(Counting.apply(x).flatten(1)).tanh(), head=nn.Linear(T * D, 1)
+    ).double()
+
+
+class Loop:
+    """A user's own class, with a critic in it."""
+
+    def __init__(self) -> None:
+        self.critic = counting()
+
+    def score(self, x: Tensor, sign: float = 1.0) -> Tensor:
+        return sign * self.critic(x)
+
+
+GLOBAL = counting()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda kept: kept.critic,
+        lambda kept: lambda x: kept.critic(x),
+        lambda kept: lambda x, critic=kept.critic: critic(x),
+        lambda kept: kept.score,
+        lambda kept: functools.partial(kept.score, sign=-1.0),
+        lambda kept: lambda x: GLOBAL(x),
+    ],
+    ids=["module", "closure", "default", "method", "partial", "global"],
+)
+def test_once_a_critic(made: Callable[[Loop], Scoring], backwards: Callable[[], int]) -> None:
+    """Whether it is the same object, or made anew at each call."""
+    kept, x, counts = Loop(), samples(), []
+    for _ in range(3):
+        step = CriticStep(made(kept), x, x)
+        for point in (step.real, step.fake):
+            step.input_gradient(point)
+            counts.append(backwards())
+    assert counts == [2, 1, 1, 1, 1, 1]
+    r1_penalty(made(kept), x)
+    assert backwards() == 1
+
+
+def test_another_critic_in_the_same_function_is_another_one() -> None:
+    def penalized(critic: nn.Module) -> Tensor:
+        return r1_penalty(lambda x: critic(x), samples())
+
+    penalized(MODULES["layer norm"]().double())
+    with pytest.raises(ContractError, match="depends on 5 other"):
+        penalized(batchnorm().double())
+    penalized(MODULES["layer norm"]().double())
+
+
+def test_another_critic_of_the_same_name_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def penalized() -> Tensor:
+        return r1_penalty(lambda x: GLOBAL(x), samples())
+
+    penalized()
+    monkeypatch.setitem(globals(), "GLOBAL", batchnorm().double())
+    with pytest.raises(ContractError, match="depends on 5 other"):
+        penalized()
+
+
+def test_another_mode_is_another_critic() -> None:
+    critic, x = batchnorm().double().eval(), samples()
+    for _ in range(2):
+        r1_penalty(critic.eval(), x)
+        with pytest.raises(ContractError, match="depends on"):
+            r1_penalty(critic.train(), x)
+        critic.eval()[2].train()  # its batch normalization alone
+        with pytest.raises(ContractError, match="depends on"):
+            r1_penalty(critic, x)
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    critics = [counting()]
+    r1_penalty(critics[0], samples())
+    r1_penalty(lambda x, critic=critics[0]: critic(x), samples())
+    assert len(probe._PASSED._references) == 2
+    critics.clear()
+    assert not probe._PASSED._references
+
+
+def test_what_takes_no_weak_reference_is_probed_each_time(backwards: Callable[[], int]) -> None:
+    class Slotted:
+        __slots__ = ("module",)
+
+        def __init__(self) -> None:
+            self.module = counting()
+
+        def __call__(self, x: Tensor) -> Tensor:
+            out: Tensor = self.module(x)
+            return out
+
+    critic, x = Slotted(), samples()
+    for _ in range(2):
+        input_gradient(critic, x)
+        assert backwards() == 2
+
+
+def scaled(critic: nn.Module) -> tuple[Scoring, Tensor]:
+    scale = torch.zeros((), dtype=torch.float64)
+    return (lambda x: scale * critic(x)), scale
+
+
+def test_where_the_own_gradient_is_zero_the_next_pass_is_probed() -> None:
+    critic, scale = scaled(batchnorm().double())
+    assert input_gradient(critic, samples()).abs().max() == 0
+    scale.fill_(1)
+    with pytest.raises(ContractError, match="depends on 5 other"):
+        input_gradient(critic, samples())
+
+
+def test_a_pass_is_a_pass_after_that(backwards: Callable[[], int]) -> None:
+    critic, scale = scaled(counting())
+    counts = []
+    for value in (0, 0, 1, 1, 0):
+        scale.fill_(value)
+        input_gradient(critic, samples())
+        counts.append(backwards())
+    assert counts == [2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("row", [0, B // 2])
+def test_what_is_not_finite_is_left_alone(bad: float, row: int) -> None:
+    """It makes all rows of a batch statistic NaN, and one row of a sound critic's."""
+    dependent, sound, x = batchnorm().double(), MODULES["layer norm"]().double(), samples()
+    x[row, 0, 0] = bad
+    assert not input_gradient(dependent, x).isfinite().any()
+    assert input_gradient(sound, x).flatten(1).isfinite().all(1).sum() == B - 1
+    with pytest.raises(ContractError, match="depends on"):  # it is not remembered
+        input_gradient(dependent, samples())
+
+
+def test_rows_that_are_finite_count_beside_others() -> None:
+    """Packs of two: the middle one's other half is told, whatever else there is."""
+
+    def packs(x: Tensor) -> Tensor:
+        pairs = x.flatten(1).sum(1).reshape(B // 2, 2).sum(1).repeat_interleave(2)
+        return pairs + 0 * (x[0].sum() * torch.inf)
+
+    with pytest.raises(ContractError, match="depends on 1 other sample,"):
+        input_gradient(packs, samples())
+
+
+def test_the_trainer_names_what_is_not_finite() -> None:
+    made = built(nn.BatchNorm1d(4), plugins=[R1()])
+    with torch.no_grad():
+        made.critic[1].weight.fill_(torch.nan)  # type: ignore[index, union-attr, operator]
+    with pytest.raises(NonFiniteError, match="nan at update 0"):
+        made.critic_update(0)
+
+
+def test_one_sample_is_no_evidence() -> None:
+    critic = MODULES["!centered"]().double()
+    input_gradient(critic, samples(1, T, D))
+    with pytest.raises(ContractError, match="sample 1 depends on 1 other"):
+        input_gradient(critic, samples(2, T, D))
+
+
+def test_tensors_without_values_are_left_alone() -> None:
+    x = torch.randn(4, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert input_gradient(nn.Linear(3, 1), mode.from_tensor(x)).shape == (4, 3)
+    assert input_gradient(nn.Linear(3, 1, device="meta"), x.to("meta")).shape == (4, 3)
+
+
+def test_random_numbers_and_buffers_are_kept() -> None:
+    """A checkpointed part runs again in each backward pass, and here changes both."""
+
+    class Restless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(T * D, 8), nn.Linear(8, 1)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", torch.zeros(()))
+
+        def part(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.calls += 1
+                self.last = torch.rand(())
+            out: Tensor = self.inner(x.flatten(1)).tanh()
+            return out
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = checkpoint(self.part, x, use_reentrant=False, preserve_rng_state=False)
+            scores: Tensor = self.head(F.dropout(out, 0.3))
+            return scores
+
+    one, x, found = Restless().double(), samples(), []
+    other = copy.deepcopy(one)
+    for critic, left_out in ((one, False), (other, True)):
+        torch.manual_seed(5)
+        if left_out:
+            with unprobed():
+                gradient = input_gradient(critic, x)
+        else:
+            gradient = input_gradient(critic, x)
+        gradient.square().sum().backward()  # type: ignore[no-untyped-call]
+        found.append([gradient, critic.calls, critic.last, critic.inner.weight.grad, torch.rand(3)])
+    for probed, plain in zip(*found, strict=True):
+        assert isinstance(probed, Tensor)
+        assert isinstance(plain, Tensor)
+        assert torch.equal(probed, plain)
+
+
+def built(*layers: nn.Module, **changes: Any) -> Trainer:
+    generator, _ = networks()
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), *layers, nn.Linear(4, 1))
+    train = {"steps": 2, "batch_size": 8, **changes.pop("train", {})}
+    return Trainer(generator, critic, images(), train=train, device="cpu", **changes)
+
+
+def test_a_trainer_probes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first pass that is penalized; one first-order backward more, and no forward."""
+    passes: list[tuple[bool, bool]] = []
+    grad = torch.autograd.grad
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        passes.append((options.get("create_graph", False), options.get("retain_graph", False)))
+        return grad(*arguments, **options)
+
+    made = built(nn.Tanh(), plugins=[GradientPenalty(), R1(), Lazy(every=2)])
+    forwards: list[Tensor] = []
+    made.critic.register_forward_hook(lambda module, inputs, out: forwards.append(out))
+    monkeypatch.setattr(torch.autograd, "grad", spied)
+    counts = []
+    for update in range(3):
+        made.critic_update(update)
+        counts.append((len(passes), passes.count((False, True)), len(forwards)))
+        passes.clear()
+        forwards.clear()
+    assert counts == [(4, 1, 3), (1, 0, 2), (3, 0, 3)]
+
+
+@pytest.mark.parametrize(
+    ("key", "compiled"),
+    [
+        ("allow_batch_statistics", False),
+        ("allow_batchnorm", False),
+        ("allow_batch_statistics", True),
+    ],
+)
+def test_a_trainer_refuses_unless_it_is_allowed(
+    key: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update that a compiled one is checked against probes."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile(function, backend="eager")
+    )
+    torch._dynamo.reset()
+
+    def trainer(**train: Any) -> Trainer:
+        train["compile"] = compiled
+        return built(nn.BatchNorm1d(4), plugins=[GradientPenalty()], train=train)
+
+    with pytest.raises(ContractError, match=r"batch normalization.*layer, group") as caught:
+        trainer().critic_update(0)
+    assert "hook penalty of plugin gp" in caught.value.__notes__[0]
+    made = trainer(**{key: True})
+    with pytest.warns(BatchStatisticsWarning, match="depends on 7 other samples"):
+        made.critic_update(0)
+    made.critic_update(1)  # without a second warning, which would be an error
+    torch._dynamo.reset()
+
+
+def test_the_old_name_is_the_new_one(gan: Gan, tmp_path: Any) -> None:
+    assert Train.of({"steps": 1, "allow_batchnorm": True}).allow_batch_statistics
+    recipe = Recipe.load("recipes/wgan_gp_gaussians8.toml", ["train.allow_batchnorm=true"])
+    table = recipe.table()
+    assert table["train"]["allow_batch_statistics"] is True
+    assert "allow_batchnorm" not in table["train"]
+    old = copy.deepcopy(table)
+    old["train"]["allow_batchnorm"] = old["train"].pop("allow_batch_statistics")
+    assert differences(old, table) == []
+    old["train"]["allow_batchnorm"] = False
+    assert differences(old, table) == ["train.allow_batch_statistics: was False, is True"]
+    code, _, err = gan(
+        *("run", "recipes/wgan_gp_gaussians8.toml", f"--out={tmp_path}", "--device=cpu"),
+        *("--set=train.allow_batchnorm=true", "--set=train.allow_batch_statistics=true"),
+    )
+    assert code == 2
+    assert "train.allow_batchnorm: unknown key" in err
+    assert "allow_batch_statistics" in err
+
+
+def test_no_counted_or_timed_update_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the first pass leaves it open: the critic's last weights are zero here."""
+    made: list[bool] = []
+    monkeypatch.setattr(
+        "gancore.step.refuse_dependence", lambda *a, **o: made.append(probe._OFF.get())
+    )
+    table = {
+        "data": {"name": "gaussians8", "samples": 50},
+        "generator": {"name": "mlp", "width": 4},
+        "critic": {"name": "mlp", "width": 4},
+        "loss": {"name": "wasserstein"},
+        "plugin": [{"name": "gp"}],
+        "train": {"steps": 1, "batch_size": 4},
+    }
+    measure({"gp": Recipe.parse(table)}, device="cpu", rounds=2)
+    assert made == [True, False, True, True]  # counted, not counted, timed twice
+    made.clear()
+    dry_run._seconds_a_step(built(nn.Tanh(), plugins=[GradientPenalty()]))
+    assert made == [False] + [True] * dry_run.TIMED
+
+
+def test_a_warning_for_each_critic() -> None:
+    x = samples()
+    critics = [batchnorm().double() for _ in range(2)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for critic in critics * 2:
+            r1_penalty(critic, x, allow_batch_statistics=True)
+    assert [each.category for each in caught] == [BatchStatisticsWarning] * 2
+    assert caught[0].filename == __file__
