@@ -6,33 +6,24 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Gan, images, networks
+from critics import CRITICS, MODULES, B, D, Scoring, T, batchnorm, samples, through
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from gancore import CriticStep, Trainer, input_gradient, probe
-from gancore.cli import dry_run
-from gancore.cost import measure
-from gancore.errors import ContractError, NonFiniteError
+from gancore import CriticStep, input_gradient, probe
+from gancore.errors import ContractError
 from gancore.probe import BatchStatisticsWarning, unprobed
-from gancore.recipe import Recipe, Train, differences
 from gancore_dragan import dragan_penalty
-from gancore_gp import GradientPenalty, gradient_penalty
-from gancore_lazy import Lazy
-from gancore_r1 import R1, r1_penalty
+from gancore_gp import gradient_penalty
+from gancore_r1 import r1_penalty
 from gancore_r2 import r2_penalty
-
-B, T, D = 6, 5, 4
-"""Samples (B, T, D): sequences, or one-dimensional images; a test has T equal to B."""
-
-Scoring = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -41,161 +32,6 @@ def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for name in ("_PASSED", "_WARNED"):
         monkeypatch.setattr(probe, name, type(probe._PASSED)())
-
-
-def samples(*shape: int) -> Tensor:
-    return torch.randn(shape or (B, T, D), dtype=torch.float64)
-
-
-class Through(nn.Module):
-    """A critic whose forward is a function of its parts and x."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(SimpleNamespace(**self.parts), x)
-
-
-def chain(*layers: nn.Module, features: int = 3) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(T * D, 3), *layers, nn.Linear(features, 1))
-
-
-def through(forward: Callable[..., Tensor], **parts: nn.Module) -> nn.Module:
-    return Through(forward, **parts)
-
-
-def deviation(x: Tensor) -> Tensor:
-    """Progressive GANs' minibatch standard deviation, in groups of two."""
-    groups = x.flatten(1).reshape(2, -1, T * D)
-    spread = groups.var(0, correction=0).add(1e-8).sqrt().mean(1).repeat(2)
-    return torch.cat([x.flatten(1), spread[:, None]], 1)
-
-
-def attended(parts: Any, x: Tensor) -> Tensor:
-    flat = parts.embed(x.flatten(1))
-    out: Tensor = parts.head(parts.attention(flat, flat, flat)[0])
-    return out
-
-
-def functional_norm(parts: Any, x: Tensor) -> Tensor:
-    out: Tensor = parts.head(F.batch_norm(parts.embed(x.flatten(1)), None, None, training=True))
-    return out
-
-
-def in_time(parts: Any, x: Tensor) -> Tensor:
-    """Recurrence along the first dimension: right for (time, batch, features)."""
-    out: Tensor = parts.head(parts.cell(x)[0])[:, -1]
-    return out
-
-
-def over_batch(parts: Any, x: Tensor) -> Tensor:
-    out: Tensor = parts.head(parts.cell(x.transpose(0, 1))[0][-1])
-    return out
-
-
-def batchnorm() -> nn.Module:
-    return chain(nn.BatchNorm1d(3), nn.Tanh())
-
-
-def calling(make: Callable[[], nn.Module], wrap: Callable[[nn.Module], Scoring]) -> Any:
-    return lambda: wrap(make().double())
-
-
-HEAD = {"embed": nn.Linear(T * D, 4), "head": nn.Linear(4, 1)}
-RECURRENT = {"cell": nn.LSTM(D, 4), "head": nn.Linear(4, 1)}
-ATTENTION = HEAD | {"attention": nn.MultiheadAttention(4, 2)}
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    # of other samples too
-    "!batch norm": batchnorm,
-    "!batch norm without running statistics": lambda: chain(
-        nn.BatchNorm1d(3, track_running_stats=False), nn.Tanh()
-    ).eval(),
-    "!F.batch_norm": lambda: through(functional_norm, **HEAD),
-    "!packs of two": lambda: through(
-        lambda parts, x: parts.head(x.reshape(B // 2, -1).tanh()).repeat_interleave(2, 0),
-        head=nn.Linear(2 * T * D, 1),
-    ),
-    "!packs of all": lambda: through(
-        lambda parts, x: parts.head(x.reshape(1, -1).tanh()).expand(B, 1),
-        head=nn.Linear(B * T * D, 1),
-    ),
-    "!recurrence along the batch": lambda: through(in_time, **RECURRENT),
-    "!attention over the batch": lambda: through(attended, **ATTENTION),
-    "!minibatch standard deviation": lambda: through(
-        lambda parts, x: parts.head(deviation(x)).tanh(), head=nn.Linear(T * D + 1, 1)
-    ),
-    "!centered": lambda: through(
-        lambda parts, x: parts.head((x - x.mean(0)).flatten(1)).tanh(), head=nn.Linear(T * D, 1)
-    ),
-    "!a softmax over samples": lambda: through(
-        lambda parts, x: parts.head(x.flatten(1)).softmax(0), head=nn.Linear(T * D, 1)
-    ),
-    "!compared in pairs": lambda: through(
-        lambda parts, x: parts.head(F.normalize(x.flatten(1)) @ F.normalize(x.flatten(1)).T),
-        head=nn.Linear(B, 1),
-    ),
-    "!of the next sample alone": lambda: through(
-        lambda parts, x: parts.head(x.roll(1, 0).flatten(1)).tanh(), head=nn.Linear(T * D, 1)
-    ),
-    # of one sample alone
-    "batch norm in eval mode": lambda: batchnorm().eval(),
-    "layer norm": lambda: chain(nn.LayerNorm(3), nn.Tanh()),
-    "group norm": lambda: nn.Sequential(
-        nn.Conv1d(T, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * D, 1)
-    ),
-    "instance norm": lambda: nn.Sequential(
-        nn.InstanceNorm1d(T, affine=True), nn.Tanh(), nn.Flatten(), nn.Linear(T * D, 1)
-    ),
-    "recurrence, time first": lambda: through(over_batch, **RECURRENT),
-    "attention over time": lambda: through(
-        lambda parts, x: parts.head(parts.attention(x, x, x)[0].flatten(1)),
-        attention=nn.MultiheadAttention(D, 2, batch_first=True),
-        head=nn.Linear(T * D, 1),
-    ),
-    "transposed": lambda: through(
-        lambda parts, x: parts.head(parts.first(x.permute(2, 0, 1)).tanh().sum(0)),
-        first=nn.Linear(T, 3),
-        head=nn.Linear(3, 1),
-    ),
-    "samples in columns": lambda: through(
-        lambda parts, x: (parts.head.weight @ x.flatten(1).T).tanh().T, head=nn.Linear(T * D, 1)
-    ),
-    "two-dimensional convolutions": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, T)), nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(3, 1),
-    ),
-    "spectral norm": lambda: nn.Sequential(
-        nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(T * D, 1))
-    ),
-    "dropout": lambda: chain(nn.Dropout(0.2), nn.Tanh()),
-    "mapped": lambda: through(
-        lambda parts, x: torch.stack([parts.head(each.flatten()) for each in x]).tanh(),
-        head=nn.Linear(T * D, 1),
-    ),
-    "its own standard deviation": lambda: through(
-        lambda parts, x: parts.head(x.flatten(1) / x.flatten(1).std(1, keepdim=True)),
-        head=nn.Linear(T * D, 1),
-    ),
-    "checkpointed": lambda: through(
-        lambda parts, x: parts.head(
-            checkpoint(lambda t: parts.embed(t.flatten(1)).tanh(), x, use_reentrant=False)
-        ),
-        **HEAD,
-    ),
-}  # fmt: skip
-CRITICS: dict[str, Callable[[], Scoring]] = {
-    **{name: calling(make, lambda module: module) for name, make in MODULES.items()},
-    "!a lambda": calling(batchnorm, lambda module: lambda x: module(x)),
-    "!a partial": calling(batchnorm, lambda m: functools.partial(lambda module, x: module(x), m)),
-    "!a method": calling(batchnorm, lambda module: module.forward),
-    "a lambda around layer norm": calling(
-        MODULES["layer norm"], lambda module: lambda x: module(x)
-    ),
-    "without parameters": lambda: lambda x: x.square().flatten(1).sum(1),
-}
 
 
 def depends(critic: Scoring, x: Tensor) -> bool:
@@ -333,6 +169,16 @@ def test_once_a_critic(made: Callable[[Loop], Scoring], backwards: Callable[[], 
     assert backwards() == 1
 
 
+def test_it_can_be_left_out(backwards: Callable[[], int]) -> None:
+    critic, x = counting(), samples()
+    counts = []
+    for context in (unprobed(), nullcontext(), nullcontext()):
+        with context:
+            input_gradient(critic, x)
+        counts.append(backwards())
+    assert counts == [1, 2, 1]
+
+
 def test_another_critic_in_the_same_function_is_another_one() -> None:
     def penalized(critic: nn.Module) -> Tensor:
         return r1_penalty(lambda x: critic(x), samples())
@@ -436,12 +282,16 @@ def test_rows_that_are_finite_count_beside_others() -> None:
         input_gradient(packs, samples())
 
 
-def test_the_trainer_names_what_is_not_finite() -> None:
-    made = built(nn.BatchNorm1d(4), plugins=[R1()])
-    with torch.no_grad():
-        made.critic[1].weight.fill_(torch.nan)  # type: ignore[index, union-attr, operator]
-    with pytest.raises(NonFiniteError, match="nan at update 0"):
-        made.critic_update(0)
+def test_a_pass_with_rows_that_are_not_finite_is_no_pass() -> None:
+    scale = torch.tensor(torch.inf, dtype=torch.float64)
+
+    def critic(x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1) + scale * x[:1].sum()
+
+    assert input_gradient(critic, samples())[1:].isfinite().all()
+    scale.fill_(1)
+    with pytest.raises(ContractError, match="depends on 1 other sample,"):
+        input_gradient(critic, samples())
 
 
 def test_one_sample_is_no_evidence() -> None:
@@ -495,108 +345,6 @@ def test_random_numbers_and_buffers_are_kept() -> None:
         assert isinstance(probed, Tensor)
         assert isinstance(plain, Tensor)
         assert torch.equal(probed, plain)
-
-
-def built(*layers: nn.Module, **changes: Any) -> Trainer:
-    generator, _ = networks()
-    critic = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), *layers, nn.Linear(4, 1))
-    train = {"steps": 2, "batch_size": 8, **changes.pop("train", {})}
-    return Trainer(generator, critic, images(), train=train, device="cpu", **changes)
-
-
-def test_a_trainer_probes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first pass that is penalized; one first-order backward more, and no forward."""
-    passes: list[tuple[bool, bool]] = []
-    grad = torch.autograd.grad
-
-    def spied(*arguments: Any, **options: Any) -> Any:
-        passes.append((options.get("create_graph", False), options.get("retain_graph", False)))
-        return grad(*arguments, **options)
-
-    made = built(nn.Tanh(), plugins=[GradientPenalty(), R1(), Lazy(every=2)])
-    forwards: list[Tensor] = []
-    made.critic.register_forward_hook(lambda module, inputs, out: forwards.append(out))
-    monkeypatch.setattr(torch.autograd, "grad", spied)
-    counts = []
-    for update in range(3):
-        made.critic_update(update)
-        counts.append((len(passes), passes.count((False, True)), len(forwards)))
-        passes.clear()
-        forwards.clear()
-    assert counts == [(4, 1, 3), (1, 0, 2), (3, 0, 3)]
-
-
-@pytest.mark.parametrize(
-    ("key", "compiled"),
-    [
-        ("allow_batch_statistics", False),
-        ("allow_batchnorm", False),
-        ("allow_batch_statistics", True),
-    ],
-)
-def test_a_trainer_refuses_unless_it_is_allowed(
-    key: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The update that a compiled one is checked against probes."""
-    compile = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: compile(function, backend="eager")
-    )
-    torch._dynamo.reset()
-
-    def trainer(**train: Any) -> Trainer:
-        train["compile"] = compiled
-        return built(nn.BatchNorm1d(4), plugins=[GradientPenalty()], train=train)
-
-    with pytest.raises(ContractError, match=r"batch normalization.*layer, group") as caught:
-        trainer().critic_update(0)
-    assert "hook penalty of plugin gp" in caught.value.__notes__[0]
-    made = trainer(**{key: True})
-    with pytest.warns(BatchStatisticsWarning, match="depends on 7 other samples"):
-        made.critic_update(0)
-    made.critic_update(1)  # without a second warning, which would be an error
-    torch._dynamo.reset()
-
-
-def test_the_old_name_is_the_new_one(gan: Gan, tmp_path: Any) -> None:
-    assert Train.of({"steps": 1, "allow_batchnorm": True}).allow_batch_statistics
-    recipe = Recipe.load("recipes/wgan_gp_gaussians8.toml", ["train.allow_batchnorm=true"])
-    table = recipe.table()
-    assert table["train"]["allow_batch_statistics"] is True
-    assert "allow_batchnorm" not in table["train"]
-    old = copy.deepcopy(table)
-    old["train"]["allow_batchnorm"] = old["train"].pop("allow_batch_statistics")
-    assert differences(old, table) == []
-    old["train"]["allow_batchnorm"] = False
-    assert differences(old, table) == ["train.allow_batch_statistics: was False, is True"]
-    code, _, err = gan(
-        *("run", "recipes/wgan_gp_gaussians8.toml", f"--out={tmp_path}", "--device=cpu"),
-        *("--set=train.allow_batchnorm=true", "--set=train.allow_batch_statistics=true"),
-    )
-    assert code == 2
-    assert "train.allow_batchnorm: unknown key" in err
-    assert "allow_batch_statistics" in err
-
-
-def test_no_counted_or_timed_update_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the first pass leaves it open: the critic's last weights are zero here."""
-    made: list[bool] = []
-    monkeypatch.setattr(
-        "gancore.step.refuse_dependence", lambda *a, **o: made.append(probe._OFF.get())
-    )
-    table = {
-        "data": {"name": "gaussians8", "samples": 50},
-        "generator": {"name": "mlp", "width": 4},
-        "critic": {"name": "mlp", "width": 4},
-        "loss": {"name": "wasserstein"},
-        "plugin": [{"name": "gp"}],
-        "train": {"steps": 1, "batch_size": 4},
-    }
-    measure({"gp": Recipe.parse(table)}, device="cpu", rounds=2)
-    assert made == [True, False, True, True]  # counted, not counted, timed twice
-    made.clear()
-    dry_run._seconds_a_step(built(nn.Tanh(), plugins=[GradientPenalty()]))
-    assert made == [False] + [True] * dry_run.TIMED
 
 
 def test_a_warning_for_each_critic() -> None:
