@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from gancore.errors import RunError
+from gancore.probe import unprobed
 from gancore.recipe import Recipe
 from gancore.sampling import Progress
 from gancore.training import Trainer, trainer
@@ -126,10 +127,9 @@ class _Variant:
         for update in self.patterns:
             samples = self.counted.critic_samples(update)
             try:
-                with Counts() as counts:
+                with unprobed(), Counts() as counts:
                     self.counted.update_critic(update, *samples)
-                if self.counted is not self.trainer:
-                    self.trainer.critic_update(update)  # which compiles it
+                self.trainer.critic_update(update)  # which probes the critic, and compiles it
             except RunError:
                 return False
             self.counts.append(counts)
@@ -140,7 +140,8 @@ class _Variant:
         for update, share in self.patterns.items():
             samples = self.trainer.critic_samples(update)
             began = time.perf_counter()
-            self.trainer.update_critic(update, *samples)  # ends in a copy to the host
+            with unprobed():
+                self.trainer.update_critic(update, *samples)  # ends in a copy to the host
             seconds += share * (time.perf_counter() - began)
         self.rounds.append(seconds)
 

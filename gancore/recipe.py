@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
 from gancore.errors import RecipeError, did_you_mean
@@ -30,6 +30,10 @@ MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log",
 
 train.steps does where the learning rate decays, for that is over them.
 """
+
+
+OLD_NAMES = {"train.allow_batchnorm": "train.allow_batch_statistics"}
+"""Keys of recipes that have another name now."""
 
 
 class Section(BaseModel):
@@ -126,8 +130,10 @@ class Train(Section):
     ema: Probability = Field(
         default=0.0, description="decay of the generator's moving average; 0 for none"
     )
-    allow_batchnorm: bool = Field(
-        default=False, description="let gradient penalties meet batch normalization"
+    allow_batch_statistics: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("allow_batch_statistics", "allow_batchnorm"),
+        description="let gradient penalties meet scores that depend on other samples",
     )
 
     @property
@@ -275,7 +281,10 @@ def _item(items: list[Any], part: str, key: str) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return a line for each key of two recipe tables that makes them different runs."""
-    before, after = _flat(old), _flat(new)
+    before, after = (
+        {OLD_NAMES.get(key, key): value for key, value in _flat(table).items()}
+        for table in (old, new)
+    )
     decays = after.get("optimizer.decay", "none") != "none"
     free = [key for key in MAY_CHANGE if not (decays and key == "train.steps")]
     return [

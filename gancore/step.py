@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore.errors import ContractError
+from gancore.probe import refuse_dependence
 from gancore.randomness import Randomness
 from gancore.zeros import StructuralZeros
 
@@ -78,38 +79,46 @@ def interpolate(
     return x.requires_grad_()
 
 
-def input_gradient(critic: Critic, x: Tensor) -> Tensor:
+def input_gradient(critic: Critic, x: Tensor, *, allow_batch_statistics: bool = False) -> Tensor:
     """Return ∇ₓ Σ D(x), the gradient of each score by its own sample, differentiable once more.
 
-    x: (B, *), left as it was; the answer has its shape. Zeros where the critic ignores x.
-    Raises ContractError for a critic whose scores do not belong to one sample alone, or can't
-    be differentiated twice (`refuse_unfit`).
+    x: (B, *), left as it was; the answer has its shape. Raises ContractError for a critic whose
+    scores have no path to x, whose scores depend on other samples than their own, or that can't be
+    differentiated twice (`refuse_unfit`). With allow_batch_statistics scores may depend on others:
+    it is then the gradient of their sum.
     """
     refuse_unfit(critic)
     x = x.detach().requires_grad_()
     with StructuralZeros():
         scores = critic_scores(critic, x)
-    return gradient_of(scores, x)
-
-
-def gradient_of(scores: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of Σ scores by x, with a graph; zeros where there is no dependence.
-
-    Raises ContractError where gradients are switched off, which would look like no dependence.
-    """
-    if not torch.is_grad_enabled():
-        raise ContractError("an input gradient was asked for under torch.no_grad: leave that first")
-    if not scores.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True, materialize_grads=True)
+    gradient = gradient_of(scores, x)
+    refuse_dependence(critic, scores, x, allow_batch_statistics=allow_batch_statistics)
     return gradient
 
 
-def refuse_unfit(critic: Critic, *, allow_batchnorm: bool = False) -> None:
-    """Raise ContractError for a critic whose input gradients mean nothing, or can't be had.
+def gradient_of(scores: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of Σ scores by x, with a graph.
 
-    That is batch normalization that uses batch statistics, which makes each score depend on all
-    samples, and torch.compile around the critic alone, which can't be differentiated twice.
+    Raises ContractError where there is no path from the scores to x, or gradients are switched off.
+    """
+    if not torch.is_grad_enabled():
+        raise ContractError("an input gradient was asked for under torch.no_grad: leave that first")
+    gradient = None
+    if scores.requires_grad:
+        (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True, allow_unused=True)
+    if gradient is None:
+        raise ContractError(
+            "the critic's scores have no path to its input, so there is no gradient to penalize: "
+            "don't detach the input, nor score it under torch.no_grad (freeze an extractor by "
+            "requires_grad_(False) instead)"
+        )
+    return gradient
+
+
+def refuse_unfit(critic: Critic) -> None:
+    """Raise ContractError for torch.compile around the critic alone, or a part of it.
+
+    Its input gradients can't be differentiated a second time.
     """
     if not isinstance(critic, nn.Module):
         return
@@ -118,16 +127,6 @@ def refuse_unfit(critic: Critic, *, allow_batchnorm: bool = False) -> None:
             raise ContractError(
                 f"the critic's {name or 'whole'!r} is torch.compile'd, and its gradient can't be "
                 "differentiated a second time: give the module itself"
-            )
-        uses_batch = isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            module.training or module.running_mean is None
-        )
-        if uses_batch and not allow_batchnorm:
-            raise ContractError(
-                f"the critic's {name or type(module).__name__!r} is batch normalization with batch "
-                "statistics, so each score depends on the whole batch and a per-sample gradient "
-                "penalty means nothing: use layer, group, instance or no normalization in the "
-                "critic (or, knowing this, set train.allow_batchnorm = true)"
             )
 
 
@@ -146,6 +145,18 @@ class _Known(NamedTuple):
     scores: Tensor
     with_grad: bool
     x_required_grad: bool
+
+
+_Key = tuple[int, torch.dtype | None]
+"""Of a tensor, by its id, in the precision of autocast; None is its own."""
+
+
+def _keys(x: Tensor) -> list[_Key]:
+    """Return the keys of what may serve for x; the last is that of what is computed now."""
+    kind, own = x.device.type, (id(x), None)
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return [own]
+    return [own, (id(x), torch.get_autocast_dtype(kind))]
 
 
 class _Scores:
@@ -169,14 +180,14 @@ class _Scores:
         self._randomness = randomness
         self._who = "step"
         self._drawings = 0
-        self._scored = 0
-        self._known: dict[int, _Known] = {}
+        self._scorings = 0
+        self._known: dict[_Key, _Known] = {}
 
     def _asked_by(self, who: str) -> None:
         """Say whose hook is called next: it draws its own numbers, from the first on."""
         self._who = who
         self._drawings = 0
-        self._scored = 0
+        self._scorings = 0
 
     def rand(self, *shape: int, shared: bool = False) -> Tensor:
         """Return numbers uniform in [0, 1), of the dtype and device of `real`.
@@ -216,8 +227,8 @@ class _Scores:
         for name in ("real", "fake", "_interpolates"):
             if getattr(self, name, None) is x:
                 return f"{self._side}/scores of {name.strip('_')}"
-        self._scored += 1
-        return f"{self._who}/scores {self._scored}"
+        self._scorings += 1
+        return f"{self._who}/scores {self._scorings}"
 
     def _apart(self, x: Tensor) -> AbstractContextManager[None]:
         """Return the context in which the critic draws (dropout) apart from who asks for scores."""
@@ -241,15 +252,24 @@ class _Scores:
         return value if self._average is None else self._average(value)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Return D(x) as (B,) for x (B, *): one forward pass, however often asked."""
-        known = self._known.get(id(x))
-        if known is None or (torch.is_grad_enabled() and not known.with_grad):
+        """Return D(x) as (B,) for x (B, *): one forward pass, however often asked.
+
+        Under autocast a second one is made where those outside can't be served: scores of full
+        precision serve both.
+        """
+        return self._scored(x).scores
+
+    def _scored(self, x: Tensor) -> _Known:
+        for key in (keys := _keys(x)):
+            known = self._known.get(key)
             # scores that were only looked at, under no_grad, can't serve a loss
-            with self._apart(x):
-                scores = critic_scores(self.critic, x)
-            known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
-            self._known[id(x)] = known
-        return known.scores
+            if known is not None and (known.with_grad or not torch.is_grad_enabled()):
+                return known
+        with self._apart(x):
+            scores = critic_scores(self.critic, x)
+        known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
+        self._known[keys[-1]] = known
+        return known
 
 
 class CriticStep(_Scores):
@@ -260,6 +280,9 @@ class CriticStep(_Scores):
     fake     (B, *) generated samples, a leaf that requires grad
     labels   (B,) one vector for real and fake, or None
     update   which critic update this is, from 0
+
+    allow_batch_statistics lets `input_gradient` meet scores that depend on other samples;
+    allow_batchnorm is its old name.
     """
 
     _side = "critic"
@@ -272,15 +295,16 @@ class CriticStep(_Scores):
         *,
         labels: Tensor | None = None,
         update: Count = 0,
-        allow_batchnorm: bool = False,
+        allow_batch_statistics: bool = False,
         average: Average | None = None,
         randomness: Randomness | None = None,
+        allow_batchnorm: bool = False,
     ) -> None:
         super().__init__(critic, labels, update, average, randomness)
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
-        self._allow_batchnorm = allow_batchnorm
-        self._gradients: dict[int, Tensor] = {}
+        self._allow_batch_statistics = allow_batch_statistics or allow_batchnorm
+        self._gradients: dict[_Key, Tensor] = {}
         self._interpolates: Tensor | None = None
 
     @property
@@ -297,22 +321,25 @@ class CriticStep(_Scores):
         """Return ∇ₓ Σ D(x) in the shape of x, differentiable once more: computed once a step.
 
         x is `real`, `fake`, `interpolates` or any tensor that required grad before its first
-        use in this step. Raises ContractError otherwise, and for an unfit critic
-        (`refuse_unfit`).
+        use in this step. Raises ContractError otherwise, and as the function `input_gradient`.
         """
-        if id(x) not in self._gradients:
-            refuse_unfit(self.critic, allow_batchnorm=self._allow_batchnorm)
-            known = self._known.get(id(x))
-            if not (x.requires_grad if known is None else known.x_required_grad):
-                raise ContractError(
-                    f"input_gradient was asked for a tensor {tuple(x.shape)} that does not require "
-                    "grad, or did not when it was scored: call x.requires_grad_() before its first "
-                    "use in this step"
-                )
-            with StructuralZeros():
-                scores = self.scores(x)
-            self._gradients[id(x)] = gradient_of(scores, x)
-        return self._gradients[id(x)]
+        for key in (keys := _keys(x)):
+            if key in self._gradients:
+                return self._gradients[key]
+        refuse_unfit(self.critic)
+        with StructuralZeros():
+            known = self._scored(x) if x.requires_grad else None
+        if known is None or not known.x_required_grad:
+            raise ContractError(
+                f"input_gradient was asked for a tensor {tuple(x.shape)} that does not require "
+                "grad, or did not when it was scored: call x.requires_grad_() before its first "
+                "use in this step"
+            )
+        gradient = gradient_of(known.scores, x)
+        allow = self._allow_batch_statistics
+        refuse_dependence(self.critic, known.scores, x, allow_batch_statistics=allow)
+        self._gradients[keys[-1]] = gradient
+        return gradient
 
 
 class GeneratorStep(_Scores):

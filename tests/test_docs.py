@@ -373,6 +373,7 @@ FAULTS: list[Callable[[Path], object]] = [
         load("gp"), 7
     ),
     lambda site: answering(lambda step: step.input_gradient(torch.zeros(4, 2)).mean()),
+    lambda site: (lambda s: s.input_gradient(s.real))(step(lambda x: x.detach().sum(1))),
     lambda site: (lambda s: s.input_gradient(s.real))(
         step(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
     ),

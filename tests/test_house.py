@@ -21,8 +21,8 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"hooks"},
-    {"options", "entrypoints"},
-    {"plugins", "randomness", "reading", "zeros"},
+    {"options", "entrypoints", "randomness"},
+    {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "ranks", "recipe", "protocol"},
     {"networks", "data"},

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, critic_scores, input_gradient, interpolate
 from gancore.errors import ContractError
 from gancore.plugins import Plugins, load
-from gancore.step import Critic as Scoring
-from gancore.step import refuse_unfit
 from gancore.training.objective import objective
 
 
@@ -147,6 +146,51 @@ def test_bf16_scores_under_autocast() -> None:
     torch.testing.assert_close(half, critic(x).flatten(), rtol=0.02, atol=0.02)
 
 
+Asked = Callable[[CriticStep], Tensor]
+ASKED: dict[str, Asked] = {
+    "scores": lambda step: step.scores(step.real),
+    "gradient": lambda step: step.input_gradient(step.real),
+}
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).detach().norm() / exact.detach().norm())
+
+
+@pytest.mark.parametrize("later", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("first", ASKED.values(), ids=ASKED)
+def test_what_autocast_rounded_serves_only_there(first: Asked, later: Asked) -> None:
+    """A penalty asked for outside is that of a step that was never in autocast, bit for bit."""
+    critic, x = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 1)), torch.randn(4, 6)
+    passes: list[Tensor] = []
+    critic.register_forward_hook(lambda module, inputs, out: passes.append(out))
+    step = CriticStep(critic, x, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = first(step)
+        assert first(step) is low  # there it does serve
+        assert [out.dtype for out in passes] == [torch.bfloat16]
+    exact, rounded = later(CriticStep(critic, x, x)), later(step)
+    assert torch.equal(rounded, exact)
+    assert later(step) is rounded
+    assert relative(low, first(CriticStep(critic, x, x))) > 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert later(step) is rounded  # and full precision serves anywhere
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        other = CriticStep(critic, x, x)
+        half = other.scores(other.real)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert not torch.equal(half, other.scores(other.real))
+
+
+def test_a_gradient_in_autocast_of_scores_outside_is_not_remembered_for_there() -> None:
+    critic, x = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 1)), torch.randn(4, 6)
+    step, exact = CriticStep(critic, x, x), ASKED["gradient"](CriticStep(critic, x, x))
+    step.scores(step.real)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative(step.input_gradient(step.real), exact) > 1e-4
+    assert torch.equal(step.input_gradient(step.real), exact)
+
+
 def test_real_and_fake_are_new_leaves() -> None:
     real, fake = samples(), samples().requires_grad_() * 2
     before = real.clone(), fake.detach().clone()
@@ -174,43 +218,61 @@ def test_input_gradient_wants_x_to_require_grad_before_its_first_use() -> None:
         step.input_gradient(x)
 
 
-def test_gradient_of_a_critic_that_ignores_x_is_zero() -> None:
-    weight = nn.Parameter(torch.ones(()))
-    critics: list[Scoring] = [lambda x: weight.expand(len(x)), lambda x: torch.ones(len(x))]
-    for critic in critics:
-        assert input_gradient(critic, torch.randn(3, 2)).tolist() == [[0, 0]] * 3
+class Foreign(torch.autograd.Function):
+    """A layer whose author forgot the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:  # type: ignore[override]
+        return None
 
 
-def batchnorm(**options: Any) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, **options), nn.Linear(4, 1))
+def extracted(x: Tensor, layer: nn.Linear) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = layer(x)
+    return out
 
 
-@pytest.mark.parametrize(
-    ("critic", "fits"),
-    [
-        (batchnorm(), False),
-        (batchnorm().eval(), True),
-        (batchnorm(track_running_stats=False).eval(), False),
-        (nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Linear(4, 1)), True),
-        (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2), nn.Flatten(),
-                       nn.Linear(6, 1)), True),
-    ],
-)  # fmt: skip
-def test_batch_statistics_are_refused(critic: nn.Module, fits: bool) -> None:
-    x = torch.randn(4, 6)
+PATHS: dict[str, tuple[bool, Callable[[Tensor, nn.Linear], Tensor]]] = {
+    "detached": (False, lambda x, layer: layer(x.detach())),
+    "an extractor under no_grad": (False, lambda x, layer: layer(extracted(x, layer))),
+    "through NumPy": (False, lambda x, layer: layer(torch.from_numpy(x.detach().numpy()))),
+    "of indices": (False, lambda x, layer: layer(F.one_hot(x.argmax(1), 6).double())),
+    "ignores x": (False, lambda x, layer: layer.bias.sum().expand(len(x))),
+    "a constant": (False, lambda x, layer: torch.ones(len(x))),
+    "a function without gradient": (False, lambda x, layer: layer(Foreign.apply(x))),
+    "one of two ways": (True, lambda x, layer: layer(x.detach()) + layer(x)),
+    "a frozen layer": (True, lambda x, layer: x @ layer.weight.detach().T),
+    "without parameters": (True, lambda x, layer: x),
+    "zero weights": (True, lambda x, layer: layer(x) * torch.zeros(())),
+    "flat": (True, lambda x, layer: layer(x.round())),
+    "dead units": (True, lambda x, layer: layer((x - 1e6).relu())),
+}
 
-    def step(allow: bool) -> Tensor:
-        made = CriticStep(critic, x, x, allow_batchnorm=allow)
-        return made.input_gradient(made.real)
 
-    assert step(True).shape == x.shape
-    calls: list[Callable[[], Tensor]] = [lambda: step(False), lambda: input_gradient(critic, x)]
-    for call in calls:
-        if fits:
-            assert call().shape == x.shape
-        else:
-            with pytest.raises(ContractError, match=r"'1' is batch norm.*allow_batchnorm = true"):
-                call()
+@pytest.mark.parametrize("name", PATHS)
+def test_no_path_is_refused_exactly_where_torch_refuses(name: str) -> None:
+    there, scores = PATHS[name]
+    layer, x = nn.Linear(6, 6, dtype=torch.float64), samples()
+
+    def critic(x: Tensor) -> Tensor:
+        out = scores(x, layer)
+        return out if out.dim() == 1 else out.sum(1)
+
+    step, leaf = CriticStep(critic, x, x), x.clone().requires_grad_()
+    if there:
+        (expected,) = torch.autograd.grad(critic(leaf).sum(), leaf)
+        for found in (input_gradient(critic, x), step.input_gradient(step.real)):
+            torch.testing.assert_close(found, expected)
+        return
+    with pytest.raises(RuntimeError, match=r"not have been used in the graph|not require grad"):
+        torch.autograd.grad(critic(leaf).sum(), leaf)
+    for call in (lambda: input_gradient(critic, x), lambda: step.input_gradient(step.real)):
+        with pytest.raises(ContractError, match="scores have no path to its input.*no_grad"):
+            call()
 
 
 def compiled_in_place(module: nn.Module) -> nn.Module:
@@ -234,10 +296,11 @@ def compiled(module: nn.Module) -> nn.Module:
     ids=["torch.compile", "module.compile", "a part"],
 )
 def test_a_compiled_critic_is_refused(critic: Callable[[], nn.Module]) -> None:
-    for allow in (False, True):
+    x = torch.randn(4, 6)
+    step = CriticStep(critic(), x, x, allow_batch_statistics=True)
+    for call in (lambda: input_gradient(critic(), x), lambda: step.input_gradient(step.real)):
         with pytest.raises(ContractError, match=r"compile.* second time"):
-            refuse_unfit(critic(), allow_batchnorm=allow)
-    refuse_unfit(nn.Linear(6, 1))
+            call()
 
 
 def test_interpolates_are_one_uniform_alpha_a_sample() -> None:

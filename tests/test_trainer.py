@@ -288,22 +288,14 @@ def test_bf16_is_for_the_loss_and_not_for_penalties(device: str) -> None:
     assert set(seen["other"]) == {torch.bfloat16}
 
 
-def test_batchnorm_in_the_critic_is_refused_unless_allowed() -> None:
-    def build(**train: Any) -> Trainer:
-        generator, _ = networks()
-        critic = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        return Trainer(
-            generator,
-            critic,
-            images(),
-            plugins=[GradientPenalty()],
-            train={"steps": 1, "batch_size": 8, **train},
-            device="cpu",
-        )
-
-    with pytest.raises(ContractError, match=r"batch normalization.*layer, group, instance"):
-        build().critic_update(0)
-    build(allow_batchnorm=True).critic_update(0)
+def test_bf16_scores_real_and_fake_once() -> None:
+    """R1's float32 scores of real samples serve the loss; records are of the loss's scores."""
+    made = trainer(plugins=[R1()], train={"steps": 1, "batch_size": 8, "precision": "bf16"})
+    seen: list[torch.dtype] = []
+    made.critic.layers[1].register_forward_hook(lambda m, i, out: seen.append(out.dtype))  # type: ignore[index, union-attr]
+    values = made.critic_update(0)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert values["critic_loss"] == pytest.approx(values["d_fake"] - values["d_real"], rel=1e-6)
 
 
 def test_mirroring_shows_each_image_or_its_mirror() -> None:

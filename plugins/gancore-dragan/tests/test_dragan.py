@@ -15,6 +15,7 @@ from gancore import CriticStep
 from gancore.errors import ContractError, PluginError
 from gancore.losses import NonSaturating
 from gancore.plugins import Plugins, load, wrap
+from gancore.probe import BatchStatisticsWarning
 from gancore_dragan import DRAGAN, dragan_penalty
 
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -152,6 +153,42 @@ def test_wrong_critic_outputs(answer) -> None:
         dragan_penalty(answer, normal(3, 4))
 
 
+@pytest.mark.parametrize("how", ["detached", "no_grad in front"])
+def test_a_critic_without_a_path_to_its_input(how: str) -> None:
+    body, head = nn.Linear(4, 3).double(), nn.Linear(3, 1).double()
+    x = normal(6, 4), normal(6, 4, seed=1)
+
+    def critic(x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(how == "detached"):
+            features = body(x)
+        return head(features.detach())
+
+    with pytest.raises(ContractError, match=r"no path to its input.*requires_grad_\(False\)"):
+        dragan_penalty(critic, x[0])
+    with pytest.raises(ContractError, match="no path"):
+        DRAGAN().penalty(CriticStep(critic, *x))
+
+
+def test_under_autocast_it_is_of_the_critic_there() -> None:
+    """Its rounding is that of bf16; the value is float32, and outside nothing is rounded."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    x = normal(6, 8).float(), normal(6, 8, seed=1).float()
+
+    def value() -> Tensor:
+        torch.manual_seed(1)  # the same points
+        return dragan_penalty(critic, x[0])
+
+    seen = []
+    critic[0].register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = value()
+    single = value()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert low.dtype == single.dtype == torch.float32
+    assert 1e-5 < abs(low.item() / single.item() - 1) < 0.05
+
+
 def test_batchnorm() -> None:
     critic = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
     x, penalty = (normal(6, 4), normal(6, 4, seed=1)), DRAGAN().penalty
@@ -160,7 +197,10 @@ def test_batchnorm() -> None:
         dragan_penalty(critic, x[0])
     with pytest.raises(ContractError, match=reason):
         penalty(CriticStep(critic, *x))
-    assert penalty(CriticStep(critic, *x, allow_batchnorm=True)).isfinite()
+    with pytest.warns(BatchStatisticsWarning):
+        allowed = penalty(CriticStep(critic, *x, allow_batch_statistics=True))
+    assert allowed.isfinite()
+    assert dragan_penalty(critic, x[0], allow_batch_statistics=True).isfinite()
     assert dragan_penalty(critic.eval(), x[0]).isfinite()
 
 

@@ -16,6 +16,7 @@ from gancore import CriticStep
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
 from gancore.plugins import Plugins, load, wrap
+from gancore.probe import BatchStatisticsWarning
 from gancore_gp import GradientPenalty, gradient_penalty
 
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -128,19 +129,17 @@ def test_parameter_gradients_are_central_differences(make, options: dict) -> Non
         )
 
 
-@pytest.mark.parametrize("kind", ["zero weights", "zero mlp", "ignores x"])
+@pytest.mark.parametrize("kind", ["zero weights", "zero mlp"])
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_zero_gradient_is_finite(kind: str, one_sided: bool) -> None:
     critic = {
         "zero weights": nn.Linear(4, 1),
         "zero mlp": nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)),
-        "ignores x": nn.Linear(4, 1),
     }[kind]
     for parameter in critic.parameters():
         nn.init.zeros_(parameter)
-    call = (lambda x: critic.bias.expand(len(x))) if kind == "ignores x" else critic
     value = gradient_penalty(
-        call, torch.ones(3, 4), torch.zeros(3, 4), weight=2.0, target=3.0, one_sided=one_sided
+        critic, torch.ones(3, 4), torch.zeros(3, 4), weight=2.0, target=3.0, one_sided=one_sided
     )
     assert value.item() == (0 if one_sided else 18)
     gradients = torch.autograd.grad(value, list(critic.parameters()), materialize_grads=True)
@@ -210,6 +209,42 @@ def test_wrong_samples() -> None:
         gradient_penalty(linear(normal(4)), normal(3, 4), normal(2, 4))
 
 
+@pytest.mark.parametrize("how", ["detached", "no_grad in front"])
+def test_a_critic_without_a_path_to_its_input(how: str) -> None:
+    body, head = nn.Linear(4, 3).double(), nn.Linear(3, 1).double()
+    x = normal(6, 4), normal(6, 4, seed=1)
+
+    def critic(x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(how == "detached"):
+            features = body(x)
+        return head(features.detach())
+
+    with pytest.raises(ContractError, match=r"no path to its input.*requires_grad_\(False\)"):
+        gradient_penalty(critic, *x)
+    with pytest.raises(ContractError, match="no path"):
+        GradientPenalty().penalty(CriticStep(critic, *x))
+
+
+def test_under_autocast_it_is_of_the_critic_there() -> None:
+    """Its rounding is that of bf16; the value is float32, and outside nothing is rounded."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    x = normal(6, 8).float(), normal(6, 8, seed=1).float()
+
+    def value() -> Tensor:
+        torch.manual_seed(1)  # the same points
+        return gradient_penalty(critic, *x)
+
+    seen = []
+    critic[0].register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = value()
+    single = value()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert low.dtype == single.dtype == torch.float32
+    assert 1e-5 < abs(low.item() / single.item() - 1) < 0.05
+
+
 def test_batchnorm() -> None:
     critic = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
     x, penalty = (normal(6, 4), normal(6, 4, seed=1)), GradientPenalty().penalty
@@ -218,7 +253,10 @@ def test_batchnorm() -> None:
         gradient_penalty(critic, *x)
     with pytest.raises(ContractError, match=reason):
         penalty(CriticStep(critic, *x))
-    assert penalty(CriticStep(critic, *x, allow_batchnorm=True)).isfinite()
+    with pytest.warns(BatchStatisticsWarning):
+        allowed = penalty(CriticStep(critic, *x, allow_batch_statistics=True))
+    assert allowed.isfinite()
+    assert gradient_penalty(critic, *x, allow_batch_statistics=True).isfinite()
     critic.eval()
     assert gradient_penalty(critic, *x).isfinite()
     assert penalty(CriticStep(critic, *x)).isfinite()

@@ -16,6 +16,7 @@ from gancore import CriticStep
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
 from gancore.plugins import Plugins, load, wrap
+from gancore.probe import BatchStatisticsWarning
 from gancore_r2 import R2, r2_penalty
 
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -98,17 +99,15 @@ def test_parameter_gradients_are_central_differences(make) -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["zero weights", "zero mlp", "ignores x"])
+@pytest.mark.parametrize("kind", ["zero weights", "zero mlp"])
 def test_zero_gradient_is_finite(kind: str) -> None:
     critic = {
         "zero weights": nn.Linear(4, 1),
         "zero mlp": nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)),
-        "ignores x": nn.Linear(4, 1),
     }[kind]
     for parameter in critic.parameters():
         nn.init.zeros_(parameter)
-    call = (lambda x: critic.bias.expand(len(x))) if kind == "ignores x" else critic
-    value = r2_penalty(call, torch.ones(3, 4))
+    value = r2_penalty(critic, torch.ones(3, 4))
     assert value.item() == 0
     gradients = torch.autograd.grad(value, list(critic.parameters()), materialize_grads=True)
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -152,6 +151,43 @@ def test_wrong_critic_outputs(answer) -> None:
         r2_penalty(answer, normal(3, 4))
 
 
+@pytest.mark.parametrize("how", ["detached", "no_grad in front"])
+def test_a_critic_without_a_path_to_its_input(how: str) -> None:
+    body, head = nn.Linear(4, 3).double(), nn.Linear(3, 1).double()
+    x = normal(6, 4), normal(6, 4, seed=1)
+
+    def critic(x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(how == "detached"):
+            features = body(x)
+        return head(features.detach())
+
+    with pytest.raises(ContractError, match=r"no path to its input.*requires_grad_\(False\)"):
+        r2_penalty(critic, x[1])
+    with pytest.raises(ContractError, match="no path"):
+        R2().penalty(CriticStep(critic, *x))
+
+
+def test_under_autocast_it_is_of_the_critic_there() -> None:
+    """Its rounding is that of bf16; the value is float32, and outside nothing is rounded."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    x = normal(6, 8).float(), normal(6, 8, seed=1).float()
+
+    def value(critic: nn.Module, *x: Tensor) -> Tensor:
+        return r2_penalty(critic, x[1])
+
+    seen = []
+    critic[0].register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = value(critic, *x)
+    single = value(critic, *x)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert low.dtype == single.dtype == torch.float32
+    exact = value(critic.double(), *(each.double() for each in x)).item()
+    assert single.item() == pytest.approx(exact, rel=1e-5)
+    assert 1e-5 < abs(low.item() / exact - 1) < 0.05
+
+
 def test_batchnorm() -> None:
     critic = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
     x, penalty = (normal(6, 4), normal(6, 4, seed=1)), R2().penalty
@@ -160,7 +196,10 @@ def test_batchnorm() -> None:
         r2_penalty(critic, x[1])
     with pytest.raises(ContractError, match=reason):
         penalty(CriticStep(critic, *x))
-    assert penalty(CriticStep(critic, *x, allow_batchnorm=True)).isfinite()
+    with pytest.warns(BatchStatisticsWarning):
+        allowed = penalty(CriticStep(critic, *x, allow_batch_statistics=True))
+    assert allowed.isfinite()
+    assert r2_penalty(critic, x[1], allow_batch_statistics=True).isfinite()
     critic.eval()
     assert r2_penalty(critic, x[1]).isfinite()
     assert penalty(CriticStep(critic, *x)).isfinite()

@@ -24,6 +24,7 @@ def dragan_penalty(
     noise: Literal["authors", "gaussian"] = "authors",
     scale: float = 0.5,
     generator: torch.Generator | None = None,
+    allow_batch_statistics: bool = False,
 ) -> Tensor:
     """Return λ·E[(‖∇D(x + δ)‖₂ − k)²] over real samples x and noise δ.
 
@@ -38,17 +39,21 @@ def dragan_penalty(
                authors' code); "gaussian": δ ~ N(0, scale²·I) (the paper)
     scale      the size of the noise: in units of that std, or of the data
     generator  where the noise is drawn from; torch's global generator if None
+    allow_batch_statistics
+               let scores depend on other samples: the gradient is then that of Σ D
 
-    Returns a scalar with the graph to the critic's parameters. Raises ValueError for another
-    `noise`, and gancore.errors.ContractError for a critic with batch normalization in training
-    mode.
+    Returns a scalar with the graph to the critic's parameters, in the dtype of `real`. Under
+    torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
+    in their own. Raises ValueError for another `noise`, and gancore.errors.ContractError for a
+    critic whose scores have no path to its input, or depend on other samples than their own.
     """
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=real.dtype, device=real.device)
 
     x = _around(real, noise, scale, uniform_like(real, generator), normal)
-    return weight * _distance(input_gradient(critic, x), target)
+    gradient = input_gradient(critic, x, allow_batch_statistics=allow_batch_statistics)
+    return weight * _distance(gradient, target)
 
 
 @plugin

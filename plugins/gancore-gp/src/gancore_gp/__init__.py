@@ -23,6 +23,7 @@ def gradient_penalty(
     target: float = 1.0,
     one_sided: bool = False,
     generator: torch.Generator | None = None,
+    allow_batch_statistics: bool = False,
 ) -> Tensor:
     """Return λ·E[(‖∇D(x̂)‖₂ − target)²], x̂ uniform on the lines between real and fake.
 
@@ -34,12 +35,17 @@ def gradient_penalty(
     target     the norm to pull to
     one_sided  penalize only norms above the target: max(0, ‖∇‖ − target)²
     generator  where α is drawn from; torch's global generator if None
+    allow_batch_statistics
+               let scores depend on other samples: the gradient is then that of Σ D
 
-    Returns a scalar with the graph to the critic's parameters. Raises
-    gancore.errors.ContractError for a critic with batch normalization in training mode.
+    Returns a scalar with the graph to the critic's parameters, in the dtype of `real`. Under
+    torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
+    in their own. Raises gancore.errors.ContractError for a critic whose scores have no path to its
+    input, or depend on other samples than their own.
     """
     x = interpolate(real, fake, generator=generator)
-    return weight * _distance(input_gradient(critic, x), target, one_sided)
+    gradient = input_gradient(critic, x, allow_batch_statistics=allow_batch_statistics)
+    return weight * _distance(gradient, target, one_sided)
 
 
 @plugin

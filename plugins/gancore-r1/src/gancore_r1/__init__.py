@@ -16,7 +16,9 @@ from gancore.step import Critic
 __all__ = ["R1", "r1_penalty"]
 
 
-def r1_penalty(critic: Critic, real: Tensor, *, gamma: float = 10.0) -> Tensor:
+def r1_penalty(
+    critic: Critic, real: Tensor, *, gamma: float = 10.0, allow_batch_statistics: bool = False
+) -> Tensor:
     """Return γ/2·E[‖∇D(x)‖²] over real samples x.
 
     Mescheder et al., 2018, section 4.1, with the ½ (as in StyleGAN and R3GAN).
@@ -24,11 +26,16 @@ def r1_penalty(critic: Critic, real: Tensor, *, gamma: float = 10.0) -> Tensor:
     critic  any callable (B, *) → (B,), (B, 1) or (B, 1, 1, 1)
     real    (B, *), left as it was
     gamma   γ
+    allow_batch_statistics
+            let scores depend on other samples: the gradient is then that of Σ D
 
-    Returns a scalar with the graph to the critic's parameters. Raises
-    gancore.errors.ContractError for a critic with batch normalization in training mode.
+    Returns a scalar with the graph to the critic's parameters, in the dtype of `real`. Under
+    torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
+    in their own. Raises gancore.errors.ContractError for a critic whose scores have no path to its
+    input, or depend on other samples than their own.
     """
-    return gamma / 2 * _mean_square(input_gradient(critic, real))
+    gradient = input_gradient(critic, real, allow_batch_statistics=allow_batch_statistics)
+    return gamma / 2 * _mean_square(gradient)
 
 
 @plugin
