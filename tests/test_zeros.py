@@ -171,6 +171,15 @@ def test_in_place_with_a_slope_below_zero_is_refused_as_torch_does() -> None:
             scores.backward()
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_out_is_taken_where_torch_takes_it(grad: bool) -> None:
+    """That is where there is no graph: under no_grad, or where the input requires none."""
+    x, out = torch.randn(1, 2, 4, requires_grad=not grad), torch.empty(1, 1, 2)
+    with torch.set_grad_enabled(grad), StructuralZeros():
+        F.avg_pool2d(x, 2, out=out)
+    torch.testing.assert_close(out, F.avg_pool2d(x.detach(), 2))
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_nested_tensors_pass_as_they_do_without() -> None:
     x = torch.randn(3, 2, requires_grad=True)
