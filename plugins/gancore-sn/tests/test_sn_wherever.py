@@ -147,6 +147,28 @@ def test_tied_weights_stay_tied() -> None:
         assert np.linalg.svd(weight, compute_uv=False)[0] == pytest.approx(1, rel=1e-6)
 
 
+def test_a_weight_that_is_a_buffer_is_normalized_too() -> None:
+    layer = build(lambda: nn.Linear(3, 4))
+    layer.register_buffer("weight", layer._parameters.pop("weight").detach())
+    apply_spectral_norm(layer, n_power_iterations=200)(torch.ones(1, 3).double())
+    norm = np.linalg.svd(layer.weight.numpy(), compute_uv=False)[0]
+    assert norm == pytest.approx(1, rel=1e-6)
+
+
+def test_compiled_in_one_graph() -> None:
+    module, graphs = moved(apply_spectral_norm(critic())), []
+    plain = copy.deepcopy(module)
+    for run in (lambda x: module(x), lambda x: module.forward(x)):
+        compiled = torch.compile(
+            run, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True
+        )
+        for seed in range(3):
+            expected = one_step_on(module)
+            torch.testing.assert_close(compiled(samples(seed)), plain(samples(seed)))
+            assert_vectors(module, expected)
+    assert len(graphs) == 2
+
+
 def layer_by_layer(module: nn.Sequential, x: Tensor) -> Tensor:
     for layer in module:
         x = layer(x)

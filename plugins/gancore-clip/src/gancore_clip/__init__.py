@@ -33,8 +33,8 @@ def clip_weights(module: nn.Module, limit: float = 0.01) -> None:
             )
         for made, origin in _made(part):
             raise ValueError(
-                f"{name or type(part).__name__!r} makes its {made} of {origin} before each call, and "
-                "clipping would reach that alone: remove what does so (torch's weight_norm, "
+                f"{name or type(part).__name__!r} makes its {made} of {origin} before each call, "
+                "and clipping reaches that alone: remove what does so (torch's weight_norm, "
                 "spectral_norm or pruning), or drop the clipping"
             )
     with torch.no_grad():

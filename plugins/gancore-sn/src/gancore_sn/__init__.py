@@ -95,7 +95,7 @@ class _SpectralNorm(nn.Module):
         self.iterate(weight, WARM_UP)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.training and not self.in_pass:
+        if self.steps and self.training and not self.in_pass:
             self.begin(weight)
         # clones: a later power iteration must not change what this graph has saved
         with _no_autocast(weight):
@@ -106,7 +106,7 @@ class _SpectralNorm(nn.Module):
 
     def begin(self, weight: Tensor) -> None:
         """Iterate for a pass that begins, unless it is one that a backward recomputes."""
-        if torch.compiler.is_compiling() or not self.steps:
+        if torch.compiler.is_compiling():
             self.iterate(weight, self.steps)
         elif torch._C._current_graph_task_id() == -1:
             self.iterate(weight, self.steps)
