@@ -154,7 +154,15 @@ class Equalized(nn.Linear):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("called", [False, True])
-@pytest.mark.parametrize("call", [clip_weights, lambda module: WeightClipping().post_step(module)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        clip_weights,
+        lambda module: WeightClipping().prepare_critic(module),
+        lambda module: WeightClipping().post_step(module),
+    ],
+    ids=["function", "before a run", "in a run"],
+)
 @pytest.mark.parametrize(
     ("layer", "names"),
     [

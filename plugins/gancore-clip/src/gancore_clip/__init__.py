@@ -25,6 +25,13 @@ def clip_weights(module: nn.Module, limit: float = 0.01) -> None:
     """
     if not limit > 0:
         raise ValueError(f"limit is {limit}, expected a positive number")
+    _refuse_made_weights(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.clamp_(-limit, limit)
+
+
+def _refuse_made_weights(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if parametrize.is_parametrized(part):
             raise ValueError(
@@ -37,9 +44,6 @@ def clip_weights(module: nn.Module, limit: float = 0.01) -> None:
                 "and clipping reaches that alone: remove what does so (torch's weight_norm, "
                 "spectral_norm or pruning), or drop the clipping"
             )
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.clamp_(-limit, limit)
 
 
 def _made(part: nn.Module) -> Iterator[tuple[str, str]]:
@@ -61,6 +65,11 @@ class WeightClipping:
     limit: Annotated[float, Gt(0)] = 0.01
 
     conflicts: ClassVar[tuple[str, ...]] = ("sn",)
+
+    @hookimpl
+    def prepare_critic(self, critic: nn.Module) -> None:
+        """Refuse a critic whose weights are made of other parameters."""
+        _refuse_made_weights(critic)
 
     @hookimpl
     def post_step(self, critic: nn.Module) -> None:
