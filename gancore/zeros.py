@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
@@ -36,12 +37,30 @@ class StructuralZeros(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call `func`, or what stands for it."""
-        call: Callable[..., Any] = STAND_INS.get(func, func)
-        return call(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        stand_in = STAND_INS.get(func)
+        if stand_in is None or not _ordinary(args[0] if args else kwargs.get("input")):
+            return func(*args, **kwargs)
+        return stand_in(*args, **kwargs)
+
+
+def _ordinary(input: object) -> bool:
+    """Whether there is a second derivative to leave out, and reverse mode alone that takes it.
+
+    The transforms of torch.func, forward-mode AD and subclasses with an arithmetic of their own
+    get the function that they know.
+    """
+    if not isinstance(input, Tensor) or type(input) not in (Tensor, nn.Parameter):
+        return False
+    if input.is_nested or not (torch.is_grad_enabled() and input.requires_grad):
+        return False
+    return torch.compiler.is_compiling() or (
+        torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+    )
 
 
 class _Rectify(torch.autograd.Function):
-    """(Leaky) ReLU by its output alone, which whatever comes next keeps anyway."""
+    """ReLU, or LeakyReLU in place, by its output alone, which whatever comes next keeps anyway."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, slope: float, inplace: bool) -> Tensor:
@@ -71,24 +90,34 @@ def _times_slope(x: Tensor, sign: Tensor, slope: float) -> Tensor:
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    return _leaky_relu(input, 0.0, inplace)
+    return _rectified(input, 0.0, inplace)
 
 
 def _relu_(input: Tensor) -> Tensor:
-    return _leaky_relu(input, 0.0, inplace=True)
+    return _rectified(input, 0.0, inplace=True)
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    if torch.compiler.is_compiling() or negative_slope < 0:
-        # an autograd.Function loses its second derivative when compiled, and says nothing
-        out = _times_slope(input, input.detach().clone(), negative_slope)
-        return input.copy_(out) if inplace else out
-    answer: Tensor = _Rectify.apply(input, negative_slope, inplace)
+    if not isinstance(negative_slope, float | int) or (inplace and not negative_slope > 0):
+        return F.leaky_relu(input, negative_slope, inplace)
+    if inplace:
+        return _rectified(input, negative_slope, inplace)
+    # saves the input, as torch does, since the output may be changed by what follows
+    answer: Tensor = aten.leaky_relu_backward(input, input.detach(), negative_slope, False)
     return answer
 
 
 def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return _leaky_relu(input, negative_slope, inplace=True)
+
+
+def _rectified(input: Tensor, slope: float, inplace: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        # an autograd.Function loses its second derivative when compiled, and says nothing
+        out = _times_slope(input, input.detach().clone(), slope)
+        return input.copy_(out) if inplace else out
+    answer: Tensor = _Rectify.apply(input, slope, inplace)
+    return answer
 
 
 class _Pool(torch.autograd.Function):

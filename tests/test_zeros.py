@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ FORMS: dict[str, Maps] = {
     "nn.LeakyReLU, slope 0": nn.LeakyReLU(0.0),
     "nn.LeakyReLU, slope below 0": nn.LeakyReLU(-0.3),
     "F.leaky_relu": F.leaky_relu,
+    "F.leaky_relu, then in place": lambda h: F.leaky_relu(h).mul_(2),
     "F.leaky_relu_": lambda h: F.leaky_relu_(h, 0.3),
     "torch._C._nn.leaky_relu": lambda h: torch._C._nn.leaky_relu(h, 0.1),
     "nn.AvgPool2d": nn.AvgPool2d(2),
@@ -136,11 +138,54 @@ def test_everything_else_is_untouched(form: Maps) -> None:
 
 
 def test_numbers_that_are_none_pass_as_they_do_without() -> None:
-    odd = torch.tensor([math.nan, -math.inf, -0.0, 0.0, math.inf, -2.0])
-    for function in (F.relu, lambda x: F.leaky_relu(x, 0.2)):
+    numbers = [math.nan, -math.inf, -0.0, 0.0, math.inf, -2.0]
+    functions: list[Maps] = [F.relu, *(partial(F.leaky_relu, negative_slope=s) for s in (0.2, 0.0))]
+    for function in functions:
+        odd = torch.tensor(numbers, requires_grad=True)
         with StructuralZeros():
             found = function(odd)
         torch.testing.assert_close(found, function(odd), rtol=0, atol=0, equal_nan=True)
+
+
+def test_leaky_relu_may_be_followed_in_place() -> None:
+    """By hand: h = (−1, −1), ∂D/∂h = 2·0.4²·h = −0.32, ∂D/∂x = −0.64, and R1 = 5·2·0.64²."""
+    x, weight = torch.tensor([[1.0, -2.0]]), torch.ones(2, 2, requires_grad=True)
+
+    def critic(samples: Tensor) -> Tensor:
+        return F.leaky_relu(samples @ weight, 0.2).mul_(2).square().sum(1)
+
+    penalty = 5 * input_gradient(critic, x).square().sum()
+    assert penalty.item() == pytest.approx(4.096)
+    penalty.backward()
+    assert weight.grad is not None
+    assert weight.grad.sum().item() == pytest.approx(4 * 4.096)  # R1 is of degree 4 in w
+
+
+def test_in_place_with_a_slope_below_zero_is_refused_as_torch_does() -> None:
+    """The sign of the input, which is gone, can't be told by that of the output."""
+    critic = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(-0.1, inplace=True))
+    for mode in (nullcontext(), StructuralZeros()):
+        with mode:
+            scores = critic(torch.randn(2, 3, requires_grad=True)).sum()
+        with pytest.raises(RuntimeError, match="non-positive slope|negative slope"):
+            scores.backward()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_out_is_taken_where_torch_takes_it(grad: bool) -> None:
+    """That is where there is no graph: under no_grad, or where the input requires none."""
+    x, out = torch.randn(1, 2, 4, requires_grad=not grad), torch.empty(1, 1, 2)
+    with torch.set_grad_enabled(grad), StructuralZeros():
+        F.avg_pool2d(x, 2, out=out)
+    torch.testing.assert_close(out, F.avg_pool2d(x.detach(), 2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_pass_as_they_do_without() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    with StructuralZeros():
+        rows = F.relu(torch.nested.as_nested_tensor([x[:2], x[2:]]))
+    torch.testing.assert_close(rows.to_padded_tensor(0.0)[1, 0], x[2].relu())
 
 
 @pytest.mark.parametrize("form", [F.relu, nn.AvgPool2d(2)])
@@ -166,6 +211,10 @@ def test_nothing_more_is_kept_in_memory_for_relu() -> None:
         with StructuralZeros():
             h = F.relu(x)
     assert kept == [h.data_ptr()]
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), StructuralZeros():
+        F.leaky_relu(x)
+    assert kept == [x.data_ptr()]  # as torch does: what follows may change its output
 
 
 ACTIVATIONS = st.sampled_from(["nn.ReLU", "nn.ReLU in place", "nn.LeakyReLU", "nn.AvgPool2d"])

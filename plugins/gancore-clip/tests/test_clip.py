@@ -13,6 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from gancore import input_gradient, plugin
@@ -133,6 +136,59 @@ def test_parametrized_weights(parametrization, inside: bool) -> None:
     with pytest.raises(ValueError, match=f"{name} has parametrized weights.*drop"):
         clip_weights(module)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+class Equalized(nn.Linear):
+    """As ports of ProGAN have it: a hook that sets the weight at each call."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.weight_orig = nn.Parameter(self._parameters.pop("weight"))
+        self.register_forward_pre_hook(self.scale)
+        self.scale(self)
+
+    @staticmethod
+    def scale(layer: nn.Module, inputs: object = ()) -> None:
+        layer.weight = 3 * layer.weight_orig
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        clip_weights,
+        lambda module: WeightClipping().prepare_critic(module),
+        lambda module: WeightClipping().post_step(module),
+    ],
+    ids=["function", "before a run", "in a run"],
+)
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (lambda: old_spectral_norm(nn.Linear(3, 2)), "weight of weight_orig"),
+        (lambda: old_weight_norm(nn.Linear(3, 2)), "weight of weight_g"),
+        (lambda: old_weight_norm(nn.LSTM(3, 2), "weight_hh_l0"), "weight_hh_l0 of weight_hh_l0_g"),
+        (lambda: prune.random_unstructured(nn.Linear(3, 2), "bias", 1), "bias of bias_orig"),
+        (Equalized, "weight of weight_orig"),
+    ],
+    ids=["spectral_norm", "weight_norm", "weight_norm of an LSTM", "prune", "equalized"],
+)
+def test_weights_made_before_each_call(layer, names: str, call, called: bool) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), layer())
+    if called:
+        module(torch.randn(4, 3))
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=f"'1' makes its {names} before each call.*drop"):
+        call(module)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_what_was_made_once_for_all_is_clipped() -> None:
+    module = nn.utils.remove_spectral_norm(old_spectral_norm(nn.Linear(3, 2)))
+    module.weight_of_evidence = torch.ones(1)  # no parameter goes into it
+    clip_weights(module, 0.01)
+    assert max(p.abs().max().item() for p in module.parameters()) == np.float32(0.01)
 
 
 @pytest.mark.parametrize("alias", ["sn", "another"])
