@@ -21,6 +21,7 @@ from gancore.training import Trainer
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
 from gancore_gp import GradientPenalty
+from gancore_r1 import R1
 
 FLOAT = torch.zeros(())
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -240,6 +241,7 @@ def test_a_plugin_draws_the_same_whatever_else_is_loaded() -> None:
     alone = lines()
     among = lines(0, Greedy(), GradientPenalty())
     scoring = lines(score=True)
+    assert among["penalty_scale greedy"] != among["penalty_scale diary"]
     for hook in alone.keys() - {"masks"}:
         assert among[hook] == alone[hook] == scoring[hook], hook
         if "scale" in hook:  # asked for both networks' penalties of one update
@@ -260,6 +262,7 @@ def test_the_critics_own_draws_go_by_what_it_scores() -> None:
 
     plain = masks()
     assert len(set(plain)) == len(plain) == 2
+    assert set(plain) == set(masks(R1()))  # which asks for D(real) before the loss does
     assert set(plain) < set(masks(GradientPenalty()))
     assert set(masks(GradientPenalty())) < set(masks(Greedy(), GradientPenalty()))
 
