@@ -241,7 +241,7 @@ def test_a_plugin_draws_the_same_whatever_else_is_loaded() -> None:
     alone = lines()
     among = lines(0, Greedy(), GradientPenalty())
     scoring = lines(score=True)
-    assert among["penalty_scale greedy"] != among["penalty_scale diary"]
+    assert among["penalty_scale greedy"][0] != among["penalty_scale diary"][0]
     for hook in alone.keys() - {"masks"}:
         assert among[hook] == alone[hook] == scoring[hook], hook
         if "scale" in hook:  # asked for both networks' penalties of one update
