@@ -81,6 +81,7 @@ def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
         recipe={},
     )
     built.recipe = _resolve(recipe, built.plugins)
+    built.components = origins(recipe)
     return built
 
 
@@ -138,10 +139,14 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the data set, networks and extractor of a recipe. Raises PluginError."""
+    """Return what brought the networks and extractor of a recipe. Raises PluginError.
+
+    What brought the data does not matter: samples have a hash of their own.
+    """
     found = {
         kind: entrypoints.origin(entrypoints.get(kind, section.name))
         for kind, section in _components(recipe).items()
+        if kind != "dataset"
     }
     for each in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
         if each.name == recipe.score.extractor:
