@@ -22,14 +22,13 @@ PYTHON = "{}.{}".format(*sys.version_info)
 """The version that trees are written by."""
 
 DECIDES_NOTHING = (
-    *("__main__", "cli", "cli.*", "report", "report.*", "leaderboard", "leaderboard.*"),
-    *("testing", "testing.*", "scaffold", "scaffold.*", "cost", "errors", "reading"),
-    *("sources", "entrypoints", "training.identity", "training.folder", "training.storage"),
-    "training.reporting",
+    *("__main__", "cli", "report", "leaderboard", "testing", "scaffold", "cost"),
+    *("errors", "reading", "sources", "entrypoints"),
+    *("training.identity", "training.folder", "training.storage", "training.reporting"),
     "data.*",  # loaded samples are known by their own hash
     "scoring.*_train",  # makes weights, which are known by theirs
 )
-"""Modules of the core, as patterns, that change no weight, sample or score of a run.
+"""Modules and packages of the core, as patterns, that change no weight, sample or score of a run.
 
 All others do, those that are yet to be written among them.
 """
@@ -57,7 +56,9 @@ def _is_code(path: Path) -> bool:
 
 def decides(name: str) -> bool:
     """Return whether a module of the core decides numbers; `step`, or `training.session`."""
-    return not any(fnmatch(name, pattern) for pattern in DECIDES_NOTHING)
+    return not any(
+        fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*") for pattern in DECIDES_NOTHING
+    )
 
 
 def _name(path: Path) -> str:

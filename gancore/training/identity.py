@@ -10,17 +10,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import nn
 
 from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
-from gancore.errors import GancoreError, RecipeError
+from gancore.errors import CheckpointError, GancoreError, RecipeError
 from gancore.plugins import Loaded
 from gancore.protocol import Stored, Text
 from gancore.recipe import Recipe
 from gancore.sources import class_code, core_code
+
+SCORING = ("extractor", "score.weights")
+"""Components that decide no update, only scores."""
 
 SHOWN = 5
 """Modules that a line names, at most."""
@@ -53,6 +56,17 @@ def made_of(
         "components": dict(components),
         "core": core_code(),
     }
+
+
+def made_of_in(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity in a checkpoint's state; {} in an early one's. Raises CheckpointError."""
+    found: dict[str, Any] = state.get("made_of", {})
+    try:
+        MadeOf.model_validate(found)
+    except ValidationError as error:
+        reason = options.explain(error, "the checkpoint's made_of", lambda path: ())
+        raise CheckpointError(f"{reason}. Copy the run folder anew, or train again") from error
+    return found
 
 
 def plugin_origins(plugins: Iterable[Loaded]) -> dict[str, str]:
@@ -101,7 +115,7 @@ def changes(
     return lines
 
 
-GROUPS = {"plugins": "plugin ", "components": "", "versions": "version of ", "where": ""}
+GROUPS = {"plugins": "plugin ", "components": "", "versions": "", "where": ""}
 """Tables that are compared by name, and what a line calls one of their names."""
 
 
@@ -129,6 +143,12 @@ def uncompared(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if core and core["python"] != now["core"]["python"]:
         python = f"by Python {core['python']} then, by {now['core']['python']} now"
         found.append(f"{WORDS['core']} (hashed {python})")
+    found += [
+        f"the code of {name}"
+        for group in ("plugins", "components")
+        for name, origin in now[group].items()
+        if name not in SCORING and origin.endswith("(code unknown)")
+    ]
     return ", ".join(found)
 
 

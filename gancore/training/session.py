@@ -7,10 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from gancore.errors import CheckpointError, InputError
-from gancore.options import explain, shown
+from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
@@ -20,7 +18,15 @@ from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.environment import environment
 from gancore.training.folder import BOARD_AGAIN, Run
-from gancore.training.identity import WORDS, MadeOf, as_now, changes, made_of, uncompared
+from gancore.training.identity import (
+    SCORING,
+    WORDS,
+    as_now,
+    changes,
+    made_of,
+    made_of_in,
+    uncompared,
+)
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
 
@@ -81,13 +87,17 @@ class Session:
         """Whether there was nothing to train, and the scores asked for are there already."""
         steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
         here = self.trainer.ranks.is_first and start == steps
-        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_weights()
+        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_features()
         return self.trainer.ranks.any(is_there)
 
-    def _has_same_weights(self) -> bool:
-        """Whether the scores that are there were taken with the extractor's weights of now."""
+    def _has_same_features(self) -> bool:
+        """Whether the scores that are there are of the data and the extractor's weights of now."""
         scores, score = self.run.scores, self.trainer.score
-        if scores is None or "weights_sha256" not in scores["protocol"]:
+        if scores is None:
+            return True
+        if scores["protocol"]["reference"].get("sha256") != self.trainer.data.sha256:
+            return False
+        if "weights_sha256" not in scores["protocol"]:
             return True
         chosen = extractor(score.extractor, score.weights)
         return bool(chosen.weights_sha256() == scores["protocol"]["weights_sha256"])
@@ -226,7 +236,9 @@ class Session:
         """Refuse processes that have other data or code than the first."""
         ranks = self.trainer.ranks
         first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
-        unlike = [word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])]
+        unlike = [
+            word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
+        ]
         if unlike:
             raise InputError(
                 f"the processes of this run don't have the same {', '.join(unlike)}: give all the "
@@ -241,19 +253,22 @@ class Session:
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
-        self._refuse_unexpected()
+        about = {
+            **environment(
+                self.trainer.device,
+                self.trainer.plugins.loaded,
+                world_size=self.trainer.ranks.count,
+            ),
+            **self._made_of,
+        }
+        self._refuse_unexpected(about)
         if found is not None:
             self._refuse_another(found, force=force)
             self._restore(found)
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         start = found.step if found else 0
         run.write_recipe(self.trainer.recipe)
-        about = environment(
-            self.trainer.device,
-            self.trainer.plugins.loaded,
-            world_size=self.trainer.ranks.count,
-        )
-        run.write_environment({**about, **self._made_of}, start, self.display.say)
+        run.write_environment(about, start, self.display.say)
         run.cut_records(start, self.display.say)
         if start < self.trainer.train.steps:
             run.scores_path.unlink(missing_ok=True)
@@ -286,22 +301,16 @@ class Session:
 
     def _changes_of_identity(self, found: Checkpoint) -> list[str]:
         """Return a line for what of data and code is not the checkpoint's; tell what can't be."""
-        then = found.state.get("made_of", {})
-        try:
-            MadeOf.model_validate(then)
-        except ValidationError as error:
-            reason = explain(error, "the checkpoint's made_of", lambda path: ())
-            raise CheckpointError(f"{reason}. {checkpoint.COPY_AGAIN}") from error
+        then = made_of_in(found.state)
         if unknown := uncompared(then, self._made_of):
             self.display.say(
-                f"not compared with the checkpoint's, which it does not tell: {unknown}. Whether "
-                "these are the same is for you to know"
+                f"resuming: {unknown} can't be compared with the checkpoint's, and may have changed"
             )
-        return changes(then, self._made_of, but=["extractor"])  # it decides no update
+        return changes(then, self._made_of, but=SCORING)
 
-    def _refuse_unexpected(self) -> None:
+    def _refuse_unexpected(self, about: Mapping[str, Any]) -> None:
         """Refuse to make a run of a board of other data or code than the board has it filed by."""
-        lines = changes(self.run.expected, self._made_of)
+        lines = changes(self.run.expected, about)
         if lines:
             raise InputError(
                 f"{self.run.path} is for a run of a board made of other data or code: "

@@ -155,8 +155,8 @@ class Trainer:
 
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, or what decides its updates has changed; RunError when the disk is full;
-        ScoreError for scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
-        concern.
+        ScoreError for scores that can't be taken; NonFiniteError and ContractError before the
+        optimizer step they concern.
         """
         run = Run(Path(out))
         display = display if display and self.ranks.is_first else Display()
