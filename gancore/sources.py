@@ -70,8 +70,8 @@ def class_code(kinds: Iterable[type]) -> str:
     """Hash the code in which classes, and those that they inherit from, are written.
 
     Of a module that is the whole file, of a script or a cell of a notebook the classes alone. Those
-    of torch, the core and Python go by the version. Where nothing else is left it is "none", and
-    "unknown" where a text can't be had.
+    of torch, the core and Python itself go by the version. Where nothing else is left it is "none",
+    and "unknown" where a text can't be had.
     """
     bases = {base for kind in kinds for base in kind.__mro__ if _is_elsewhere(base)}
     codes = {_class_code(base) for base in bases}
@@ -82,7 +82,7 @@ def class_code(kinds: Iterable[type]) -> str:
 
 def _is_elsewhere(base: type) -> bool:
     top = base.__module__.partition(".")[0]
-    return top not in ("torch", "gancore") and top not in sys.stdlib_module_names
+    return top not in ("torch", "gancore", "builtins")
 
 
 @cache

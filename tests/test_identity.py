@@ -30,9 +30,9 @@ from gancore.leaderboard.plan import plan
 from gancore.leaderboard.result import result
 from gancore.leaderboard.stale import made_again
 from gancore.report import Display
-from gancore.training import Run, identity, session
+from gancore.training import Run, folder, identity, session
 from gancore.training import trainer as build
-from gancore.training.folder import EARLIER, LARGEST
+from gancore.training.folder import LARGEST
 from gancore.training.identity import as_now, changes, uncompared
 
 ROOT = Path(__file__).parents[1]
@@ -360,8 +360,11 @@ def test_a_hostile_identity_is_refused(tmp_path: Path, made_of: Any) -> None:
 # environment.json
 
 
-def test_stretches_are_kept_and_equal_ones_are_one(tmp_path: Path) -> None:
+def test_stretches_are_kept_and_equal_ones_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, told = Run(tmp_path), list[str]()
+    monkeypatch.setattr(folder, "EARLIER", 5)
     about = {
         **{"versions": {}, "plugins": {}, "python": "3", "platform": "p", "device": "cpu"},
         **{"device_name": "", "threads": 1, "git": None},
@@ -384,13 +387,13 @@ def test_stretches_are_kept_and_equal_ones_are_one(tmp_path: Path) -> None:
     ):
         run.write_environment({**about, "threads": threads}, start, told.append)
         assert stretches() == expected
-    for step in range(1, EARLIER + 20):
+    for step in range(1, 9):
         run.write_environment({**about, "threads": step}, step, told.append)
-    assert stretches() == [(step, step) for step in range(19, EARLIER + 20)]
+    assert stretches() == [(step, step) for step in range(3, 9)]
     big = {**about, "versions": {f"package-{number}": "1" * 900 for number in range(300)}}
-    for step in range(200, 206):
+    for step in range(200, 204):
         run.write_environment({**big, "threads": step}, step, told.append)
-    assert stretches()[-1] == (205, 205)
+    assert stretches()[-1] == (203, 203)
     assert run.environment_path.stat().st_size <= LARGEST
     assert not told
     run.environment_path.write_text("{")
@@ -413,6 +416,22 @@ def test_an_environment_of_an_earlier_gancore_is_a_stretch(tmp_path: Path) -> No
     rows = importlib.import_module("gancore.training.reporting")._environment(run)
     assert rows["samples' hash"] == images().fingerprint[:12]
     assert rows["made in stretches, from step"] == "0, 1"
+
+
+def test_a_hostile_list_of_stretches_is_refused(tmp_path: Path) -> None:
+    run = trainer(train={"steps": 1}).run(tmp_path / "run")
+    good = run.environment
+    (stretch,) = [{key: good[key] for key in good if key != "earlier"}]
+    for earlier in (3, [3], [{}], [{**stretch, "from_step": -1}], [stretch] * (folder.EARLIER + 1)):
+        run.write_json(run.environment_path, {**good, "earlier": earlier})
+        with pytest.raises(InputError, match=r"environment\.json: earlier"):
+            _ = run.environment
+    for key, value in (("from_step", "x"), ("data", "\x1b"), ("core", {"modules": {"a": 1}})):
+        run.write_json(run.environment_path, {**good, key: value})
+        with pytest.raises(InputError, match=rf"environment\.json: {key}"):
+            _ = run.environment
+    run.write_json(run.environment_path, {**good, "earlier": [stretch] * folder.EARLIER})
+    assert len(run.environment["earlier"]) == folder.EARLIER
 
 
 # boards
