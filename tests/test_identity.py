@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import gancore
 from gancore.data import Dataset, Truth
 from gancore.data.toys import gaussians8
 from gancore.errors import CheckpointError, InputError
+from gancore.leaderboard import costs
 from gancore.leaderboard import plan as planning
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job, left_to_do
@@ -570,6 +572,39 @@ def test_a_run_of_a_board_sees_that_data_or_code_are_not_the_boards(
     code, _, said = gan(*go)
     assert code == 2
     assert "expected.json: core.python: missing" in said
+
+
+def test_the_command_says_what_is_stale(board: Path, tmp_path: Path, gan: Gan) -> None:
+    go = ("leaderboard", board, "--out", tmp_path / "out", "--device", "cpu", "--commands")
+    code, lines, said = gan(*go)
+    assert (code, said) == (0, "")
+    assert lines.count("--resume") == 4
+    begin(planned(board))
+    assert gan(*go)[1:] == (lines, "")
+    pictures(tmp_path / "images", 1)
+    code, again, said = gan(*go)
+    assert again.count("--resume") == 4
+    assert not {*again.splitlines()} & {*lines.splitlines()}
+    assert said.startswith("4 runs are made again (")
+    assert said.count("\n") == 1
+
+
+def test_costs_are_of_the_core_that_measured_them(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, said = Board.load(board), list[str]()
+    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {})
+
+    def measure() -> int:
+        recipes = loaded.recipes(tmp_path)
+        costs.measure_costs(loaded, recipes, tmp_path, executor=executor, tell=said.append)
+        return len(said)
+
+    assert [measure(), measure()] == [1, 1]
+    with_core(monkeypatch, modules={"step": "0"})
+    assert [measure(), measure()] == [2, 2]
+    monkeypatch.setattr(costs, "file_code", lambda path: path.name)
+    assert [measure(), measure()] == [3, 3]
 
 
 def test_scores_of_other_weights_are_made_again(board: Path, tmp_path: Path) -> None:
