@@ -279,14 +279,19 @@ def _item(items: list[Any], part: str, key: str) -> Any:
     return items[int(part)]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return a line for each key of two recipe tables that makes them different runs."""
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = MAY_CHANGE
+) -> list[str]:
+    """Return a line for each key of two recipe tables that makes them different runs.
+
+    free: keys and sections that do not
+    """
     before, after = (
         {OLD_NAMES.get(key, key): value for key, value in _flat(table).items()}
         for table in (old, new)
     )
     decays = after.get("optimizer.decay", "none") != "none"
-    free = [key for key in MAY_CHANGE if not (decays and key == "train.steps")]
+    free = [key for key in free if not (decays and key == "train.steps")]
     return [
         f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
         for key in sorted({*before, *after})

@@ -24,11 +24,12 @@ from helpers import TOY, Gan, parsed
 from processes import ending
 
 from gancore.errors import InputError, RunError
-from gancore.leaderboard import cluster
+from gancore.leaderboard import cluster, remote
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job, surroundings
 from gancore.leaderboard.plan import plan, versions
 from gancore.leaderboard.remote import Order, Outcome, _is_shared, make_run, pack, unpack
+from gancore.training import Run
 from gancore.training.storage import locked, wait_until_free
 
 pytestmark = pytest.mark.xdist_group("cluster")
@@ -354,15 +355,33 @@ def test_only_the_very_folder_of_the_board_is_shared(order: Order) -> None:
     assert not _is_shared(order)
 
 
-@pytest.mark.parametrize("key", ["torch", "python", "gp"])
+@pytest.mark.parametrize("key", ["torch", "python", "gp", "code"])
 def test_a_node_with_other_versions_makes_no_scores(order: Order, key: str) -> None:
     about = json.loads(json.dumps(order.about))
-    place = {"torch": about["versions"], "python": about, "gp": about["plugins"]}[key]
-    place[key] = "0.0.7"
+    places = {"torch": about["versions"], "gp": about["plugins"], "code": about["core"]}
+    places.get(key, about)[key] = "0.0.7"
     found = make_run(replace(order, about=about))
     assert re.search(rf"\b{key} \S+ \(the board's: 0\.0\.7\)", found.error)
     assert "\n" not in found.error
     assert not list(order.folder.iterdir())
+
+
+def test_a_node_with_a_folder_of_its_own_knows_what_the_board_expects(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {**order.about, "data": "abc"}
+    seen = []
+
+    def train(folder: Path, order: Order) -> tuple[int, float]:
+        seen.append(Run(folder).expected)
+        return 0, 1.0
+
+    monkeypatch.setattr(remote, "_train", train)
+    elsewhere = replace(order, about=expected, token=(".shared-1", "of another"))
+    found = make_run(elsewhere)
+    assert not found.error
+    assert seen == [expected]
+    assert {"recipe.toml", "expected.json"} <= (found.files or {}).keys()
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "..", "", ".", "a\0b"])

@@ -21,7 +21,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"hooks"},
-    {"options", "entrypoints", "randomness"},
+    {"options", "entrypoints", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "ranks", "recipe", "protocol"},

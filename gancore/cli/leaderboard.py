@@ -56,8 +56,8 @@ def leaderboard(
 ) -> None:
     """Run the matrix of entries and seeds in BOARD; write leaderboard.json, .md and .html.
 
-    Runs that are done already, under the same recipe and versions, are not repeated; interrupted
-    ones go on. Exits 1 if a run failed.
+    Runs that are done already, under the same recipe, of the same data and code, are not repeated;
+    interrupted ones go on. What makes others stale is told. Exits 1 if a run failed.
     """
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.costs import measure_costs
@@ -66,6 +66,7 @@ def leaderboard(
     from gancore.leaderboard.job import left_to_do, shell_line
     from gancore.leaderboard.plan import plan
     from gancore.leaderboard.result import result
+    from gancore.leaderboard.stale import made_again
 
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
@@ -81,6 +82,8 @@ def leaderboard(
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
         recipes = loaded.within_budget(recipes, ratios)
         planned = plan(loaded, recipes, out, device=executor.device)
+        for line in made_again(planned):
+            display.say(line)
         if commands:
             for job in left_to_do(planned):
                 click.echo(shell_line(job, threads=loaded.threads, device=executor.device))

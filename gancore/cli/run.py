@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Resume even though the recipe, or the number of processes, has changed.",
+    help="Resume even though the recipe, data, code or number of processes has changed.",
 )
 @click.option(
     "--no-plugin", "dropped", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable."

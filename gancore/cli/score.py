@@ -40,7 +40,9 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
     display = display_for(sys.stdout)
     try:
         with told_of_files(run):
-            scores = score_run(found, section, device=device, progress=display.count)
+            scores = score_run(
+                found, section, device=device, progress=display.count, tell=display.say
+            )
     finally:
         display.end()
     show_scores(scores)

@@ -87,10 +87,25 @@ class Dataset:
         digest.update(samples.numpy().data)
         return digest.hexdigest()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides updates and scores: the samples, and what they scatter around.
+
+        Labels, the name and the split do not.
+        """
+        if self.truth is None:
+            return self.sha256
+        points = Dataset("truth", self.truth.points.float()).sha256
+        about = (self.sha256, points, float(self.truth.deviation), bool(self.truth.modes))
+        return hashlib.sha256(repr(about).encode()).hexdigest()
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on a device."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, samples=self.samples.to(device), labels=labels)
+        moved = replace(self, samples=self.samples.to(device), labels=labels)
+        hashes = ("sha256", "fingerprint")  # that were made before stay, as samples are the same
+        vars(moved).update({name: vars(self)[name] for name in hashes if name in vars(self)})
+        return moved
 
     def batch(self, index: Tensor, *, mirror: Tensor | None = None) -> Tensor:
         """Return the samples at index (B,) as float32 (B, *), images scaled to [−1, 1].

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gancore import cost
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Executor
@@ -18,6 +19,7 @@ from gancore.leaderboard.plan import versions
 from gancore.protocol import Number, Stored
 from gancore.reading import read_json
 from gancore.recipe import Recipe
+from gancore.sources import file_code
 from gancore.training.folder import write_text
 
 LARGEST = 16 << 20
@@ -46,7 +48,7 @@ def measure_costs(
     """
     path = out / "costs.json"
     made_of = {name: [each.table(), versions(each)] for name, each in recipes.items()}
-    about = [executor.where, board.threads, made_of]
+    about = [executor.where, board.threads, file_code(Path(cost.__file__)), made_of]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if path.is_file():
         kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)
@@ -69,4 +71,4 @@ def measure_here(
         measured = measure(recipes, device=device)
     finally:
         torch.set_num_threads(before)
-    return {name: asdict(cost) for name, cost in measured.items()}
+    return {name: asdict(each) for name, each in measured.items()}

@@ -38,7 +38,8 @@ class Job:
     """One run of a board: an entry with a seed.
 
     Its folder carries a hash of all that decides its scores, so that a finished one is found
-    again, an interrupted one goes on, and one under another recipe or version never is mistaken.
+    again, an interrupted one goes on, and one under another recipe, of other data or other code
+    never is mistaken.
     """
 
     entry: str
@@ -49,7 +50,7 @@ class Job:
     error: str = ""
     seconds: float = 0.0
     started: float = field(default=0.0, repr=False)
-    about: dict[str, Any] = field(default_factory=dict, repr=False)  # versions, in the hash too
+    about: dict[str, Any] = field(default_factory=dict, repr=False)  # data and code, in the hash
 
     @property
     def run(self) -> Run:
@@ -87,9 +88,10 @@ class Job:
             return {}
 
     def prepare(self) -> None:
-        """Make the folder, with the recipe."""
+        """Make the folder, with the recipe, and with what the run has to be made of."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.run.write_recipe(self.recipe)
+        self.run.write_json(self.run.expected_path, self.about)
 
     def fail(self, error: str) -> None:
         """Note why there are no scores."""

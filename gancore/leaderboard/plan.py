@@ -13,7 +13,7 @@ from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.recipe import Recipe
 from gancore.training.environment import made_with
-from gancore.training.experiment import load_plugins, origins, resolve
+from gancore.training.experiment import load_data, load_plugins, origins, resolve
 
 
 def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str) -> list[Job]:
@@ -23,24 +23,40 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
     out      the board's folder
     device   that the runs will be on, which this machine need not have
 
-    Raises InputError for recipes that are wrong.
+    Raises InputError for recipes that are wrong, and for data that can't be had.
     """
     jobs: list[Job] = []
+    samples = _Samples()
     for name, recipe in recipes.items():
         try:
             table = resolve(recipe)
-            about = versions(recipe)
+            _refuse_unlike(name, table, jobs)
+            about = {**versions(recipe), "data": samples(recipe, table["data"])}
         except GancoreError as error:
             error.add_note(f"in the entry {name!r} of the board")
             raise
-        _refuse_unlike(name, table, jobs)
+        about["where"] = {"device": device, "threads": str(board.threads)}
         for seed in board.seeds:
             seeded = {**table, "train": {**table["train"], "seed": seed}}
-            key = json.dumps([seeded, {**about, "device": device}, board.threads], sort_keys=True)
+            key = json.dumps([seeded, about], sort_keys=True)
             digest = hashlib.sha256(key.encode()).hexdigest()[:10]
             path = out / "runs" / f"{name}-seed{seed}-{digest}"
             jobs.append(Job(name, seed, seeded, path, about=about))
     return sorted(jobs, key=lambda job: board.seeds.index(job.seed))
+
+
+class _Samples:
+    """Hashes of data sets, each loaded here once."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, str] = {}
+
+    def __call__(self, recipe: Recipe, section: Mapping[str, Any]) -> str:
+        """Return the hash of a recipe's data. Raises DataError, PluginError."""
+        key = json.dumps({**section, "flip": None}, sort_keys=True)
+        if key not in self._hashes:
+            self._hashes[key] = load_data(recipe).fingerprint
+        return self._hashes[key]
 
 
 def versions(recipe: Recipe) -> dict[str, Any]:

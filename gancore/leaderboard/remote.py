@@ -31,7 +31,7 @@ class Order:
 
     folder  of the run, as the board's machine calls it
     token   a file in the folder beside, and what is in it where that folder is the board's
-    about   the versions that the scores are to be of
+    about   the data, code and versions that the scores are to be of
     """
 
     recipe: dict[str, Any]
@@ -66,6 +66,7 @@ def make_run(order: Order) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="gancore-") as name:
             folder = Path(name)
             Run(folder).write_recipe(order.recipe)
+            Run(folder).write_json(Run(folder).expected_path, order.about)
             code, seconds = _train(folder, order)
             return Outcome(code, seconds, files=pack(folder))
     except GancoreError as error:
@@ -73,7 +74,10 @@ def make_run(order: Order) -> Outcome:
 
 
 def _refuse_other_versions(order: Order) -> None:
-    """Refuse to make scores that would be filed under versions which they are not of."""
+    """Refuse to make scores that would be filed under versions which they are not of.
+
+    Whether the data are the board's is seen by the run itself, which loads them.
+    """
     mine = versions(Recipe.parse(order.recipe))
     here, there = _flat(mine), _flat(order.about)
     unlike = [
@@ -90,7 +94,14 @@ def _refuse_other_versions(order: Order) -> None:
 
 def _flat(about: Mapping[str, Any]) -> dict[str, str]:
     plugins = {f"plugin {name}": found for name, found in about["plugins"].items()}
-    return {**about["versions"], **about["components"], **plugins, "python": about["python"]}
+    core = {"gancore's own code": about["core"]["code"]}
+    return {
+        **about["versions"],
+        **about["components"],
+        **plugins,
+        **core,
+        "python": about["python"],
+    }
 
 
 def _is_shared(order: Order) -> bool:

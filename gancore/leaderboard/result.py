@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from gancore.errors import InputError
 from gancore.leaderboard.board import Board, Entry
 from gancore.leaderboard.gate import FORMAT
 from gancore.leaderboard.job import Job
@@ -129,6 +130,12 @@ def _protocol(finished: Sequence[Job]) -> dict[str, Any]:
     """Return what the protocols of all runs have in common, all but the seed."""
     protocols = [job.run.scores["protocol"] for job in finished]  # type: ignore[index]
     first = protocols[0] if protocols else {}
+    for job, protocol in zip(finished, protocols, strict=True):
+        if protocol["reference"] != first["reference"]:  # somebody has scored it anew
+            raise InputError(
+                f"{job.path} has scores against other real samples than {finished[0].path}: delete "
+                f"the scores.json of whichever is wrong, and run the board again"
+            )
     return {
         key: value
         for key, value in first.items()
@@ -140,4 +147,6 @@ def _environment(finished: Sequence[Job]) -> dict[str, Any]:
     if not finished:
         return {}
     found = finished[0].run.environment
-    return {key: value for key, value in found.items() if key != "plugins"}
+    core = {key: value for key, value in (found.get("core") or {}).items() if key != "modules"}
+    of_a_run = ("plugins", "components", "from_step", "earlier")
+    return {**{key: value for key, value in found.items() if key not in of_a_run}, "core": core}

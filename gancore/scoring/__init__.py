@@ -3,7 +3,7 @@
 Each comes with the protocol that it was taken under.
 """
 
-from gancore.scoring.extractors import Extractor, extractor
+from gancore.scoring.extractors import Extractor, extractor, weights_sha256
 from gancore.scoring.fidelity import score
 from gancore.scoring.generator import check_scoring, score_generator
 from gancore.scoring.points import score_points
@@ -15,4 +15,5 @@ __all__ = [
     "score",
     "score_generator",
     "score_points",
+    "weights_sha256",
 ]

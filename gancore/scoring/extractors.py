@@ -36,7 +36,13 @@ class Extractor:
 
     def weights_sha256(self) -> str:
         """Return the hash of the weights file."""
-        return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        return weights_sha256(self.weights)
+
+
+def weights_sha256(path: Path) -> str:
+    """Return the hash of a weights file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def extractor(name: str, weights: str | None = None) -> Extractor:

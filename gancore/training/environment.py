@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gancore.entrypoints import origin
 from gancore.errors import InputError
 from gancore.plugins import Loaded
 from gancore.ranks import is_launched
+from gancore.sources import core_code
+from gancore.training.identity import plugin_origins
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,14 +72,12 @@ def place(module: M, device: torch.device) -> M:
 
 
 def made_with(plugins: Iterable[Loaded]) -> dict[str, Any]:
-    """Return the versions of Python and packages, and where each plugin comes from."""
+    """Return the versions of Python and packages, where plugins come from, and the core's code."""
     return {
         "versions": {name: version(name) for name in PACKAGES},
-        "plugins": {
-            each.name: origin(each.source) if each.source else type(each.instance).__module__
-            for each in plugins
-        },
+        "plugins": plugin_origins(plugins),
         "python": platform.python_version(),
+        "core": core_code(),
     }
 
 

@@ -18,10 +18,11 @@ from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated
-from gancore.scoring import score_generator
+from gancore.scoring import score_generator, weights_sha256
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
+from gancore.training.identity import changes, made_of_in
 from gancore.training.trainer import Trainer
 
 
@@ -84,6 +85,7 @@ def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
         recipe={},
     )
     built.recipe = _resolve(recipe, built.plugins)
+    built.components = origins(recipe)
     return built
 
 
@@ -146,28 +148,41 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the data set, networks and extractor of a recipe. Raises PluginError."""
+    """Return what brought the networks and extractor of a recipe, and its weights file's hash.
+
+    What brought the data does not matter: samples have a hash of their own. Raises PluginError.
+    """
     found = {
         kind: entrypoints.origin(entrypoints.get(kind, section.name))
         for kind, section in _components(recipe).items()
+        if kind != "dataset"
     }
     for each in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
         if each.name == recipe.score.extractor:
             found["extractor"] = entrypoints.origin(each)
-    return {str(kind): each for kind, each in found.items()}
+    weights = Path(recipe.score.weights or "")
+    named = {"score.weights": weights_sha256(weights)} if weights.is_file() else {}
+    return {**{str(kind): each for kind, each in found.items()}, **named}
 
 
 @leaving_no_trace
 def score_run(
-    run: Run, section: Score, *, device: str = "auto", progress: Progress | None = None
+    run: Run,
+    section: Score,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Score a run by `section` and write its scores.json; return what `gancore.scoring.score` does.
 
     Scores under the same protocol are added to those there; under another they replace them.
-    Raises InputError and ScoreError.
+    That the run was trained on other data is told. Raises InputError and ScoreError.
     """
     data = load_data(run.recipe)
     saved = _latest(run)
+    if lines := changes(made_of_in(saved.state), {"data": data.fingerprint}):
+        tell(f"scored against other data than the run was trained on: {lines[0]}")
     found = score_generator(
         _generator(run, saved, None, device),
         data,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import Field
 
 from gancore.errors import InputError
 from gancore.options import shown
 from gancore.protocol import Number, Protocol, Stored, Text, Whole
 from gancore.reading import read_json, read_text, read_toml
 from gancore.recipe import Recipe
+from gancore.training.identity import MadeOf
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""
@@ -26,7 +28,11 @@ LARGEST_NUMBER = 1e100
 LARGEST_METRICS = 1 << 30
 """Bytes of metrics.jsonl: some three million records."""
 
+EARLIER = 100
+"""Stretches before the current one that environment.json tells of, the latest ones."""
+
 TRAIN_AGAIN = "Copy the run folder anew, or train again"
+BOARD_AGAIN = "Run its board again: gan leaderboard"
 
 
 class Scores(Stored):
@@ -45,8 +51,8 @@ class Git(Stored):
     dirty: bool
 
 
-class Environment(Stored):
-    """environment.json."""
+class Stretch(MadeOf):
+    """What a part of a run was made on, from an update on."""
 
     versions: dict[Text, Text]
     plugins: dict[Text, Text]
@@ -56,6 +62,13 @@ class Environment(Stored):
     device_name: Text
     threads: Whole
     git: Git | None
+    from_step: Whole = 0
+
+
+class Environment(Stretch):
+    """environment.json: the current stretch, and those before it."""
+
+    earlier: list[Stretch] = Field(default=[], max_length=EARLIER)
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,11 @@ class Run:
     def environment_path(self) -> Path:
         """What the run ran on."""
         return self.path / "environment.json"
+
+    @property
+    def expected_path(self) -> Path:
+        """What a board expects the run to be made of, where it is one of a board."""
+        return self.path / "expected.json"
 
     @property
     def metrics_path(self) -> Path:
@@ -139,6 +157,38 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions, plugins, device and the like. Raises InputError for a broken file."""
         return read_json(self.environment_path, Environment, TRAIN_AGAIN, largest=LARGEST)
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """What a board expects data and code to be; {} for a run of no board.
+
+        Raises InputError for a broken file.
+        """
+        if not self.expected_path.is_file():
+            return {}
+        return read_json(self.expected_path, MadeOf, BOARD_AGAIN, largest=LARGEST)
+
+    def write_environment(
+        self, about: Mapping[str, Any], start: int, tell: Callable[[str], None]
+    ) -> None:
+        """Write what the run is made on from a step on, beside what it was made on before.
+
+        A stretch under the same conditions goes on; one that no update is left of goes.
+        """
+        earlier: list[dict[str, Any]] = []
+        if start and self.environment_path.is_file():
+            try:
+                last = self.environment
+                earlier = [*last.pop("earlier", []), last]
+            except InputError as error:
+                tell(f"what the run was made on before is lost: {error}")
+        earlier = [each for each in earlier if each.get("from_step", 0) < start]
+        if earlier and {**earlier[-1], "from_step": 0} == {**about, "from_step": 0}:
+            start = earlier.pop().get("from_step", 0)
+        table = {**about, "from_step": start, "earlier": earlier[-EARLIER:]}
+        while len(json.dumps(table, indent=2)) > LARGEST and table["earlier"]:
+            del table["earlier"][0]
+        self.write_json(self.environment_path, table)
 
     @property
     def records(self) -> list[dict[str, Any]]:

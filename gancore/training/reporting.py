@@ -207,7 +207,21 @@ def _environment(run: Run) -> dict[str, str]:
         "device": " ".join(filter(None, [found["device"], found["device_name"]])),
         "threads": str(found["threads"]),
         "git commit": commit,
+        **_made_of(found),
     }
+
+
+def _made_of(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of data and core, and from which steps on the run was made elsewhere."""
+    core, begun = found.get("core"), [each.get("from_step", 0) for each in found.get("earlier", ())]
+    rows = {
+        "samples' hash": (found.get("data") or "")[:12],
+        "gancore's own code": core["code"] if core else "",
+        "made in stretches, from step": ", ".join(
+            map(str, [*begun, found.get("from_step", 0)] if begun else [])
+        ),
+    }
+    return {name: text for name, text in rows.items() if text}
 
 
 def _reason(what: str, error: GancoreError) -> str:

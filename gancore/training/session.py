@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,16 @@ from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.environment import environment
-from gancore.training.folder import Run
+from gancore.training.folder import BOARD_AGAIN, Run
+from gancore.training.identity import (
+    SCORING,
+    WORDS,
+    as_now,
+    changes,
+    made_of,
+    made_of_in,
+    uncompared,
+)
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
 
@@ -50,6 +60,7 @@ class Session:
         self.tally = Tally()
         self.stopped = ""
         self._scores: dict[str, Any] | None = None
+        self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
 
     def go(self, *, resume: bool, force: bool) -> None:
         """Make the run, or the rest of it. Raises as `Trainer.run`."""
@@ -84,13 +95,17 @@ class Session:
         """Whether there was nothing to train, and the scores asked for are there already."""
         steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
         here = self.trainer.ranks.is_first and start == steps
-        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_weights()
+        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_features()
         return self.trainer.ranks.any(is_there)
 
-    def _has_same_weights(self) -> bool:
-        """Whether the scores that are there were taken with the extractor's weights of now."""
+    def _has_same_features(self) -> bool:
+        """Whether the scores that are there are of the data and the extractor's weights of now."""
         scores, score = self.run.scores, self.trainer.score
-        if scores is None or "weights_sha256" not in scores["protocol"]:
+        if scores is None:
+            return True
+        if scores["protocol"]["reference"].get("sha256") != self.trainer.data.sha256:
+            return False
+        if "weights_sha256" not in scores["protocol"]:
             return True
         chosen = extractor(score.extractor, score.weights)
         return bool(chosen.weights_sha256() == scores["protocol"]["weights_sha256"])
@@ -195,6 +210,7 @@ class Session:
             **self.tally.state(),
             "plugins": plugins,
             "recipe": self.trainer.recipe,
+            "made_of": self._made_of,
             "processes": self.trainer.ranks.count,
         }
         self.run.sync_records()
@@ -208,6 +224,7 @@ class Session:
     def _open(self, *, resume: bool, force: bool) -> int:
         """Bring all processes to the folder's latest checkpoint; return the step to start at."""
         ranks, start = self.trainer.ranks, 0
+        self._refuse_unlike_processes()
 
         def first() -> bytes:
             nonlocal start
@@ -223,6 +240,19 @@ class Session:
         self.trainer.equalize()
         return start
 
+    def _refuse_unlike_processes(self) -> None:
+        """Refuse processes that have other data or code than the first."""
+        ranks = self.trainer.ranks
+        first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
+        unlike = [
+            word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
+        ]
+        if unlike:
+            raise InputError(
+                f"the processes of this run don't have the same {', '.join(unlike)}: give all the "
+                "same files and packages"
+            )
+
     def _prepare(self, *, resume: bool, force: bool) -> Checkpoint | None:
         """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
@@ -231,18 +261,22 @@ class Session:
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
+        about = {
+            **environment(
+                self.trainer.device,
+                self.trainer.plugins.loaded,
+                world_size=self.trainer.ranks.count,
+            ),
+            **self._made_of,
+        }
+        self._refuse_unexpected(about)
         if found is not None:
             self._refuse_another(found, force=force)
             self._restore(found)
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         start = found.step if found else 0
         run.write_recipe(self.trainer.recipe)
-        about = environment(
-            self.trainer.device,
-            self.trainer.plugins.loaded,
-            world_size=self.trainer.ranks.count,
-        )
-        run.write_json(run.environment_path, about)
+        run.write_environment(about, start, self.display.say)
         run.cut_records(start, self.display.say)
         if start < self.trainer.train.steps:
             run.scores_path.unlink(missing_ok=True)
@@ -253,15 +287,17 @@ class Session:
         saved = found.state.get("recipe")
         if not isinstance(saved, dict):
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        changes = differences(saved, self.trainer.recipe)
+        classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
+        recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
+        lines = differences(*recipes) + self._changes_of_identity(found)
         were, are = found.state.get("processes", 1), self.trainer.ranks.count
         if were != are:
-            changes.append(f"processes: was {were!r}, is {are!r}")
-        if changes and not force:
+            lines.append(f"processes: was {were!r}, is {are!r}")
+        if lines and not force:
             raise InputError(
                 "what decides the updates has changed since the checkpoint, so this would be "
                 "another run:\n"
-                + "\n".join(f"  {line}" for line in changes)
+                + "\n".join(f"  {line}" for line in lines)
                 + "\nUndo that, choose another --out, or resume all the same by --force"
             )
         steps = self.trainer.train.steps
@@ -269,6 +305,24 @@ class Session:
             raise InputError(
                 f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
                 "raise train.steps, or choose another --out"
+            )
+
+    def _changes_of_identity(self, found: Checkpoint) -> list[str]:
+        """Return a line for what of data and code is not the checkpoint's; tell what can't be."""
+        then = made_of_in(found.state)
+        if unknown := uncompared(then, self._made_of):
+            self.display.say(
+                f"resuming: {unknown} can't be compared with the checkpoint's, and may have changed"
+            )
+        return changes(then, self._made_of, but=SCORING)
+
+    def _refuse_unexpected(self, about: Mapping[str, Any]) -> None:
+        """Refuse to make a run of a board of other data or code than the board has it filed by."""
+        lines = changes(self.run.expected, about)
+        if lines:
+            raise InputError(
+                f"{self.run.path} is for a run of a board made of other data or code: "
+                f"{'; '.join(lines)}. {BOARD_AGAIN}"
             )
 
     def _restore(self, found: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
+from gancore.training.identity import network_origin
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -108,6 +109,10 @@ class Trainer:
         self.critic_optimizer = make_optimizer(self.optimizer, self.critic_parameters)
         self.ema = moving_average(generator, self.train.ema)
         self.recipe = dict(recipe) if recipe is not None else self._described()
+        self.components = {
+            "generator": network_origin(generator),
+            "critic": network_origin(critic),
+        }
 
         self._orders = {
             side: Order(seed, f"order/{side}", len(self.data), self.device) for side in SIDES
@@ -146,12 +151,12 @@ class Trainer:
         """Train, sample, score and save into the run folder `out`.
 
         resume  go on from the latest checkpoint, if there is one
-        force   resume although the recipe, or the number of processes, has changed
+        force   resume although the recipe, data, code or the number of processes has changed
 
         Raises InputError when another process runs there, the folder is not empty and resume was
-        not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
-        scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
-        concern.
+        not asked for, or what decides its updates has changed; RunError when the disk is full;
+        ScoreError for scores that can't be taken; NonFiniteError and ContractError before the
+        optimizer step they concern.
         """
         run = Run(Path(out))
         display = display if display and self.ranks.is_first else Display()

@@ -1,0 +1,133 @@
+"""What code is, by hashes of its syntax trees: the core's own, and that of classes.
+
+A comment, a docstring or an empty line changes none. Trees are written otherwise by another
+version of Python, so that hashes of two are not compared.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CORE = Path(__file__).parent
+PYTHON = "{}.{}".format(*sys.version_info)
+"""The version that trees are written by."""
+
+DECIDES_NOTHING = (
+    *("__main__", "cli", "report", "leaderboard", "testing", "scaffold", "cost"),
+    *("errors", "reading", "sources", "entrypoints"),
+    *("training.identity", "training.folder", "training.storage", "training.reporting"),
+    "data.*",  # loaded samples are known by their own hash
+    "scoring.*_train",  # makes weights, which are known by theirs
+)
+"""Modules and packages of the core, as patterns, that change no weight, sample or score of a run.
+
+All others do, those that are yet to be written among them.
+"""
+
+WEIGHTS = ".safetensors"
+"""The end of the names of the extractors' weights, which decide scores as code does."""
+
+
+@cache
+def core_code() -> dict[str, Any]:
+    """Return hashes of the core's code that decides numbers, made once a process.
+
+    python   the version that they go with
+    code     of all
+    modules  of each, by name
+    """
+    files = {_name(path): path for path in CORE.rglob("*") if _is_code(path)}
+    modules = {name: file_code(files[name]) for name in sorted(files) if decides(name)}
+    return {"python": PYTHON, "code": _digest(repr(modules).encode()), "modules": modules}
+
+
+def _is_code(path: Path) -> bool:
+    return path.suffix in (".py", WEIGHTS) and path.is_file()  # an editor's lock is a link
+
+
+def decides(name: str) -> bool:
+    """Return whether a module of the core decides numbers; `step`, or `training.session`."""
+    return not any(
+        fnmatch(name, pattern) or fnmatch(name, f"{pattern}.*") for pattern in DECIDES_NOTHING
+    )
+
+
+def _name(path: Path) -> str:
+    name = ".".join(path.relative_to(CORE).parts)
+    return name.removesuffix(".py").removesuffix("__init__").removesuffix(".") or "__init__"
+
+
+def class_code(kinds: Iterable[type]) -> str:
+    """Hash the code in which classes, and those that they inherit from, are written.
+
+    Of a module that is the whole file, of a script or a cell of a notebook the classes alone. Those
+    of torch, the core and Python itself go by the version. Where nothing else is left it is "none",
+    and "unknown" where a text can't be had.
+    """
+    bases = {base for kind in kinds for base in kind.__mro__ if _is_elsewhere(base)}
+    codes = {_class_code(base) for base in bases}
+    if "unknown" in codes:
+        return "unknown"
+    return _digest("".join(sorted(codes)).encode()) if codes else "none"
+
+
+def _is_elsewhere(base: type) -> bool:
+    top = base.__module__.partition(".")[0]
+    return top not in ("torch", "gancore", "builtins")
+
+
+@cache
+def _class_code(base: type) -> str:
+    try:
+        file = None if base.__module__ == "__main__" else inspect.getsourcefile(base)
+        if file is not None:
+            return file_code(Path(file))
+        return _code(textwrap.dedent(inspect.getsource(base)).encode())
+    except (OSError, TypeError):
+        return "unknown"
+
+
+def file_code(path: Path) -> str:
+    """Hash a file: the syntax tree of Python's, without docstrings, and the bytes of another."""
+    content = path.read_bytes()
+    return _code(content) if path.suffix == ".py" else _digest(content)
+
+
+def _code(text: bytes) -> str:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # half saved: who imports it is told
+        return _digest(text)
+    _strip(tree)
+    return _digest(ast.dump(tree).encode(errors="surrogatepass"))
+
+
+def _strip(block: ast.AST) -> None:
+    """Take the texts that stand as statements out of all blocks of a tree: nothing reads them."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        inner = getattr(block, name, None)
+        if isinstance(inner, list):  # not that of a lambda
+            inner[:] = [each for each in inner if not _is_text(each)]
+            for each in inner:
+                _strip(each)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]

@@ -1,0 +1,197 @@
+"""The identity of a run: which data and code, beside the recipe, decide its numbers.
+
+It is in checkpoints, in environment.json and in the name of a board's run folder; what has changed
+of it makes another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from pydantic import Field, ValidationError
+from torch import nn
+
+from gancore import entrypoints, options
+from gancore.data import Dataset
+from gancore.entrypoints import Kind
+from gancore.errors import CheckpointError, GancoreError, RecipeError
+from gancore.plugins import Loaded
+from gancore.protocol import Stored, Text
+from gancore.recipe import Recipe
+from gancore.sources import class_code, core_code
+
+SCORING = ("extractor", "score.weights")
+"""Components that decide no update, only scores."""
+
+SHOWN = 5
+"""Modules that a line names, at most."""
+
+
+class Core(Stored):
+    """Of `gancore.sources.core_code`."""
+
+    python: Text
+    code: Text
+    modules: dict[Text, Text] = Field(max_length=10_000)
+
+
+class MadeOf(Stored):
+    """An identity in a file, as far as whoever wrote it knew it."""
+
+    data: Text | None = None
+    plugins: dict[Text, Text] | None = None
+    components: dict[Text, Text] | None = None
+    core: Core | None = None
+
+
+def made_of(
+    data: Dataset, plugins: Iterable[Loaded], components: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the data's hash, where plugins and components come from, and the core's code."""
+    return {
+        "data": data.fingerprint,
+        "plugins": plugin_origins(plugins),
+        "components": dict(components),
+        "core": core_code(),
+    }
+
+
+def made_of_in(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity in a checkpoint's state; {} in an early one's. Raises CheckpointError."""
+    found: dict[str, Any] = state.get("made_of", {})
+    try:
+        MadeOf.model_validate(found)
+    except ValidationError as error:
+        reason = options.explain(error, "the checkpoint's made_of", lambda path: ())
+        raise CheckpointError(f"{reason}. Copy the run folder anew, or train again") from error
+    return found
+
+
+def plugin_origins(plugins: Iterable[Loaded]) -> dict[str, str]:
+    """Return where each plugin comes from, with a hash of its code."""
+    return {
+        each.name: entrypoints.origin(each.source)
+        if each.source
+        else class_origin(type(each.instance), [type(each.instance)])
+        for each in plugins
+    }
+
+
+def network_origin(network: nn.Module) -> str:
+    """Return the class of a network that came from Python, with a hash of its modules' code."""
+    return class_origin(type(network), {type(module) for module in network.modules()})
+
+
+def class_origin(cls: type, kinds: Iterable[type]) -> str:
+    """Return a class's name with a hash of the code of these."""
+    return f"{cls.__module__}.{cls.__qualname__} (code {class_code(kinds)})"
+
+
+def changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, but: Iterable[str] = ()
+) -> list[str]:
+    """Return a line for each thing that two identities both have and that differs.
+
+    Tables of versions and machines beside them are compared likewise. Components named in `but`
+    are not, nor is core code that different versions of Python have hashed.
+    """
+    lines = []
+    if _differ("data", then, now):
+        lines.append(f"data: other samples, whose hash was {_short(then)} and is {_short(now)}")
+    for group, word in GROUPS.items():
+        old, new = then.get(group) or {}, now.get(group) or {}
+        lines += [
+            f"{word}{name}: was {old[name]!r}, is {new[name]!r}"
+            for name in sorted(old.keys() & new.keys() - {*but})
+            if old[name] != new[name]
+        ]
+    if _differ("python", then, now):
+        lines.append(f"Python: was {then['python']}, is {now['python']}")
+    if edited := _edited(then.get("core"), now.get("core")):
+        more = f" and {len(edited) - SHOWN} more" if len(edited) > SHOWN else ""
+        lines.append(f"gancore's own code, in {', '.join(edited[:SHOWN])}{more}")
+    return lines
+
+
+GROUPS = {"plugins": "plugin ", "components": "", "versions": "", "where": ""}
+"""Tables that are compared by name, and what a line calls one of their names."""
+
+
+def _differ(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    one, other = then.get(key), now.get(key)
+    return one is not None and other is not None and one != other
+
+
+def _short(about: Mapping[str, Any]) -> str:
+    return str(about["data"])[:12]
+
+
+def _edited(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """Return the modules of the core that differ."""
+    if not (then and now) or then["python"] != now["python"]:
+        return []
+    old, new = then["modules"], now["modules"]
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+def uncompared(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what of an identity can't be compared with an earlier one, as words; or nothing."""
+    found = [word for key, word in WORDS.items() if then.get(key) is None]
+    core = then.get("core")
+    if core and core["python"] != now["core"]["python"]:
+        python = f"by Python {core['python']} then, by {now['core']['python']} now"
+        found.append(f"{WORDS['core']} (hashed {python})")
+    found += [
+        f"the code of {name}"
+        for group in ("plugins", "components")
+        for name, origin in now[group].items()
+        if name not in SCORING and origin.endswith("(code unknown)")
+    ]
+    return ", ".join(found)
+
+
+WORDS = {
+    "data": "data",
+    "plugins": "plugins' code",
+    "components": "networks' code",
+    "core": "gancore's own code",
+}
+
+
+def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
+    """Return a recipe table, which an earlier gancore may have saved, as this one would save it.
+
+    A key that it lacks has its default, an old name is the new one.
+
+    classes  of plugins by name, for those that no entry point names
+
+    A table that is no recipe, as a caller of `Trainer` may give one, stays as it is.
+    """
+    try:
+        table = Recipe.parse(dict(saved)).table()
+    except RecipeError:
+        return dict(saved)
+    kinds: dict[str, Kind] = {"data": "dataset", "generator": "generator", "critic": "critic"}
+    for section, kind in kinds.items():
+        table[section] = _completed(kind, table[section], {})
+    table["loss"] = _completed("plugin", table["loss"], classes)
+    table["plugin"] = [_completed("plugin", each, classes) for each in table["plugin"]]
+    return table
+
+
+def _completed(kind: Kind, table: dict[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
+    """Return a component's section with the defaults of what it lacks; as it is if not found."""
+    name = table["name"]
+    try:
+        factory = classes.get(name) or entrypoints.load(entrypoints.get(kind, name))
+        known = fields(factory) if is_dataclass(factory) else ()
+        made = {
+            each.name: each.default_factory()
+            for each in known
+            if each.init and each.default_factory is not MISSING
+        }
+        return {**options.complete(factory, made), **table}
+    except GancoreError:
+        return table
