@@ -264,12 +264,22 @@ class Session:
             )
 
     def _restore(self, found: Checkpoint) -> None:
+        by_position = found.state.get("format") == checkpoint.BY_POSITION
         try:
-            self.trainer.load_state(found.tensors, found.state["plugins"])
+            told = self.trainer.load_state(
+                found.tensors, found.state["plugins"], by_position=by_position
+            )
             self.tally = Tally.of(found.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
+        if by_position:
+            told.append(
+                "this checkpoint is an older gancore's, whose optimizer state goes by position: it "
+                "is right as long as no layer has changed its place since"
+            )
+        for line in told:
+            self.display.say(line)
         plugins = self.trainer.plugins
         self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 

@@ -253,8 +253,8 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "optimizers": {
-                **optimizer_state("generator", self.generator_optimizer),
-                **optimizer_state("critic", self.critic_optimizer),
+                **optimizer_state("generator", self.generator_optimizer, self.generator),
+                **optimizer_state("critic", self.critic_optimizer, self.critic),
             },
             "plugins": plugin_tensors,
         }
@@ -263,16 +263,34 @@ class Trainer:
         return tensors, plugin_scalars
 
     def load_state(
-        self, tensors: Mapping[str, Tensors], plugins: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Go on from what `state` returned. Raises RuntimeError, KeyError where it does not fit."""
+        self,
+        tensors: Mapping[str, Tensors],
+        plugins: Mapping[str, Mapping[str, Any]],
+        *,
+        by_position: bool = False,
+    ) -> list[str]:
+        """Go on from what `state` returned; return what there is to say of it, in lines.
+
+        by_position: whether the optimizers' states are of format 1, which goes by positions
+
+        Raises RuntimeError, KeyError where it does not fit.
+        """
         self.generator.load_state_dict(tensors["generator"])
         self.critic.load_state_dict(tensors["critic"])
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
-        restore_optimizer("generator", self.generator_optimizer, tensors["optimizers"])
-        restore_optimizer("critic", self.critic_optimizer, tensors["optimizers"])
+        told = [
+            line
+            for name, optimizer, module in (
+                ("generator", self.generator_optimizer, self.generator),
+                ("critic", self.critic_optimizer, self.critic),
+            )
+            for line in restore_optimizer(
+                name, optimizer, module, tensors["optimizers"], by_position=by_position
+            )
+        ]
         self.plugins.load_state_dict(join_state(tensors["plugins"], plugins))
+        return told
 
     def _noise(self, side: str, update: int, size: int) -> Tensor:
         generator, whole = self._latents[side].at(update), size * self.ranks.count
