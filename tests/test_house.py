@@ -21,7 +21,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"hooks"},
-    {"options", "entrypoints"},
+    {"options", "entrypoints", "leftovers"},
     {"plugins", "reading", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},

@@ -223,7 +223,9 @@ class Session:
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
-        if found is not None:
+        if found is None:
+            self.trainer.use.refuse()
+        else:
             self._refuse_another(found, force=force)
             self._restore(found)
             checkpoint.mark_best(run.checkpoints, self.tally.best)

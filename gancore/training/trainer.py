@@ -38,6 +38,7 @@ from gancore.training.optimizers import (
 from gancore.training.session import Session
 from gancore.training.storage import locked, told_when_full
 from gancore.training.update import Update
+from gancore.training.use import Use
 
 
 class Trainer:
@@ -89,6 +90,7 @@ class Trainer:
             self.train.generator_batch, "train.generator_batch_size"
         )
         self.plugins = _plugins(loss, plugins)
+        self.use = Use(self.plugins)
         seed = self.train.seed
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # or a resumed run would drift
@@ -149,7 +151,8 @@ class Trainer:
         force   resume although the recipe, or the number of processes, has changed
 
         Raises InputError when another process runs there, the folder is not empty and resume was
-        not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
+        not asked for, the recipe has changed, or this Trainer has trained and finds no checkpoint
+        to go on from; RunError when the disk is full; ScoreError for
         scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
         concern.
         """
@@ -180,6 +183,7 @@ class Trainer:
 
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
         """Draw the real and the generated samples of a critic update; seed what plugins draw."""
+        self.use.note()
         size = self._critic_batch
         self._globals["critic"].seed_global(update)
         with torch.no_grad(), self._autocast(), split_draws(size, self.ranks):
@@ -191,6 +195,7 @@ class Trainer:
 
         Raises NonFiniteError before the optimizer step, and ContractError.
         """
+        self.use.note()
         found = self._updates["critic"](update, real, fake)
         values = to_host(found, update)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
@@ -201,6 +206,7 @@ class Trainer:
 
     def generator_update(self, update: int) -> dict[str, float]:
         """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
+        self.use.note()
         size = self._generator_batch
         self._globals["generator"].seed_global(update)
         latents = self._noise("generator", update, size)
