@@ -25,7 +25,7 @@ ORDER = [
     {"plugins", "reading", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},
-    {"randomness", "ranks"},
+    {"randomness", "ranks", "machine"},
     {"sharding"},
     {"networks", "data"},
     {"sampling"},

@@ -12,6 +12,7 @@ from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, MissingError, PluginError
+from gancore.machine import on_threads
 from gancore.plugins import Loaded, Plugins, build, load
 from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
@@ -31,9 +32,12 @@ def run(
     *,
     device: str = "auto",
     resume: bool = False,
+    threads: int | None = None,
     display: Display | None = None,
 ) -> Run:
     """Train and score a recipe; return its run folder, by default runs/<recipe>-seed<seed>.
+
+    threads: how many to compute on; if None, a resumed run's as before, or torch's number now
 
     Raises GancoreError for whatever stands in the way.
     """
@@ -42,7 +46,9 @@ def run(
     else:
         loaded, name = Recipe.load(recipe, overrides), Path(recipe).stem
     folder = Path(out) if out is not None else default_folder(name, loaded)
-    return trainer(loaded, device=device).run(folder, resume=resume, display=display)
+    with on_threads(threads):
+        made = trainer(loaded, device=device)
+        return made.run(folder, resume=resume, threads=threads, display=display)
 
 
 def default_folder(name: str, recipe: Recipe) -> Path:

@@ -54,6 +54,9 @@ class Environment(Stored):
     platform: Text
     device: Text
     device_name: Text
+    cpu: Text | None = None
+    cpu_capability: Text | None = None
+    blas: Text | None = None
     threads: Whole
     git: Git | None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.errors import InputError
+from gancore.machine import on_threads
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.randomness import Order, Stream
 from gancore.ranks import Ranks
@@ -143,12 +144,15 @@ class Trainer:
         *,
         resume: bool = False,
         force: bool = False,
+        threads: int | None = None,
         display: Display | None = None,
     ) -> Run:
         """Train, sample, score and save into the run folder `out`.
 
         resume  go on from the latest checkpoint, if there is one
-        force   resume although the recipe, or the number of processes, has changed
+        force   resume although the recipe, or the number of processes or threads, has changed
+        threads
+                how many to compute on; if None, a resumed run's as before, or torch's number now
 
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, the recipe has changed, or this Trainer has trained and finds no checkpoint
@@ -161,7 +165,7 @@ class Trainer:
         session = self._session = Session(self, run, display)
         for each in self._updates.values():
             each.tell = display.say
-        with told_when_full(run.path), ExitStack() as stack:
+        with on_threads(threads), told_when_full(run.path), ExitStack() as stack:
 
             def enter() -> bytes:
                 check_scoring(self.data, self.score)
@@ -169,7 +173,7 @@ class Trainer:
                 return b""
 
             self.ranks.from_first(enter)
-            session.go(resume=resume, force=force)
+            session.go(resume=resume, force=force, threads=threads)
         return run
 
     def stop(self, reason: str) -> None:
