@@ -22,6 +22,7 @@ from gancore.scoring import score_generator
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
+from gancore.training.lazy import materialize_critic
 from gancore.training.trainer import Trainer
 
 
@@ -227,6 +228,7 @@ def load_critic(
     found = _latest(run)
     if critic is None:
         critic = _rebuild(run, "critic")
+        materialize_critic(critic, load_data(run.recipe), 2, run.seed)
         Plugins(load_plugins(run.recipe)).prepare_critic(critic)
     _fill(critic, found.tensors["critic"], run)
     return place(critic, choose_device(device)).eval()

@@ -26,6 +26,7 @@ from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
+from gancore.training.lazy import Settled, materialize_critic, materialize_generator
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -96,21 +97,24 @@ class Trainer:
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # or a resumed run would drift
 
-        Stream(seed, "init/plugins").seed_global(0)
-        self.plugins.prepare_critic(critic)
-        self.generator = place(generator, self.device)
-        self.critic = place(critic, self.device)
         self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
         self.flip = flip
         if flip and not self.data.is_images:
             raise InputError("data.flip mirrors images, and this data set is points: leave it out")
         self.latent = latent_size(generator)
+        materialize_generator(generator, self._critic_batch, seed)
+        materialize_critic(critic, self.data, self._critic_batch, seed)
+        Stream(seed, "init/plugins").seed_global(0)
+        self.plugins.prepare_critic(critic)
+        self.generator = place(generator, self.device)
+        self.critic = place(critic, self.device)
 
         self.generator_parameters = trainable(generator, "generator")
         self.critic_parameters = trainable(critic, "critic")
         self.generator_optimizer = make_optimizer(self.optimizer, self.generator_parameters)
         self.critic_optimizer = make_optimizer(self.optimizer, self.critic_parameters)
         self.ema = moving_average(generator, self.train.ema)
+        self.settled = Settled(generator=generator, critic=critic)
         self.recipe = dict(recipe) if recipe is not None else self._described()
 
         self._orders = {
@@ -201,6 +205,7 @@ class Trainer:
         """
         self.use.note()
         found = self._updates["critic"](update, real, fake)
+        self.settled.check_once()
         values = to_host(found, update)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
@@ -216,6 +221,7 @@ class Trainer:
         latents = self._noise("generator", update, size)
         real = self._real("generator", update, size)
         found = self._updates["generator"](update, latents, real)
+        self.settled.check_once()
         values = to_host(found, update)
         apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
         self.ranks.equalize(self.generator.buffers())
@@ -256,8 +262,10 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON.
 
-        Raises CheckpointError for a plugin that keeps anything else.
+        Raises CheckpointError for a plugin that keeps anything else, ContractError for a network
+        that has got parameters meanwhile.
         """
+        self.settled.check()
         plugin_tensors, plugin_scalars = split_state(self.plugins.state_dict())
         tensors: dict[str, Tensors] = {
             "generator": self.generator.state_dict(),
