@@ -209,6 +209,9 @@ def test_a_number_of_threads_is_one(tmp_path: Path, wrong: Any) -> None:
     with pytest.raises(InputError, match="threads is .*, expected a whole number from 1 to 1,024"):
         made(tmp_path / "run", 1, threads=wrong)
     assert not (tmp_path / "run").exists()
+    for most in (1, 1024):
+        with on_threads(most):
+            assert torch.get_num_threads() == most
 
 
 def test_threads_come_back_whatever_happens(tmp_path: Path) -> None:

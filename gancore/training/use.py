@@ -36,7 +36,7 @@ class Use:
                 "networks, moments and averages: make a new Trainer, of new networks and plugins"
             )
         for each in self._plugins.loaded:
-            if USED.get(id(each.instance)) is each.instance:
+            if id(each.instance) in USED:
                 raise InputError(
                     f"plugin {each} keeps the state of another Trainer, whose updates it has seen: "
                     "make a new one for this Trainer"
