@@ -16,6 +16,7 @@ import pluggy
 from gancore import entrypoints, hooks, options
 from gancore.entrypoints import Found
 from gancore.errors import ContractError, PluginError, did_you_mean
+from gancore.leftovers import noted, refuse_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,10 +169,15 @@ class Plugins:
         self._configure()
 
     def prepare_critic(self, critic: nn.Module) -> None:
-        """Call the hook `prepare_critic` of every plugin; its ValueError is a PluginError."""
+        """Call the hook `prepare_critic` of every plugin; its ValueError is a PluginError.
+
+        Raises PluginError, too, for a critic with modules or hooks of a plugin that is not here.
+        """
+        refuse_leftovers(critic, {type(each.instance) for each in self.loaded})
         for each, call in self._callers["prepare_critic"]:
             try:
-                self._guard(each, "prepare_critic", call, critic=critic)
+                with noted(critic, type(each.instance), str(each)):
+                    self._guard(each, "prepare_critic", call, critic=critic)
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
 

@@ -21,10 +21,10 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"hooks"},
-    {"options", "entrypoints", "randomness", "sources"},
+    {"options", "entrypoints", "leftovers", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
-    {"losses", "ranks", "recipe", "protocol"},
+    {"losses", "machine", "ranks", "recipe", "protocol"},
     {"networks", "data"},
     {"sampling"},
     {"scoring", "report"},

@@ -268,9 +268,9 @@ def test_features_of_the_real_samples_are_computed_once(cache: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["data", "count", "weights", "threads"])
+@pytest.mark.parametrize("what", ["data", "count", "weights", "threads", "machine"])
 def test_what_defines_the_features_is_what_they_are_kept_by(
-    cache: Path, what: str, tmp_path: Path
+    cache: Path, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, real = noisy(200), digits()
     before = seen(fake, real, ["fid"])[1]["fid"]
@@ -288,12 +288,16 @@ def test_what_defines_the_features_is_what_they_are_kept_by(
             options = {"weights": str(tmp_path / "w")}
         case "threads":
             torch.set_num_threads(2)
+        case "machine":
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     try:
         found, scores = seen(fake, real, ["fid"], **options)
     finally:
         torch.set_num_threads(1)
     assert found == BOTH
-    assert (scores["fid"] == pytest.approx(before, rel=1e-6)) == (what in ("threads", "data"))
+    assert (scores["fid"] == pytest.approx(before, rel=1e-6)) == (
+        what in ("threads", "machine", "data")
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gancore.cli.device import device_option
+from gancore.cli.device import device_option, threads_option
 from gancore.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ NONE = "none"
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
 )
 @device_option("Where to measure.")
+@threads_option()
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),

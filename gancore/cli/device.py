@@ -1,4 +1,4 @@
-"""The option --device of the commands that compute, checked before torch is imported."""
+"""The options --device and --threads of the commands that compute."""
 
 from __future__ import annotations
 
@@ -18,8 +18,34 @@ def device_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     )
 
 
+def threads_option(
+    otherwise: str = "as OMP_NUM_THREADS says", *, is_asked: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option; the command computes on so many threads, and is told if it asks."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        callback=_taken,
+        expose_value=is_asked,
+        help=f"How many to compute on; by default {otherwise}.",
+    )
+
+
+def _taken(context: click.Context, parameter: click.Parameter, given: int | None) -> int | None:
+    """Compute on so many threads until the command ends."""
+    if given is not None:
+        from gancore.machine import on_threads
+
+        context.with_resource(on_threads(given))
+    return given
+
+
 def _named(context: click.Context, parameter: click.Parameter, given: str) -> str:
-    """Return what names a device, whether there is one or not. Raises InputError for all else."""
+    """Return what names a device, whether there is one or not; before torch is imported.
+
+    Raises InputError for all else.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?", given):
         raise InputError(
             f"--device {given!r}: expected auto, cpu, cuda or cuda:N, such as --device cuda:0"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from gancore.cli.device import device_option
+from gancore.cli.device import device_option, threads_option
 from gancore.errors import told_of_files
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @device_option("Where to compute.")
+@threads_option()
 def report(run: Path, device: str) -> None:
     """Write the report.html of the run folder RUN, and its animated samples.gif.
 

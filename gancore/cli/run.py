@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gancore.cli.device import device_option
+from gancore.cli.device import device_option, threads_option
 from gancore.errors import told_of_files
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     help="The run folder; by default runs/RECIPE-seedN.",
 )
 @device_option("Where to train.")
+@threads_option("as so far, where it is resumed, else as OMP_NUM_THREADS says", is_asked=True)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Resume even though the recipe, data, code or number of processes has changed.",
+    help="Resume though the recipe, data, code or number of processes or threads has changed.",
 )
 @click.option(
     "--no-plugin", "dropped", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable."
@@ -49,6 +50,7 @@ def run(
     seed: int | None,
     out: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
     force: bool,
     dropped: tuple[str, ...],
@@ -81,6 +83,7 @@ def run(
                 out or default_folder(recipe.stem, loaded),
                 resume=resume,
                 force=force,
+                threads=threads,
                 display=display_for(sys.stdout),
             )
         if built.ranks.is_first:

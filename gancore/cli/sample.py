@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gancore.cli.device import device_option
+from gancore.cli.device import device_option, threads_option
 from gancore.errors import InputError, told_of_files
 
 if TYPE_CHECKING:
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     "--best", is_flag=True, help="Of the step that scored best (score.every), not the last."
 )
 @device_option("Where to compute.")
+@threads_option()
 def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     """Write samples of the run folder RUN: images as uint8 NHWC, points as float32 (N, d).
 
-    The same run gives the same samples on the same device, and the first of many are the few.
+    The same run gives the same samples on the same kind of machine with as many threads, and the
+    first of many are the few.
     """
     if out.suffix not in (".npz", ".png", ""):
         raise InputError(f"--out {out}: expected a name that ends in .npz or .png, or a folder")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gancore.cli.device import device_option
+from gancore.cli.device import device_option, threads_option
 from gancore.errors import told_of_files
 
 
@@ -18,6 +18,7 @@ from gancore.errors import told_of_files
 )
 @click.option("--samples", type=click.IntRange(min=2), help="How many; the recipe's if left out.")
 @device_option("Where to compute.")
+@threads_option()
 def score(run: Path, metrics: str | None, samples: int | None, device: str) -> None:
     """Score the run folder RUN, and write its scores.json.
 

@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gancore import cost
 from gancore.cost import measure
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Executor
 from gancore.leaderboard.plan import versions
+from gancore.machine import on_threads
 from gancore.protocol import Number, Stored
 from gancore.reading import read_json
 from gancore.recipe import Recipe
@@ -65,10 +64,6 @@ def measure_here(
     recipes: Mapping[str, Recipe], *, threads: int, device: str
 ) -> dict[str, dict[str, Any]]:
     """Measure in this process, on so many threads. Raises InputError."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         measured = measure(recipes, device=device)
-    finally:
-        torch.set_num_threads(before)
     return {name: asdict(each) for name, each in measured.items()}

@@ -292,7 +292,8 @@ def _entry(entry: Mapping[str, Any]) -> dict[str, str]:
 def _environment(found: Found) -> dict[str, str]:
     """Return the versions, and the machine."""
     about = found["environment"]
-    keys = [key for key in ("python", "platform", "device", "device_name") if about.get(key)]
+    machine = ("device", "device_name", "cpu", "cpu_capability", "blas")
+    keys = [key for key in ("python", "platform", *machine) if about.get(key)]
     return {
         **about.get("versions", {}),
         **{key.replace("_", " "): str(about[key]) for key in keys},

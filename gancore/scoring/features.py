@@ -16,6 +16,7 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 
 from gancore.data import Dataset
 from gancore.data.cache import Cache
+from gancore.machine import kind_of_machine
 from gancore.randomness import Stream
 from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor
@@ -111,6 +112,7 @@ class Reference:
                 "count": len(data),
                 "extractor": chosen.name,
                 "weights": chosen.weights_sha256(),
+                **kind_of_machine(),
                 "threads": torch.get_num_threads(),
                 "versions": [version("torch"), version("torch-fidelity")],
                 **about,

@@ -26,7 +26,10 @@ from gancore.options import shown
 from gancore.reading import read_text
 from gancore.training.folder import write_text
 
-FORMAT = 1
+FORMAT = 2
+BY_POSITION = 1
+"""The format before, whose optimizer state goes by positions instead of names."""
+
 TEMPORARY = ".writing-"
 INVALID = ".invalid-"
 MANIFEST = "manifest.json"
@@ -153,9 +156,11 @@ def load(path: Path) -> Checkpoint:
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
     except OSError as error:
         raise CheckpointError(f"{path} is damaged: {error}. {COPY_AGAIN}") from error
-    if state.get("format") != FORMAT:
-        found = shown(repr(state.get("format")))
-        raise CheckpointError(f"{path} has format {found}, this gancore reads {FORMAT}")
+    found = state.get("format")
+    if type(found) is not int or found not in (BY_POSITION, FORMAT):
+        raise CheckpointError(
+            f"{path} has format {shown(repr(found))}, this gancore reads {BY_POSITION} and {FORMAT}"
+        )
     if type(state.get("step")) is not int:
         raise CheckpointError(f"{path / STATE} is damaged: it has no step. {COPY_AGAIN}")
     tensors.path = path

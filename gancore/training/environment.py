@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore.errors import InputError
+from gancore.machine import kind_of_machine
 from gancore.plugins import Loaded
 from gancore.ranks import is_launched
 from gancore.sources import core_code
@@ -84,7 +85,7 @@ def made_with(plugins: Iterable[Loaded]) -> dict[str, Any]:
 def environment(
     device: torch.device, plugins: Iterable[Loaded], *, world_size: int = 1
 ) -> dict[str, Any]:
-    """Return versions, device, precision of float32, threads, world size and git state."""
+    """Return versions, device, kind of machine, float32's precision, threads and git state."""
     on_cuda = device.type == "cuda"
     return {
         **made_with(plugins),
@@ -95,6 +96,7 @@ def environment(
             "matmul": torch.backends.cuda.matmul.fp32_precision,
             "convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         },
+        **kind_of_machine(),
         "threads": torch.get_num_threads(),
         "world_size": world_size,
         "git": _git(),

@@ -13,6 +13,7 @@ from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, MissingError, PluginError
+from gancore.machine import on_threads
 from gancore.plugins import Loaded, Plugins, build, load
 from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
@@ -23,6 +24,7 @@ from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
 from gancore.training.identity import changes, made_of_in
+from gancore.training.lazy import materialize_critic
 from gancore.training.trainer import Trainer
 
 
@@ -34,9 +36,12 @@ def run(
     *,
     device: str = "auto",
     resume: bool = False,
+    threads: int | None = None,
     display: Display | None = None,
 ) -> Run:
     """Train and score a recipe; return its run folder, by default runs/<recipe>-seed<seed>.
+
+    threads: how many to compute on; if None, a resumed run's as before, or torch's number now
 
     Raises GancoreError for whatever stands in the way.
     """
@@ -45,7 +50,9 @@ def run(
     else:
         loaded, name = Recipe.load(recipe, overrides), Path(recipe).stem
     folder = Path(out) if out is not None else default_folder(name, loaded)
-    return trainer(loaded, device=device).run(folder, resume=resume, display=display)
+    with on_threads(threads):
+        made = trainer(loaded, device=device)
+        return made.run(folder, resume=resume, threads=threads, display=display)
 
 
 def default_folder(name: str, recipe: Recipe) -> Path:
@@ -247,6 +254,7 @@ def load_critic(
     found = _latest(run)
     if critic is None:
         critic = _rebuild(run, "critic")
+        materialize_critic(critic, load_data(run.recipe), 2, run.seed)
         Plugins(load_plugins(run.recipe)).prepare_critic(critic)
     _fill(critic, found.tensors["critic"], run)
     return place(critic, choose_device(device)).eval()

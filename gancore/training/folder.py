@@ -60,6 +60,9 @@ class Stretch(MadeOf):
     platform: Text
     device: Text
     device_name: Text
+    cpu: Text | None = None
+    cpu_capability: Text | None = None
+    blas: Text | None = None
     threads: Whole
     git: Git | None
     from_step: Whole = 0
@@ -169,19 +172,14 @@ class Run:
         return read_json(self.expected_path, MadeOf, BOARD_AGAIN, largest=LARGEST)
 
     def write_environment(
-        self, about: Mapping[str, Any], start: int, tell: Callable[[str], None]
+        self, about: Mapping[str, Any], before: Mapping[str, Any], start: int
     ) -> None:
         """Write what the run is made on from a step on, beside what it was made on before.
 
         A stretch under the same conditions goes on; one that no update is left of goes.
         """
-        earlier: list[dict[str, Any]] = []
-        if start and self.environment_path.is_file():
-            try:
-                last = self.environment
-                earlier = [*last.pop("earlier", []), last]
-            except InputError as error:
-                tell(f"what the run was made on before is lost: {error}")
+        last = dict(before)
+        earlier: list[dict[str, Any]] = [*last.pop("earlier", []), last] if start and before else []
         earlier = [each for each in earlier if each.get("from_step", 0) < start]
         if earlier and {**earlier[-1], "from_step": 0} == {**about, "from_step": 0}:
             start = earlier.pop().get("from_step", 0)

@@ -74,48 +74,83 @@ def decay_factor(decay: Decay, step: int, steps: int) -> float:
             return 1.0
 
 
-def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(
+    name: str, optimizer: torch.optim.Optimizer, module: nn.Module
+) -> dict[str, Tensor]:
     """Return an optimizer's tensors by `name/parameter/key`; rates come from the recipe."""
     return {
-        f"{name}/{index}/{key}": tensor
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, tensor in state.items()
+        f"{name}/{parameter_name}/{key}": tensor
+        for parameter_name, parameter in module.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
     }
 
 
 def restore_optimizer(
-    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    by_position: bool = False,
+) -> list[str]:
     """Give an optimizer back what `optimizer_state` returned, in the layout of its parameters.
 
-    A parameter that never had a gradient has no state; any other has all that the optimizer keeps.
-    Raises CheckpointError for what does not fit: fused kernels would read beyond a small tensor.
+    by_position: keys are `name/position/key`, as in checkpoints of format 1
+
+    A parameter without state, as it never had a gradient or was frozen, begins anew. The state of
+    one that is frozen now is left out. Any other has all that the optimizer keeps. Returns a line
+    about each of these, where there are any. Raises CheckpointError for what does not fit: fused
+    kernels would read beyond a small tensor.
     """
     state: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         owner, _, rest = path.partition("/")
-        index, _, key = rest.partition("/")
+        parameter_name, _, key = rest.rpartition("/")  # a name may hold a slash, a key does not
         if owner == name:
-            state.setdefault(index, {})[key] = tensor
+            state.setdefault(parameter_name, {})[key] = tensor
     if not state:
         raise CheckpointError(f"the checkpoint has no state of the {name}'s optimizer. {REMEDY}")
     groups = optimizer.state_dict()["param_groups"]
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    known = {str(index): parameter for index, parameter in enumerate(parameters)}
-    for index, values in state.items():
-        expected = _first_state(optimizer, known[index]) if index in known else {}
+    trained = [each for group in optimizer.param_groups for each in group["params"]]
+    position = {id(parameter): number for number, parameter in enumerate(trained)}
+    # a parameter that several layers share has a name in each, any of which may have been the first
+    known: dict[str, nn.Parameter] = (
+        {str(number): parameter for number, parameter in enumerate(trained)}
+        if by_position
+        else dict(module.named_parameters(remove_duplicate=False))
+    )
+    frozen: list[str] = []
+    restored: dict[int | None, dict[str, Tensor]] = {}
+    for parameter_name, values in state.items():
+        parameter = known.get(parameter_name)
+        number = position.get(id(parameter))
+        if parameter is not None and number is None:
+            frozen.append(parameter_name)
+            continue
+        expected = (
+            {} if number is None or number in restored else _first_state(optimizer, trained[number])
+        )
         for key in sorted(expected.keys() | values.keys()):
             wanted, found = _form(expected.get(key)), _form(values.get(key))
             if wanted != found:
                 raise CheckpointError(
-                    f"the checkpoint's optimizer state {shown(f'{name}/{index}/{key}')}: "
+                    f"the checkpoint's optimizer state {shown(f'{name}/{parameter_name}/{key}')}: "
                     f"expected {wanted}, found {found}. {REMEDY}"
                 )
-    optimizer.load_state_dict(
-        {"state": {int(index): values for index, values in state.items()}, "param_groups": groups}
-    )
+        restored[number] = values
+    optimizer.load_state_dict({"state": restored, "param_groups": groups})
     for values in optimizer.state.values():
         values |= {key: arranged(tensor) for key, tensor in values.items()}
+    fresh = [
+        parameter_name
+        for parameter_name, parameter in module.named_parameters()
+        if id(parameter) in position and position[id(parameter)] not in restored
+    ]
+    what = {
+        "has no optimizer state in the checkpoint, so that begins anew": fresh,
+        "is frozen now, so the checkpoint's optimizer state of it is left out": sorted(frozen),
+    }
+    return [f"the {name}'s {_first(names)} {said}" for said, names in what.items() if names]
 
 
 def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
@@ -133,3 +168,7 @@ def _form(tensor: Tensor | None) -> str:
     if tensor is None:
         return "none"
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return shown(names[0], 200) + (f" (and {len(names) - 1:,} more)" if names[1:] else "")

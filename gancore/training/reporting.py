@@ -26,6 +26,8 @@ from gancore.training import checkpoint
 from gancore.training.experiment import load_critic, load_data, load_generator
 from gancore.training.folder import Run, write_bytes, write_text
 
+MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
+
 POINTS = 1000
 """Samples of each kind that the critic's pictures are made from."""
 
@@ -205,6 +207,7 @@ def _environment(run: Run) -> dict[str, str]:
         "Python": found["python"],
         "platform": found["platform"],
         "device": " ".join(filter(None, [found["device"], found["device_name"]])),
+        **{key: str(found[name]) for name, key in MACHINE.items() if found.get(name)},
         "threads": str(found["threads"]),
         "git commit": commit,
         **_made_of(found),

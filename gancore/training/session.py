@@ -7,7 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gancore.errors import CheckpointError, InputError
+from gancore.machine import TO_ROUNDING, taken_again, unlike
 from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
@@ -62,10 +65,10 @@ class Session:
         self._scores: dict[str, Any] | None = None
         self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
 
-    def go(self, *, resume: bool, force: bool) -> None:
+    def go(self, *, resume: bool, force: bool, threads: int | None = None) -> None:
         """Make the run, or the rest of it. Raises as `Trainer.run`."""
         trainer, first = self.trainer, self.trainer.ranks.is_first
-        start = self._open(resume=resume, force=force)
+        start = self._open(resume=resume, force=force, threads=threads)
         if first:
             trainer.plugins.start(self.run.path, start)
         self.display.begin(self._title(start), start, trainer.train.steps)
@@ -221,14 +224,14 @@ class Session:
             best=self.tally.best,
         )
 
-    def _open(self, *, resume: bool, force: bool) -> int:
+    def _open(self, *, resume: bool, force: bool, threads: int | None) -> int:
         """Bring all processes to the folder's latest checkpoint; return the step to start at."""
         ranks, start = self.trainer.ranks, 0
         self._refuse_unlike_processes()
 
         def first() -> bytes:
             nonlocal start
-            found = self._prepare(resume=resume, force=force)
+            found = self._prepare(resume=resume, force=force, threads=threads)
             start = found.step if found else 0
             return checkpoint.packed(found) if found and ranks.count > 1 else b""
 
@@ -237,6 +240,9 @@ class Session:
             found = checkpoint.unpacked(sent)
             self._restore(found)
             start = found.step
+        if ranks.count > 1:
+            count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
+            torch.set_num_threads(int(count))
         self.trainer.equalize()
         return start
 
@@ -253,7 +259,7 @@ class Session:
                 "same files and packages"
             )
 
-    def _prepare(self, *, resume: bool, force: bool) -> Checkpoint | None:
+    def _prepare(self, *, resume: bool, force: bool, threads: int | None) -> Checkpoint | None:
         """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
@@ -261,6 +267,13 @@ class Session:
             raise InputError(
                 f"{run.path} is not empty: go on with it by --resume, or choose another --out"
             )
+        before = self._environment() if found is not None else {}
+        if found is None:
+            self.trainer.use.refuse()
+        else:
+            changed = {"threads": (before.get("threads", threads), threads)} if threads else {}
+            self._refuse_another(found, changed, force=force)
+            self._take_threads(before, threads)
         about = {
             **environment(
                 self.trainer.device,
@@ -270,29 +283,63 @@ class Session:
             **self._made_of,
         }
         self._refuse_unexpected(about)
+        if before and (differing := unlike(before, about)):
+            self.display.say(
+                "this is not the kind of machine that the run was made on so far, or not known to "
+                f"be ({'; '.join(differing)}): {TO_ROUNDING}"
+            )
         if found is not None:
-            self._refuse_another(found, force=force)
             self._restore(found)
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         start = found.step if found else 0
         run.write_recipe(self.trainer.recipe)
-        run.write_environment(about, start, self.display.say)
+        run.write_environment(about, before, start)
         run.cut_records(start, self.display.say)
         if start < self.trainer.train.steps:
             run.scores_path.unlink(missing_ok=True)
         return found
 
-    def _refuse_another(self, found: Checkpoint, *, force: bool) -> None:
-        """Refuse a checkpoint of another run, or of one that will be shorter."""
+    def _environment(self) -> dict[str, Any]:
+        """Return what the run was made on so far; {}, and a line, where that can't be read."""
+        try:
+            return self.run.environment
+        except InputError as error:
+            reason = shown(" ".join(str(error).split()), 1000)
+            self.display.say(f"threads and machine of the run so far are not known: {reason}")
+            return {}
+
+    def _take_threads(self, before: Mapping[str, Any], asked: int | None) -> None:
+        """Compute on as many threads as the run so far, if that can be and no other is asked for.
+
+        Otherwise results would differ in their last bits.
+        """
+        then, now = before.get("threads"), torch.get_num_threads()
+        if then is None or then == now:
+            return
+        if asked is not None:
+            self.display.say(f"threads: {now} instead of {then} so far: {TO_ROUNDING}")
+        elif taken_again(then):
+            self.display.say(f"threads: {then} as so far, instead of {now}")
+        else:
+            self.display.say(f"threads: {then} so far, which can't be had here: {TO_ROUNDING}")
+
+    def _refuse_another(
+        self, found: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
+    ) -> None:
+        """Refuse a checkpoint of another run, or of one that will be shorter.
+
+        changed: what was and what is of other things that may have changed
+        """
         saved = found.state.get("recipe")
         if not isinstance(saved, dict):
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
         classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
         recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
         lines = differences(*recipes) + self._changes_of_identity(found)
-        were, are = found.state.get("processes", 1), self.trainer.ranks.count
-        if were != are:
-            lines.append(f"processes: was {were!r}, is {are!r}")
+        processes = (found.state.get("processes", 1), self.trainer.ranks.count)
+        for name, (were, are) in {"processes": processes, **changed}.items():
+            if were != are:
+                lines.append(f"{name}: was {were!r}, is {are!r}")
         if lines and not force:
             raise InputError(
                 "what decides the updates has changed since the checkpoint, so this would be "
@@ -326,12 +373,22 @@ class Session:
             )
 
     def _restore(self, found: Checkpoint) -> None:
+        by_position = found.state.get("format") == checkpoint.BY_POSITION
         try:
-            self.trainer.load_state(found.tensors, found.state["plugins"])
+            told = self.trainer.load_state(
+                found.tensors, found.state["plugins"], by_position=by_position
+            )
             self.tally = Tally.of(found.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
+        if by_position:
+            told.append(
+                "this checkpoint is an older gancore's, whose optimizer state goes by position: it "
+                "is right as long as no layer has changed its place since"
+            )
+        for line in told:
+            self.display.say(line)
         plugins = self.trainer.plugins
         self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 

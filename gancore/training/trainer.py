@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import InputError
+from gancore.machine import on_threads
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.randomness import Order, Randomness, Stream
 from gancore.ranks import Ranks
@@ -26,6 +27,7 @@ from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
 from gancore.training.identity import network_origin
+from gancore.training.lazy import Settled, materialize_critic, materialize_generator
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -39,6 +41,7 @@ from gancore.training.optimizers import (
 from gancore.training.session import Session
 from gancore.training.storage import locked, told_when_full
 from gancore.training.update import Update
+from gancore.training.use import Use
 
 
 class Trainer:
@@ -94,20 +97,24 @@ class Trainer:
         seed = self.train.seed
         self.randomness = Randomness(seed, self.device, index=self.ranks.index)
         self.plugins = _plugins(loss, plugins, self.randomness)
-        self.plugins.prepare_critic(critic)
-        self.generator = place(generator, self.device)
-        self.critic = place(critic, self.device)
+        self.use = Use(self.plugins)
         self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
         self.flip = flip
         if flip and not self.data.is_images:
             raise InputError("data.flip mirrors images, and this data set is points: leave it out")
         self.latent = latent_size(generator)
+        materialize_generator(generator, self._critic_batch, seed)
+        materialize_critic(critic, self.data, self._critic_batch, seed)
+        self.plugins.prepare_critic(critic)
+        self.generator = place(generator, self.device)
+        self.critic = place(critic, self.device)
 
         self.generator_parameters = trainable(generator, "generator")
         self.critic_parameters = trainable(critic, "critic")
         self.generator_optimizer = make_optimizer(self.optimizer, self.generator_parameters)
         self.critic_optimizer = make_optimizer(self.optimizer, self.critic_parameters)
         self.ema = moving_average(generator, self.train.ema)
+        self.settled = Settled(generator=generator, critic=critic)
         self.recipe = dict(recipe) if recipe is not None else self._described()
         self.components = {
             "generator": network_origin(generator),
@@ -146,24 +153,28 @@ class Trainer:
         *,
         resume: bool = False,
         force: bool = False,
+        threads: int | None = None,
         display: Display | None = None,
     ) -> Run:
         """Train, sample, score and save into the run folder `out`.
 
         resume  go on from the latest checkpoint, if there is one
-        force   resume although the recipe, data, code or the number of processes has changed
+        force   resume although the recipe, data, code, or the number of processes or threads has
+                changed
+        threads
+                how many to compute on; if None, a resumed run's as before, or torch's number now
 
         Raises InputError when another process runs there, the folder is not empty and resume was
-        not asked for, or what decides its updates has changed; RunError when the disk is full;
-        ScoreError for scores that can't be taken; NonFiniteError and ContractError before the
-        optimizer step they concern.
+        not asked for, what decides its updates has changed, or this Trainer has trained and finds
+        no checkpoint to go on from; RunError when the disk is full; ScoreError for scores that
+        can't be taken; NonFiniteError and ContractError before the optimizer step they concern.
         """
         run = Run(Path(out))
         display = display if display and self.ranks.is_first else Display()
         session = self._session = Session(self, run, display)
         for each in self._updates.values():
             each.tell = display.say
-        with told_when_full(run.path), ExitStack() as stack:
+        with on_threads(threads), told_when_full(run.path), ExitStack() as stack:
 
             def enter() -> bytes:
                 check_scoring(self.data, self.score)
@@ -171,7 +182,7 @@ class Trainer:
                 return b""
 
             self.ranks.from_first(enter)
-            session.go(resume=resume, force=force)
+            session.go(resume=resume, force=force, threads=threads)
         return run
 
     def stop(self, reason: str) -> None:
@@ -187,6 +198,7 @@ class Trainer:
     @leaving_no_trace
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
         """Draw the real and the generated samples of a critic update."""
+        self.use.note()
         size = self._critic_batch
         self.randomness.seed("critic/generator", update, alone=True)
         with torch.no_grad(), self._autocast():
@@ -199,7 +211,9 @@ class Trainer:
 
         Raises NonFiniteError before the optimizer step, and ContractError.
         """
+        self.use.note()
         found = self._updates["critic"](update, real, fake)
+        self.settled.check_once()
         values = to_host(found, update)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
@@ -210,10 +224,12 @@ class Trainer:
     @leaving_no_trace
     def generator_update(self, update: int) -> dict[str, float]:
         """Make one generator update, from 0; return its terms. Raises as `critic_update`."""
+        self.use.note()
         size = self._generator_batch
         latents = self._noise("generator", update, size)
         real = self._real("generator", update, size)
         found = self._updates["generator"](update, latents, real)
+        self.settled.check_once()
         values = to_host(found, update)
         apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
         self.ranks.equalize(self.generator.buffers())
@@ -256,15 +272,17 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON.
 
-        Raises CheckpointError for a plugin that keeps anything else.
+        Raises CheckpointError for a plugin that keeps anything else, ContractError for a network
+        that has got parameters meanwhile.
         """
+        self.settled.check()
         plugin_tensors, plugin_scalars = split_state(self.plugins.state_dict())
         tensors: dict[str, Tensors] = {
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "optimizers": {
-                **optimizer_state("generator", self.generator_optimizer),
-                **optimizer_state("critic", self.critic_optimizer),
+                **optimizer_state("generator", self.generator_optimizer, self.generator),
+                **optimizer_state("critic", self.critic_optimizer, self.critic),
             },
             "plugins": plugin_tensors,
         }
@@ -273,16 +291,34 @@ class Trainer:
         return tensors, plugin_scalars
 
     def load_state(
-        self, tensors: Mapping[str, Tensors], plugins: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Go on from what `state` returned. Raises RuntimeError, KeyError where it does not fit."""
+        self,
+        tensors: Mapping[str, Tensors],
+        plugins: Mapping[str, Mapping[str, Any]],
+        *,
+        by_position: bool = False,
+    ) -> list[str]:
+        """Go on from what `state` returned; return what there is to say of it, in lines.
+
+        by_position: whether the optimizers' states are of format 1, which goes by positions
+
+        Raises RuntimeError, KeyError where it does not fit.
+        """
         self.generator.load_state_dict(tensors["generator"])
         self.critic.load_state_dict(tensors["critic"])
         if self.ema is not None:
             self.ema.load_state_dict(tensors["ema"])
-        restore_optimizer("generator", self.generator_optimizer, tensors["optimizers"])
-        restore_optimizer("critic", self.critic_optimizer, tensors["optimizers"])
+        told = [
+            line
+            for name, optimizer, module in (
+                ("generator", self.generator_optimizer, self.generator),
+                ("critic", self.critic_optimizer, self.critic),
+            )
+            for line in restore_optimizer(
+                name, optimizer, module, tensors["optimizers"], by_position=by_position
+            )
+        ]
         self.plugins.load_state_dict(join_state(tensors["plugins"], plugins))
+        return told
 
     def _noise(self, side: str, update: int, size: int) -> Tensor:
         generator, whole = self._latents[side].at(update), size * self.ranks.count

@@ -1,0 +1,47 @@
+"""What plugins put on a critic: it stays there, also where the critic gets into another run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gancore.errors import PluginError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MADE = "_gancore_made"
+"""A critic's attribute: what plugins put on it, by whom. A copy of the critic has its own."""
+
+
+@contextmanager
+def noted(critic: nn.Module, cls: type, who: str) -> Iterator[None]:
+    """Note which modules and hooks come onto a critic meanwhile, by a plugin of this class."""
+    before = _parts(critic)
+    try:
+        yield
+    finally:
+        made = [part for key, part in _parts(critic).items() if key not in before]
+        if made:
+            vars(critic).setdefault(MADE, []).append((cls, who, made))
+
+
+def refuse_leftovers(critic: nn.Module, here: Collection[type]) -> None:
+    """Raise PluginError where a critic has what a plugin of another class than these put on it."""
+    there = _parts(critic)
+    for cls, who, parts in vars(critic).get(MADE, ()):
+        if cls not in here and not there.keys().isdisjoint(map(id, parts)):
+            raise PluginError(
+                f"the critic still has what plugin {who} put on it for another run, and this run "
+                "is without that plugin: build the critic anew"
+            )
+
+
+def _parts(module: nn.Module) -> dict[int, object]:
+    """Return a module's parts and their hooks, by their id."""
+    kinds = [f"_{when}_hooks" for when in ("forward_pre", "forward", "backward_pre", "backward")]
+    found: list[object] = []
+    for part in module.modules():
+        found += [part, *(hook for kind in kinds for hook in getattr(part, kind).values())]
+    return {id(part): part for part in found}
