@@ -24,7 +24,7 @@ class Budget(Section):
     unit: Literal["critic_updates", "passes"] = Field(
         default="critic_updates",
         description="passes: an update without a regularizer is one, others are as many as their "
-        "FLOPs are more",
+        "FLOPs are more, on the mean over the first `count` critic updates",
     )
     count: Count
 

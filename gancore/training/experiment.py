@@ -50,14 +50,17 @@ def default_folder(name: str, recipe: Recipe) -> Path:
     return Path("runs", f"{name}-seed{recipe.train.seed}")
 
 
-def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
+def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None) -> Trainer:
     """Build everything that a recipe names.
+
+    data: the recipe's data set where it is loaded already
 
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
     plugins = load_plugins(recipe)
-    data = load_data(recipe)
+    if data is None:
+        data = load_data(recipe)
     seed = recipe.train.seed
     networks = {}
     for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
