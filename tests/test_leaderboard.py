@@ -130,7 +130,7 @@ def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
     entry = f'[[entry]]\nname = "lazy"\n{lazy}\n'
     (folder / "board.toml").write_text(text.replace("=gp", "=r1") + entry)
     out = folder / "out"
-    code, said, err = gan("leaderboard", folder / "board.toml", "--out", out, "--commands")
+    code, _, err = gan("leaderboard", folder / "board.toml", "--out", out, "--commands")
     assert code == 0, err
     costs = json.loads((out / "costs.json").read_text())["costs"]
     price = 1 + (costs["gp"]["flops_ratio"] - 1) / 300
@@ -262,9 +262,12 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     same = compared(before, tmp_path / "same.json")
     assert (same.returncode, same.stderr) == (0, "")
     assert "tie" in same.stdout
+    assert "current ÷ baseline" in same.stdout
+    assert "decided by: by their sign where all seeds differ alike, Holm's" in same.stdout
     assert "not compared, for want of a score in both: old" in same.stdout
     worse = compared(before, tmp_path / "worse.json")
     assert worse.returncode == 1
+    assert "decided by: paired t-test of logarithms over 5 seeds, by their sign" in worse.stdout
     assert "regression in FID (digits features): gp" in worse.stderr
     assert compared(before, tmp_path / "worse.json", "--tolerance", "0.3").returncode == 0
     for wrong, message in (
@@ -277,6 +280,16 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
         assert message in found.stderr
         assert "Traceback" not in found.stderr
     assert compared(before, before, "--metric", "kid").returncode == 2
+
+
+def test_compare_heads_differences_as_such(gan: Gan, tmp_path: Path) -> None:
+    (tmp_path / "before.json").write_text(json.dumps(board(none=STEADY)))
+    (tmp_path / "after.json").write_text(json.dumps(board(none=[-0.1, 0.2, 0.0, 0.1, 0.3])))
+    code, out, _ = gan("compare", tmp_path / "before.json", tmp_path / "after.json")
+    assert code == 0
+    assert "current − baseline" in out
+    assert "current ÷ baseline" not in out
+    assert "decided by: paired t-test over 5 seeds\n" in out
 
 
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-inf", "-0.1"])

@@ -55,7 +55,7 @@ class Session:
         try:
             stopped = self._loop(start)
             if first:
-                plot_curves(self.run.records, self.run.curves_path)
+                plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):
