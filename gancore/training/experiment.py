@@ -21,6 +21,7 @@ from gancore.scoring import score_generator
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
+from gancore.training.idle import check_idle
 from gancore.training.trainer import Trainer
 
 
@@ -120,7 +121,8 @@ def load_data(recipe: Recipe) -> Dataset:
 def check(recipe: Recipe) -> list[str]:
     """Check the names and options in a recipe, without loading data or building networks.
 
-    Returns a line for each component that is not installed. Raises PluginError for a name close
+    Returns a line for each component that is not installed, and for each option and plugin that
+    has no effect. Raises PluginError for a name close
     to an installed one, wrong options, and plugins that don't go together.
     """
     missing = []
@@ -132,12 +134,12 @@ def check(recipe: Recipe) -> list[str]:
                 raise
             missing.append(f"{kind} {section.name!r} is not installed here")
     try:
-        Plugins(load_plugins(recipe))
+        idle = check_idle(recipe, Plugins(load_plugins(recipe)))
     except MissingError as error:
         if error.close:
             raise
-        missing.append(str(error))
-    return missing
+        return [*missing, str(error)]
+    return [*missing, *idle]
 
 
 def origins(recipe: Recipe) -> dict[str, str]:

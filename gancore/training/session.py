@@ -17,6 +17,7 @@ from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.environment import environment
 from gancore.training.folder import Run
+from gancore.training.idle import warn_never_due
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
 
@@ -54,6 +55,8 @@ class Session:
         self.display.begin(self._title(start), start, trainer.train.steps)
         try:
             stopped = self._loop(start)
+            if first and not stopped and start < trainer.train.steps:
+                warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
                 plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
             if stopped:

@@ -25,6 +25,7 @@ from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
+from gancore.training.idle import warn_idle
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -154,6 +155,7 @@ class Trainer:
         concern.
         """
         run = Run(Path(out))
+        warn_idle(self)
         display = display if display and self.ranks.is_first else Display()
         session = self._session = Session(self, run, display)
         for each in self._updates.values():
@@ -212,6 +214,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.generator)
         return values
+
+    @property
+    def were_due(self) -> set[str]:
+        """The penalties, by record key, that have been called."""
+        return self._updates["critic"].were_due | self._updates["generator"].were_due
 
     def sampler(self) -> nn.Module:
         """Return the generator to sample from: the moving average if there is one, calibrated."""
