@@ -20,7 +20,7 @@ class Wasserstein:
     regularizer has to see to.
     """
 
-    any_score: ClassVar[bool] = True
+    any_score: ClassVar[bool] = True  # it is for scores of any size: no sigmoid before it
 
     @hookimpl
     def critic_loss(self, step: CriticStep) -> Tensor:

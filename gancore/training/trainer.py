@@ -149,6 +149,8 @@ class Trainer:
         resume  go on from the latest checkpoint, if there is one
         force   resume although the recipe, or the number of processes, has changed
 
+        Warns of what has no effect (`gancore.training.idle.IdleWarning`).
+
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
         scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
