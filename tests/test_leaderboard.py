@@ -123,20 +123,20 @@ def test_a_budget_of_passes_buys_fewer_updates_where_they_cost_more(folder: Path
 def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
     folder: Path, gan: Gan
 ) -> None:
-    """R1 every 300th update is due in 2 of 450, but in all of a recipe's single one."""
+    """R1 every 300th update is due in 3 of 700, but in all of a recipe's single one."""
     (folder / "base.toml").write_text(BASE.replace("steps = 7\ncritic_steps = 5", "steps = 1"))
     lazy = 'set = ["plugin.0.name=r1", "plugin.1.name=lazy", "plugin.1.every=300"]'
-    text = BOARD.replace("count = 100", 'count = 450\nunit = "passes"')
+    text = BOARD.replace("count = 100", 'count = 700\nunit = "passes"')
     entry = f'[[entry]]\nname = "lazy"\n{lazy}\n'
     (folder / "board.toml").write_text(text.replace("=gp", "=r1") + entry)
     out = folder / "out"
     code, _, err = gan("leaderboard", folder / "board.toml", "--out", out, "--commands")
     assert code == 0, err
     costs = json.loads((out / "costs.json").read_text())["costs"]
-    price = 1 + (costs["gp"]["flops_ratio"] - 1) * 2 / 450
+    price = 1 + (costs["gp"]["flops_ratio"] - 1) * 3 / 700
     assert costs["lazy"]["flops_ratio"] == pytest.approx(price)
     (path,) = (out / "runs").glob("lazy-seed0-*")
-    assert Run(path).recipe.train.steps == int(450 / price)
+    assert Run(path).recipe.train.steps == int(700 / price)
 
 
 def test_without_a_budget_recipes_keep_their_steps(folder: Path) -> None:
