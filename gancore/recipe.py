@@ -195,10 +195,6 @@ NEEDS: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
     "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
     "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
     "train.allow_batchnorm": ("a penalty of the critic", lambda _, penalized: penalized),
-    "score.every": (
-        "score.metrics, and as many train.steps",
-        lambda of, _: of.score.metrics and of.score.every <= of.train.steps,
-    ),
     **dict.fromkeys(
         ("score.extractor", "score.weights"),
         (
@@ -209,7 +205,7 @@ NEEDS: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
 }
 """What options need to have an effect, in words and of (sections, is there a penalty?).
 
-An extractor without any metrics is one that `gan score` will take.
+Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
 """
 
 

@@ -39,11 +39,6 @@ def told(**changes: Any) -> list[str]:
         ),
         ({"optimizer.alpha": 0.9}, {"optimizer.name": "rmsprop", "optimizer.alpha": 0.9}),
         ({"train.allow_batchnorm": True, "plugin": []}, {"train.allow_batchnorm": True}),
-        ({"score.every": 2}, {"score.every": 2, "score.metrics": ["w2"]}),
-        (
-            {"score.every": 4, "score.metrics": ["w2"]},  # of 3 steps
-            {"score.every": 3, "score.metrics": ["w2"]},
-        ),
         (
             {"score.extractor": "digits", "score.metrics": ["w2"]},
             {"score.extractor": "digits", "score.metrics": ["w2", "kid"]},
@@ -68,6 +63,7 @@ def test_an_option_without_effect_is_told_in_one_line(
 
 
 def test_a_default_written_out_is_not_told() -> None:
+    assert told(**{"score.every": 2, "score.extractor": "digits", "score.weights": "w.pt"}) == []
     assert told(**{"optimizer.name": "rmsprop", "optimizer.betas": [0.0, 0.9]}) == []
 
 
