@@ -7,11 +7,12 @@ of convolutions and matrix products, counted exactly as they are dispatched.
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +21,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from gancore.caller import leaving_no_trace
+from gancore.data import Dataset
 from gancore.errors import RunError
 from gancore.probe import unprobed
 from gancore.recipe import Recipe
 from gancore.sampling import Progress
-from gancore.training import Trainer, trainer
+from gancore.training import Trainer, load_data, trainer
+from gancore.training.environment import choose_device
 
-LONGEST_PERIOD = 256
-"""Updates after which a pattern of due penalties is taken to repeat, at the latest."""
+MOST_ASKED = 1_000_000
+"""Critic updates of a run whose due penalties are asked for; of a longer run so many at random."""
+
+MOST_SETS = 32
+"""Sets of penalties due together that are measured; a rarer one counts as the one most like it."""
 
 
 class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -80,7 +87,10 @@ class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a critic update costs, on the mean over a period of lazy penalties.
+    """What a critic update costs, on the mean over all of a run.
+
+    Which penalties are due is asked of a new run's `penalty_scale`, update by update. What plugins
+    decide otherwise is not seen: a penalty that answers None, a scale that training changes.
 
     seconds     the median
     flops, operations
@@ -102,42 +112,44 @@ class Cost:
 
 @dataclass(eq=False)
 class _Variant:
-    """A trainer, and which of its updates stand for how many of a period.
+    """A trainer, and which of its updates stand for what share of all."""
 
-    Counted is the same uncompiled: a graph of its own hides what it dispatches.
-    """
-
+    recipe: Recipe
     trainer: Trainer
-    counted: Trainer
-    patterns: dict[int, float]
+    shares: dict[int, float]
     counts: list[Counts] = field(default_factory=list)
     rounds: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, recipe: Recipe, device: str) -> _Variant:
-        built = trainer(recipe, device=device)
-        plain = built
-        if recipe.train.compile:
-            train = recipe.train.model_copy(update={"compile": False})
-            plain = trainer(recipe.model_copy(update={"train": train}), device=device)
-        return cls(built, plain, _patterns(built))
+    def of(cls, recipe: Recipe, device: str, data: Dataset) -> _Variant:
+        built = trainer(recipe, device=device, data=data)
+        return cls(recipe, built, _shares(built))
 
     def count(self) -> bool:
-        """Count one update of each pattern; return whether all went well."""
-        for update in self.patterns:
-            samples = self.counted.critic_samples(update)
+        """Count one update of each set of due penalties; return whether all went well."""
+        counted = self._uncompiled()
+        for update in self.shares:
+            samples = counted.critic_samples(update)
             try:
                 with unprobed(), Counts() as counts:
-                    self.counted.update_critic(update, *samples)
+                    counted.update_critic(update, *samples)
                 self.trainer.critic_update(update)  # which probes the critic, and compiles it
             except RunError:
                 return False
             self.counts.append(counts)
         return True
 
+    def _uncompiled(self) -> Trainer:
+        """Return the same uncompiled: a graph of its own hides what it dispatches."""
+        if not self.recipe.train.compile:
+            return self.trainer
+        train = self.recipe.train.model_copy(update={"compile": False})
+        plain = self.recipe.model_copy(update={"train": train})
+        return trainer(plain, device=self.trainer.device.type, data=self.trainer.data)
+
     def time(self) -> None:
         seconds = 0.0
-        for update, share in self.patterns.items():
+        for update, share in self.shares.items():
             samples = self.trainer.critic_samples(update)
             began = time.perf_counter()
             with unprobed():
@@ -148,10 +160,11 @@ class _Variant:
     def mean(self, of: Callable[[Counts], int]) -> float:
         return sum(
             share * of(counts)
-            for share, counts in zip(self.patterns.values(), self.counts, strict=True)
+            for share, counts in zip(self.shares.values(), self.counts, strict=True)
         )
 
 
+@leaving_no_trace
 def measure(
     recipes: Mapping[str, Recipe],
     *,
@@ -162,16 +175,21 @@ def measure(
     """Measure the critic updates of recipes, and of each without its plugins, all in turn.
 
     rounds: how often each is timed, after a first time that does not count.
-    A recipe whose first update fails is left out. Raises InputError for those that can't be built.
+    Equal [data] tables share one data set. A recipe whose first update fails is left out. Raises
+    InputError for those that can't be built.
     """
     variants: dict[str, _Variant] = {}
     bare: dict[str, str] = {}
+    loaded: dict[str, Dataset] = {}
     for name, recipe in recipes.items():
         plain = recipe.without([each.called for each in recipe.plugin])
+        data = _data(recipe, device, loaded)
         bare[name] = _key(plain)
         if bare[name] not in variants:
-            variants[bare[name]] = _Variant.of(plain, device)
-        variants[name] = _Variant.of(recipe, device) if recipe.plugin else variants[bare[name]]
+            variants[bare[name]] = _Variant.of(plain, device, data)
+        variants[name] = (
+            _Variant.of(recipe, device, data) if recipe.plugin else variants[bare[name]]
+        )
     each_once = list({id(variant): variant for variant in variants.values()}.values())
     failed = [variant for variant in each_once if not variant.count()]
     timed = [variant for variant in each_once if variant not in failed]
@@ -202,16 +220,36 @@ def _cost(variant: _Variant, bare: _Variant) -> Cost:
     )
 
 
-def _patterns(built: Trainer) -> dict[int, float]:
-    """Return updates with each combination of due penalties, and their shares of all updates."""
-    penalties = built.plugins.penalties("penalty")
-    due = [
-        tuple(built.plugins.scale(each, update) != 0 for each in penalties)
-        for update in range(LONGEST_PERIOD)
-    ]
-    period = next(p for p in range(1, LONGEST_PERIOD + 1) if due[p:] == due[: len(due) - p])
-    counted = Counter(due[:period])
-    return {due.index(pattern): count / period for pattern, count in counted.items()}
+def _data(recipe: Recipe, device: str, loaded: dict[str, Dataset]) -> Dataset:
+    """Return a recipe's data set on the device, from those loaded already if it is there."""
+    key = json.dumps([recipe.data.name, recipe.data.options], sort_keys=True)
+    if key not in loaded:
+        loaded[key] = load_data(recipe).to(choose_device(device))
+    return loaded[key]
+
+
+def _shares(built: Trainer) -> dict[int, float]:
+    """Return an update with each set of penalties due together, and the sets' shares of the run."""
+    plugins, first = built.plugins, dict[tuple[bool, ...], int]()
+    penalties = plugins.penalties("penalty")
+    found: Counter[tuple[bool, ...]] = Counter()
+    updates = _asked(built.train.steps * built.train.critic_steps) if penalties else range(1)
+    for update in updates:
+        due = tuple(plugins.scale(each, update) != 0 for each in penalties)
+        first.setdefault(due, update)
+        found[due] += 1
+    kept = dict(found.most_common(MOST_SETS))
+    for due in found.keys() - kept.keys():
+        kept[min(kept, key=lambda other: sum(map(bool.__xor__, due, other)))] += found[due]
+    return {first[due]: count / found.total() for due, count in kept.items()}
+
+
+def _asked(updates: int) -> Iterable[int]:
+    """Return all updates of a run; of a long one, one at random out of each equal stretch."""
+    if updates <= MOST_ASKED:
+        return range(max(updates, 1))
+    drawn, stretch = random.Random(0), updates / MOST_ASKED
+    return (int((number + drawn.random()) * stretch) for number in range(MOST_ASKED))
 
 
 def _key(recipe: Recipe) -> str:
@@ -219,4 +257,5 @@ def _key(recipe: Recipe) -> str:
     table = recipe.table()
     keys = ("data", "generator", "critic", "loss", "optimizer")
     train = {key: table["train"].get(key) for key in ("batch_size", "precision", "compile")}
-    return json.dumps([*(table[key] for key in keys), train], sort_keys=True)
+    updates = recipe.train.steps * recipe.train.critic_steps  # a loss may have a lazy penalty too
+    return json.dumps([*(table[key] for key in keys), train, updates], sort_keys=True)

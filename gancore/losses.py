@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
@@ -17,6 +19,8 @@ class Wasserstein:
     Its negative estimates the Wasserstein-1 distance when the critic is 1-Lipschitz, which a
     regularizer has to see to.
     """
+
+    any_score: ClassVar[bool] = True  # it is for scores of any size: no sigmoid before it
 
     @hookimpl
     def critic_loss(self, step: CriticStep) -> Tensor:
@@ -36,6 +40,8 @@ class Hinge:
     The generator: −E[D(fake)].
     """
 
+    any_score: ClassVar[bool] = True
+
     @hookimpl
     def critic_loss(self, step: CriticStep) -> Tensor:
         """E[max(0, 1 − D(real))] + E[max(0, 1 + D(fake))]."""
@@ -54,6 +60,8 @@ class NonSaturating:
     The generator: E[softplus(−D(fake))], the paper's non-saturating form.
     """
 
+    any_score: ClassVar[bool] = True
+
     @hookimpl
     def critic_loss(self, step: CriticStep) -> Tensor:
         """E[softplus(−D(real))] + E[softplus(D(fake))]."""
@@ -71,6 +79,8 @@ class RpGAN:
 
     The generator: E[softplus(D(real) − D(fake))], with fresh real samples.
     """
+
+    any_score: ClassVar[bool] = True
 
     @hookimpl
     def critic_loss(self, step: CriticStep) -> Tensor:

@@ -96,6 +96,15 @@ def plugin_class(found: Found) -> type:
     return cls
 
 
+def acts_on_critic(name: str) -> bool:
+    """Whether an installed plugin trains or changes the critic; one that can't be asked may."""
+    try:
+        cls = plugin_class(entrypoints.get("plugin", name))
+    except PluginError:
+        return True
+    return any(hasattr(cls, hook) for hook in ("penalty", "prepare_critic", "post_step"))
+
+
 def load(
     name: str, given: Mapping[str, Any] | None = None, *, alias: str | None = None, where: str = ""
 ) -> Loaded:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
@@ -179,6 +179,59 @@ class Score(Section):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return str(Path(path).absolute()) if path else None
+
+
+class Sections(Protocol):
+    """What has the sections whose options may be idle: a recipe, or a trainer."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...  # noqa: D102
+
+    @property
+    def train(self) -> Train: ...  # noqa: D102
+
+    @property
+    def score(self) -> Score: ...  # noqa: D102
+
+
+FEATURES = frozenset({"fid", "isc", "kid", "prc"})
+"""The metrics that an extractor is for."""
+
+NEEDS: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
+    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
+    "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
+    "train.allow_batch_statistics": ("a penalty of the critic", lambda _, penalized: penalized),
+    **dict.fromkeys(
+        ("score.extractor", "score.weights"),
+        (
+            "fid, isc, kid or prc in score.metrics",
+            lambda of, _: not of.score.metrics or not FEATURES.isdisjoint(of.score.metrics),
+        ),
+    ),
+}
+"""What options need to have an effect, in words and of (sections, is there a penalty?).
+
+Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
+"""
+
+
+def idle_options(sections: Sections, *, penalized: bool) -> list[str]:
+    """Return a line for each option that is not at its default, and has no effect beside others.
+
+    penalized: whether a plugin penalizes the critic
+    """
+    lines = []
+    for key, (needed, has_effect) in NEEDS.items():
+        section, name = key.split(".")
+        table = getattr(sections, section)
+        value = getattr(table, name)
+        if value != type(table).model_fields[name].default and not has_effect(sections, penalized):
+            shown_value = to_json(value).decode()
+            lines.append(
+                f"{key} = {shown(shown_value)} has no effect: it needs {needed}; add that, or "
+                "leave it out"
+            )
+    return lines
 
 
 class Recipe(Section):

@@ -31,7 +31,9 @@ def undrawn() -> Iterator[None]:
     test_report.py has some drawn, and test_cli.py a run's, in a process of its own.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gancore.training.session.plot_curves", lambda records, path: path.touch())
+        patch.setattr(
+            "gancore.training.session.plot_curves", lambda records, path, recipe: path.touch()
+        )
         yield
 
 

@@ -13,6 +13,7 @@ RECIPES = ROOT / "recipes"
 def test_json_has_an_entry_for_each_set_with_its_plugins_and_cost() -> None:
     code, out, err = started(
         *("bench", RECIPES / "r1_r2_digits.toml", "--json", "--rounds", "2"),
+        "--set=train.steps=320",
         *("--plugins", "r1", "--plugins", "r1+r2", "--plugins", "r1+lazy", "--plugins", "clip"),
     )
     assert code == 0, err

@@ -56,7 +56,9 @@ def test_run_prints_plain_lines_that_end_in_scores(done: tuple[Path, str]) -> No
     folder, out = done
     assert "\x1b" not in out
     assert "\r" not in out
-    steps = re.findall(r"^step (\d+)/6 .*wasserstein \S+ penalty/gp .*critic_grad_norm", out, re.M)
+    steps = re.findall(
+        r"^step (\d+)/6 .*D\(real\)−D\(fake\) \S+ penalty/gp .*critic_grad_norm", out, re.M
+    )
     assert steps == ["1", "2", "4", "6"]
     scores = json.loads((folder / "scores.json").read_text())["scores"]
     assert f"FID (digits features)  {scores['fid']:.4g}" in out

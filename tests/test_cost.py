@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers import trainer
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
-from gancore.cost import Counts, _patterns, measure
+from gancore import cost, hookimpl, plugin
+from gancore.cost import Counts, _shares, measure
 from gancore.recipe import Recipe
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
@@ -118,28 +120,94 @@ def test_smooth_critics_pay_for_their_curvature() -> None:
     assert flops[1] > flops[0]
 
 
-@pytest.mark.parametrize("every", [2, 16])
+@pytest.mark.parametrize("every", [2, 16, 300])
 def test_lazy_costs_its_share(every: int) -> None:
+    steps = {"train": {"steps": 5, "critic_steps": 240, "batch_size": B}}
     recipes = {
-        "eager": recipe({"name": "r1"}),
-        "lazy": recipe({"name": "r1"}, {"name": "lazy", "every": every}),
-        "none": recipe(),
+        "eager": recipe({"name": "r1"}, **steps),
+        "lazy": recipe({"name": "r1"}, {"name": "lazy", "every": every}, **steps),
+        "none": recipe(**steps),
     }
     found = {name: cost.flops for name, cost in measure(recipes, device="cpu", rounds=1).items()}
     expected = found["none"] + (found["eager"] - found["none"]) / every
     assert found["lazy"] == pytest.approx(expected)
 
 
-def test_patterns_are_those_of_a_whole_period() -> None:
+@plugin
+class From:
+    """Penalties are due from an update on."""
+
+    first: int = 0
+
+    @hookimpl
+    def penalty_scale(self, plugin: str, update: int) -> float:
+        return 1.0 + update if update >= self.first else 0.0
+
+
+def shares(plugins: Any, updates: int, critic_steps: int = 1) -> dict[int, float]:
+    steps = {"steps": updates // critic_steps, "critic_steps": critic_steps, "batch_size": 2}
+    return _shares(trainer(plugins=plugins, train=steps))
+
+
+def test_what_is_due_is_counted_over_all_updates_of_the_run() -> None:
+    """A penalty that starts at update 1,000 of 4,000 is 3/4 of the whole, and a ramp is one set."""
+    assert shares([R1(), From(first=1000)], 4000, critic_steps=4) == {0: 1 / 4, 1000: 3 / 4}
+    assert shares([R1(), From(first=5000)], 4000) == {0: 1.0}
+    assert shares([R1(), Lazy(every=300)], 1000) == {0: 4 / 1000, 1: 996 / 1000}  # 0, 300, 600, 900
     plugins = {
         "r1": R1(),
         "r2": R2(),
         "a": Lazy(every=4, targets=("r1",)),
         "b": Lazy(every=2, targets=("r2",)),
     }
-    assert _patterns(trainer(plugins=plugins)) == {0: 1 / 4, 1: 1 / 2, 2: 1 / 4}
-    assert _patterns(trainer(plugins=[R1()])) == {0: 1.0}
-    assert _patterns(trainer()) == {0: 1.0}
+    assert shares(plugins, 4) == {0: 1 / 4, 1: 1 / 2, 2: 1 / 4}
+    assert shares(plugins, 6) == {0: 2 / 6, 1: 3 / 6, 2: 1 / 6}  # not a whole number of periods
+    assert shares([R1()], 6) == shares([], 6) == shares([R1()], 0) == {0: 1.0}
+
+
+def test_of_a_longer_run_so_many_updates_are_asked_at_random(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equal steps through a run would meet a lazy penalty always or never."""
+    monkeypatch.setattr(cost, "MOST_ASKED", 2000)
+    found = shares([R1(), Lazy(every=4)], 8000)
+    share = sum(part for update, part in found.items() if update % 4 == 0)
+    assert share == pytest.approx(1 / 4, abs=4 * (3 / 16 / 2000) ** 0.5)  # four deviations
+    assert sum(found.values()) == pytest.approx(1.0)
+    late = shares([R1(), From(first=6000)], 8000)
+    assert sorted(late.values()) == [1 / 4, 3 / 4]
+
+
+def test_rare_sets_count_as_the_one_most_like_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 updates r1 is due in 4, r2 in 3, both at 0 alone: nearest to that is r1's own set."""
+    plugins = {
+        "r1": R1(),
+        "r2": R2(),
+        "a": Lazy(every=3, targets=("r1",)),
+        "b": Lazy(every=4, targets=("r2",)),
+    }
+    assert shares(plugins, 12) == {0: 1 / 12, 1: 6 / 12, 3: 3 / 12, 4: 2 / 12}
+    monkeypatch.setattr(cost, "MOST_SETS", 2)
+    assert shares(plugins, 12) == {1: 8 / 12, 3: 4 / 12}
+
+
+def test_equal_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as its tables differ, whatever the entries; flips are made of one data set."""
+    calls: list[object] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return load_digits(*arguments, **options)
+
+    monkeypatch.setattr("sklearn.datasets.load_digits", counted)
+    recipes = {
+        "none": recipe(),
+        "r1": recipe({"name": "r1"}),
+        "flipped": recipe(data={"name": "digits", "flip": True}),
+        "points": recipe(data={"name": "gaussians8"}),
+    }
+    assert set(measure(recipes, device="cpu", rounds=1)) == set(recipes)
+    assert len(calls) == 1
 
 
 def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:
@@ -174,10 +242,10 @@ def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:
 def test_no_regularizer_of_a_convolutional_critic_costs_more_than_its_mathematics(
     plugins: list[dict[str, Any]], critic: dict[str, Any], most: float, wide: Path
 ) -> None:
-    sections: dict[str, Any] = {"critic": critic}
+    sections: dict[str, Any] = {"critic": critic, "train": {"steps": 16, "batch_size": B}}
     if critic is not BARE:
         sections |= {"data": {"name": "folder", "path": str(wide)}}
-        sections |= {"train": {"steps": 1, "batch_size": 4}}
+        sections |= {"train": {"steps": 16, "batch_size": 4}}
     made = recipe(*plugins, **sections)
     assert measure({"it": made}, device="cpu", rounds=1)["it"].flops_ratio <= most
 

@@ -44,7 +44,7 @@ import gancore.data.digits, gancore.scoring, gancore.training.session
 
 gancore.data.digits.digits()  # what is slow, once: what is killed are forks of this process
 gancore.scoring.extractor("digits")
-gancore.training.session.plot_curves = lambda records, path: None  # or most kills land in there
+gancore.training.session.plot_curves = lambda *records: None  # or most kills land in there
 
 recipe, whole, killed, kills = sys.argv[1:]
 moments = random.Random()

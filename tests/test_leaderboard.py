@@ -18,6 +18,7 @@ from gancore.leaderboard.board import Board
 from gancore.leaderboard.gate import gate, read, regressed
 from gancore.leaderboard.text import markdown, notes
 from gancore.recipe import Recipe
+from gancore.training import Run
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = {
@@ -117,6 +118,25 @@ def test_a_budget_of_passes_buys_fewer_updates_where_they_cost_more(folder: Path
     assert {name: each.train.steps for name, each in recipes.items()} == {"none": 20, "gp": 10}
     with pytest.raises(RecipeError, match="passes are counted in costs: drop --no-cost"):
         loaded.within_budget(loaded.recipes(folder), {})
+
+
+def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
+    folder: Path, gan: Gan
+) -> None:
+    """R1 every 300th update is due in 3 of 700, but in all of a recipe's single one."""
+    (folder / "base.toml").write_text(BASE.replace("steps = 7\ncritic_steps = 5", "steps = 1"))
+    lazy = 'set = ["plugin.0.name=r1", "plugin.1.name=lazy", "plugin.1.every=300"]'
+    text = BOARD.replace("count = 100", 'count = 700\nunit = "passes"')
+    entry = f'[[entry]]\nname = "lazy"\n{lazy}\n'
+    (folder / "board.toml").write_text(text.replace("=gp", "=r1") + entry)
+    out = folder / "out"
+    code, _, err = gan("leaderboard", folder / "board.toml", "--out", out, "--commands")
+    assert code == 0, err
+    costs = json.loads((out / "costs.json").read_text())["costs"]
+    price = 1 + (costs["gp"]["flops_ratio"] - 1) * 3 / 700
+    assert costs["lazy"]["flops_ratio"] == pytest.approx(price)
+    (path,) = (out / "runs").glob("lazy-seed0-*")
+    assert Run(path).recipe.train.steps == int(700 / price)
 
 
 def test_without_a_budget_recipes_keep_their_steps(folder: Path) -> None:
@@ -242,9 +262,12 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
     same = compared(before, tmp_path / "same.json")
     assert (same.returncode, same.stderr) == (0, "")
     assert "tie" in same.stdout
+    assert "current ÷ baseline" in same.stdout
+    assert "decided by: by their sign where all seeds differ alike, Holm's" in same.stdout
     assert "not compared, for want of a score in both: old" in same.stdout
     worse = compared(before, tmp_path / "worse.json")
     assert worse.returncode == 1
+    assert "decided by: paired t-test of logarithms over 5 seeds, by their sign" in worse.stdout
     assert "regression in FID (digits features): gp" in worse.stderr
     assert compared(before, tmp_path / "worse.json", "--tolerance", "0.3").returncode == 0
     for wrong, message in (
@@ -257,6 +280,16 @@ def test_compare_from_the_command_line(tmp_path: Path) -> None:
         assert message in found.stderr
         assert "Traceback" not in found.stderr
     assert compared(before, before, "--metric", "kid").returncode == 2
+
+
+def test_compare_heads_differences_as_such(gan: Gan, tmp_path: Path) -> None:
+    (tmp_path / "before.json").write_text(json.dumps(board(none=STEADY)))
+    (tmp_path / "after.json").write_text(json.dumps(board(none=[-0.1, 0.2, 0.0, 0.1, 0.3])))
+    code, out, _ = gan("compare", tmp_path / "before.json", tmp_path / "after.json")
+    assert code == 0
+    assert "current − baseline" in out
+    assert "current ÷ baseline" not in out
+    assert "decided by: paired t-test over 5 seeds\n" in out
 
 
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-inf", "-0.1"])

@@ -33,8 +33,9 @@ from gancore.leaderboard.plots import (
     shown,
 )
 from gancore.leaderboard.result import result
+from gancore.leaderboard.statistics import detectable
 from gancore.leaderboard.sweep import Job
-from gancore.leaderboard.text import MINUS, against_title, markdown
+from gancore.leaderboard.text import MINUS, against_title, markdown, notes
 
 EVIL = "<script>alert(1)</script>"
 SCORED = (100, 200, 300)
@@ -51,10 +52,13 @@ class Made(NamedTuple):
 def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
     """A finished run that never ran, with the files of one."""
     plugins = {"gp": "gancore-gp==0.1.0"}
-    values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True, **changes}
+    values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True}
+    values |= {"loss": "wasserstein", **changes}
     recipe = {
         "train": {"steps": SCORED[-1], "critic_steps": 5},
         "score": {"metrics": ["fid", "isc"]},
+        "loss": {"name": values["loss"]},
+        "plugin": [{"name": "gp"}],
     }
     made = Job(entry, seed, recipe, folder / "runs" / f"{entry}-{seed}", "done", seconds=60.0)
     made.run.write_json(
@@ -375,6 +379,109 @@ def test_a_difference_is_not_headed_as_a_ratio(tmp_path: Path, html: str) -> Non
     found = result(board({"a": "A", "b": "B"}, [0]), jobs, {})
     assert against_title(found) == f"{MINUS} A"
     assert f"| {MINUS} A |" in markdown(found)
+
+
+# what it says of its statistics
+
+ONE = [3.0, 3.5, 2.9, 3.2]
+
+
+def told(folder: Path, scores: Mapping[str, Sequence[float]]) -> tuple[Any, list[str], str]:
+    """How the FIDs of a board were compared, its notes but the protocol's, and its page."""
+    jobs = [
+        job(folder, name, seed, fid, picture=0)
+        for name, fids in scores.items()
+        for seed, fid in enumerate(fids)
+    ]
+    seeds = range(max(map(len, scores.values())))
+    labels = {name: name.upper() for name in scores}
+    found = result(board(labels, seeds), jobs, {name: {"flops_ratio": 1.0} for name in scores})
+    return found["statistics"]["tests"]["fid"], notes(found)[1:-1], page(found, jobs)
+
+
+def test_several_entries_over_several_seeds(tmp_path: Path) -> None:
+    scores = {"a": ONE[:3], "b": [4.0, 4.1, 3.9], "c": [2.0, 3.0, 2.5]}
+    how, (interval, verdicts), html = told(tmp_path, scores)
+    assert how == "paired t-test of logarithms over 3 seeds, Holm's correction for 2 entries"
+    assert interval == "Median and 95 % bootstrap interval of 3 seeds."
+    assert verdicts.startswith(f"Verdicts: {how}. With four chances in five it sees differences of")
+    assert "(the steadiest entry)" in verdicts
+    assert "Each entry&#39;s median as a mark, its 95 % bootstrap interval as a bar" in html
+    assert "; the dashed line is the baseline&#39;s." in html
+    assert "The median over seeds as a line, each run faintly." in html
+    assert "Medians with their intervals." in html
+    assert "3 entries over seeds 0, 1, 2, ranked by FID (digits features) ↓, against A." in html
+
+
+def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
+    how, lines, html = told(tmp_path, {"a": [3.0], "b": [4.0]})
+    assert how is None
+    assert lines == ["1 seed in common with the baseline decides nothing: that takes 3."]
+    assert not any(word in html for word in ("bootstrap", "edian", "intervals", "Holm", "t-test"))
+    assert html.count("Each entry&#39;s only run") == 4  # scores, two curves, cost
+    assert "2 entries over seed 0, ranked by" in html
+
+
+def test_an_entry_alone_is_compared_with_nothing(tmp_path: Path) -> None:
+    how, lines, html = told(tmp_path, {"a": ONE})
+    assert how is None
+    assert lines == [
+        "Median and 95 % bootstrap interval of 4 seeds.",
+        "There is no entry but the baseline, and so nothing to decide.",
+    ]
+    assert "A over seeds 0, 1, 2, 3: FID (digits features) ↓." in html
+
+
+def test_two_entries_need_no_correction_and_differences_no_logarithms(tmp_path: Path) -> None:
+    how, (_, verdicts), _ = told(tmp_path / "one", {"a": ONE, "b": [4.0, 4.1, 3.9, 4.4]})
+    assert how == "paired t-test of logarithms over 4 seeds"
+    assert " % and more." in verdicts
+    how, (_, verdicts), _ = told(tmp_path / "two", {"a": ONE, "b": [0.5, -0.5, 0.1, 0.2]})
+    assert how == "paired t-test over 4 seeds"
+    assert "logarithm" not in verdicts
+    assert "%" not in verdicts
+
+
+def test_entries_of_fewer_seeds_are_told(tmp_path: Path) -> None:
+    """B has three of four seeds; C has two, so it is in no family, and can't be seen to differ."""
+    scores = {"a": ONE, "b": [4.0, 4.3, 3.7], "c": [1.0, 7.0], "d": [5.0, 4.0, 6.0, 4.5]}
+    how, (interval, verdicts), _ = told(tmp_path, scores)
+    assert how == "paired t-test of logarithms over 3 to 4 seeds, Holm's correction for 2 entries"
+    assert interval == "Median and 95 % bootstrap interval of 2 to 4 seeds."
+    assert "Fewer than 3 seeds in common with it: C." in verdicts
+    seen = [float(each) for each in re.findall(r"(\d+) %", verdicts)]
+    few, whole = ([math.log(x / y) for x, y in zip(scores[k], ONE, strict=False)] for k in "bd")
+    expected = [
+        100 * math.expm1(detectable(float(np.std(each, ddof=1)), len(each), 0.05 / 2))
+        for each in (few, whole)
+    ]
+    assert seen == pytest.approx(sorted(expected), abs=0.51)
+
+
+def test_seeds_that_all_differ_alike_need_no_test(tmp_path: Path) -> None:
+    how, (_, verdicts), _ = told(tmp_path, {"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 8.0]})
+    assert how == "by their sign where all seeds differ alike"
+    assert verdicts == f"Verdicts: {how}."
+
+
+@pytest.mark.parametrize(
+    ("losses", "title", "of"),
+    [
+        (["wasserstein", "wasserstein"], "the Wasserstein estimate", "of all entries."),
+        (["wasserstein", "hinge"], "D(real) − D(fake)", "of A."),
+        (["rpgan", "hinge"], "D(real) − D(fake)", "of none of these entries."),
+    ],
+)
+def test_the_page_says_whose_gap_is_an_estimate(
+    tmp_path: Path, losses: list[str], title: str, of: str
+) -> None:
+    jobs = [job(tmp_path, name, 0, 3.0, loss=loss) for name, loss in zip("ab", losses, strict=True)]
+    found = result(board({"a": "A", "b": "B"}, [0]), jobs, {})
+    html = page(found, jobs)
+    assert f"Does {title} tell the score?" in html
+    assert f"the factor of the critic&#39;s Lipschitz constant, {of}" in html
+    axes = plot_estimates(found, estimates(found, jobs)).axes[0]
+    assert axes.get_xlabel() == "D(real) − D(fake)"
 
 
 # in a browser

@@ -45,7 +45,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(toy: Path) -> Path:
     """A finished run; those in it change nothing of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gancore.training.session.plot_curves", lambda records, path: path.touch())
+        patch.setattr(
+            "gancore.training.session.plot_curves", lambda records, path, recipe: path.touch()
+        )
         return gancore.run(toy, toy.parent / "run", device="cpu").path
 
 

@@ -28,7 +28,7 @@ from gancore.report import (
     save_grid,
     save_images,
 )
-from gancore.report.curves import curve_figures
+from gancore.report.curves import bounding, curve_figures
 
 Pixels = NDArray[np.uint8]
 
@@ -133,15 +133,43 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
+WGAN_GP = {"loss": {"name": "wasserstein"}, "plugin": [{"name": "gp", "as": "mine"}]}
+"""The table of a run's recipe, as far as curves look at it."""
+
+
+@pytest.mark.parametrize(
+    ("loss", "plugins", "bounds"),
+    [
+        ("wasserstein", ["gp"], ["gp"]),
+        ("wasserstein", ["tensorboard", "sn"], ["sn"]),  # which trains nothing
+        ("wasserstein", ["clip", "lazy"], ["clip"]),
+        ("wasserstein", ["of_somebody"], ["of_somebody"]),  # who can tell?
+        ("wasserstein", ["tensorboard"], []),
+        ("wasserstein", [], []),
+        ("hinge", ["sn"], []),
+        ("nonsaturating", ["gp"], []),
+        ("rpgan", ["r1", "r2"], []),
+        ("of_somebody", ["gp"], []),
+    ],
+)
+def test_only_a_bounded_critic_under_the_wasserstein_loss_estimates_a_distance(
+    loss: str, plugins: list[str], bounds: list[str]
+) -> None:
+    recipe = {"loss": {"name": loss}, "plugin": [{"name": name} for name in plugins]}
+    assert bounding(recipe) == bounds
+    titles = list(curve_figures(RECORDS, recipe))
+    assert titles[0] == ("Wasserstein estimate" if bounds else "D(real) − D(fake)")
+
+
 def test_curves_draw_every_value_over_steps(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_curves(RECORDS, tmp_path / "curves.png")
+    plot_curves(RECORDS, tmp_path / "curves.png", WGAN_GP)
     lines = {
         str(line.get_label()): np.column_stack(line.get_data()).tolist()
         for axes in figures[0].axes
         for line in axes.lines
     }
     assert lines == {
-        "wasserstein": [[1, 0.5], [5, 2.5], [9, 1.5]],
+        "D(real) − D(fake)": [[1, 0.5], [5, 2.5], [9, 1.5]],
         "critic_loss": [[1, -0.5], [5, -2.5], [9, -1.5]],
         "penalty/gp": [[1, 9.0], [9, 0.3]],
         "score/fid": [[5, 70.0]],
@@ -155,19 +183,19 @@ def test_curves_draw_every_value_over_steps(tmp_path: Path, figures: list[Figure
 
 def test_each_panel_has_a_figure_of_its_own() -> None:
     records = [{**record, "penalty/$\\frac$": 2.0} for record in RECORDS]
-    figures = curve_figures(records)
+    figures = curve_figures(records, WGAN_GP)
     assert list(figures) == ["Wasserstein estimate", "losses", "penalties", "scores"]
     drawn = {str(line.get_label()): line for line in figures["penalties"].axes[0].lines}
     assert np.column_stack(drawn["penalty/gp"].get_data()).tolist() == [[1, 9.0], [9, 0.3]]
     (axes,) = figures["penalties"].axes
     assert axes.get_xlabel() == "generator updates"
     figures["penalties"].savefig(io.BytesIO())  # though a $ begins a formula elsewhere
-    assert curve_figures([{"step": 1, "seconds": 0.1}]) == {}
+    assert curve_figures([{"step": 1, "seconds": 0.1}], WGAN_GP) == {}
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "seconds": 0.1}]])
 def test_no_values_no_curves(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    plot_curves(records, tmp_path / "curves.png")
+    plot_curves(records, tmp_path / "curves.png", WGAN_GP)
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -198,7 +226,7 @@ def test_lines_display(clock: Callable[[float], None], steps: int, left: str) ->
     display.end()
     begin, line, said = file.getvalue().splitlines()
     assert (begin, said) == ("runs/a[b]: gp; digits", "scoring …")
-    numbers = "wasserstein 1.5 penalty/gp 0.25 generator_loss -0.125"
+    numbers = "D(real)−D(fake) 1.5 penalty/gp 0.25 generator_loss -0.125"
     assert line == f"step 15/{steps} {numbers} | 0.5 steps/s, {left} left"
 
 
@@ -247,7 +275,7 @@ def test_live_display_shows_step_speed_and_values(clock: Callable[[float], None]
         "runs/a: gp",
         "15/20",
         "0.5 steps/s",
-        "wasserstein",
+        "D(real)−D(fake)",
         "penalty/gp",
         "half [b]way[/b]",
     ):

@@ -351,6 +351,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CRITIC = ["Weights", "Gradient norms"]
+GAP = "D(real) − D(fake)"
 CURVES = ["Wasserstein estimate", "Critic&#39;s scores", "Losses", "Penalties", "Gradient norms"]
 
 
@@ -398,12 +399,31 @@ def test_a_run_from_python_has_what_can_be_made(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     write_report(run, device="cpu", progress=lambda *what: told.append(what))
     html = run.report_path.read_text(encoding="utf-8")
-    assert headings(html) == ["Over time", "In motion", *CURVES[:3], CURVES[4]]  # no penalty
+    assert headings(html) == ["Over time", "In motion", GAP, *CURVES[1:3], CURVES[4]]  # no penalty
     (line,) = [each for each in html.splitlines() if 'class="missing"' in each]
     assert "Pictures of the critic are missing: " in line
     assert "was made from Python with python:Critic" in line
     assert told[0] == ("drawing", 0, 3)
     assert told[-1] == ("drawing", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "distance times the critic's Lipschitz constant, as far as that is held by gp."),
+        ({"plugin": []}, "It estimates no distance, as nothing holds the critic."),
+        ({"loss.name": "hinge"}, "It estimates no distance, as the hinge loss makes it none."),
+    ],
+)
+def test_the_report_says_what_its_own_run_estimates(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    run = build(parsed(TOY, **{"train.steps": 1}, **changes), device="cpu").run(tmp_path / "run")
+    write_report(run, device="cpu")
+    html = run.report_path.read_text(encoding="utf-8")
+    assert said in Parsed(html).text
+    assert ("Wasserstein estimate" in html) == (not changes)
+    assert (f">{GAP}<" in html) == bool(changes)
 
 
 def test_data_and_samples_that_are_gone_are_told(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
 
     from gancore.cli.tables import styled
     from gancore.leaderboard.gate import gate, read, regressed
-    from gancore.leaderboard.text import against, title, verdict
+    from gancore.leaderboard.statistics import method
+    from gancore.leaderboard.text import MINUS, against, title, verdict
     from gancore.protocol import score_name
 
     before, after = read(baseline), read(current)
@@ -42,7 +43,8 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     found = gate(before, after, metric)
     heading = styled(title({**after, "metric": metric}, metric), "table.title")
     table = Table(title=heading, title_justify="left")
-    for column in ("entry", "current ÷ baseline", "verdict"):
+    sign = "÷" if all(each.scale == "ratio" for each in found.values()) else MINUS
+    for column in ("entry", f"current {sign} baseline", "verdict"):
         table.add_column(column)
     lost = []
     for name, each in found.items():
@@ -54,6 +56,7 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
     if unmatched := sorted((names[0] | names[1]) - found.keys()):
         click.echo(f"not compared, for want of a score in both: {', '.join(unmatched)}")
+    click.echo(f"decided by: {method(map(vars, found.values())) or 'nothing, with too few seeds'}")
     if lost:
         name = score_name(metric, after["protocol"])
         click.echo(f"regression in {name}: {', '.join(lost)}", err=True)

@@ -13,12 +13,14 @@ import torch
 
 from gancore.probe import unprobed
 from gancore.training import Trainer
+from gancore.training.idle import warn_idle
 
 TIMED = 3
 
 
 def show(trainer: Trainer) -> None:
     """Print the resolved recipe, networks, data, plugins, memory and an estimate of the time."""
+    warn_idle(trainer)
     seconds = _seconds_a_step(trainer)
     if not trainer.ranks.is_first:
         return

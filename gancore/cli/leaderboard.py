@@ -78,7 +78,8 @@ def leaderboard(
     with told_of_files(out), making as executor, display:
         spent = {}
         if cost:
-            spent = measure_costs(loaded, recipes, out, executor=executor, tell=display.say)
+            priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
+            spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
         recipes = loaded.within_budget(recipes, ratios)
         planned = plan(loaded, recipes, out, device=executor.device)

@@ -64,6 +64,8 @@ def run(
     """
     from gancore.recipe import Recipe
 
+    if force and not resume:
+        click.echo("warning: --force has no effect without --resume", err=True)
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
     with _as_one():

@@ -24,7 +24,7 @@ class Budget(Section):
     unit: Literal["critic_updates", "passes"] = Field(
         default="critic_updates",
         description="passes: an update without a regularizer is one, others are as many as their "
-        "FLOPs are more",
+        "FLOPs are more, on the mean over the first `count` critic updates",
     )
     count: Count
 
@@ -76,6 +76,15 @@ class Board(Section):
             )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")
+        decided = {"train.seed": "`seeds`"} | ({"train.steps": "[budget]"} if self.budget else {})
+        for override in (*self.set, *(each for entry in self.entry for each in entry.set)):
+            key = override.partition("=")[0].strip()
+            if key in decided:
+                raise PydanticCustomError(
+                    "unavailable",
+                    "set: {key} has no effect, for {what} of the board decides it: leave it out",
+                    {"key": key, "what": decided[key]},
+                )
         return self
 
     @classmethod

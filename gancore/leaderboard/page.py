@@ -19,6 +19,7 @@ from gancore.leaderboard.text import (
     MINUS,
     against,
     against_title,
+    has_intervals,
     interval,
     notes,
     other_metrics,
@@ -27,6 +28,7 @@ from gancore.leaderboard.text import (
     title,
     verdict,
 )
+from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render
 
@@ -101,9 +103,12 @@ def _summary(found: Found) -> str:
     if not plots.scored(found):
         return "No run has a score yet."
     labels = {entry["name"]: entry["label"] for entry in found["entries"]}
+    seeds = f"seed{'s' if len(found['seeds']) > 1 else ''} {', '.join(map(str, found['seeds']))}"
+    if len(labels) == 1:
+        return f"{labels[found['baseline']]} over {seeds}: {title(found, found['metric'])}."
     return (
-        f"{len(labels)} entries over seeds {', '.join(map(str, found['seeds']))}, ranked by "
-        f"{title(found, found['metric'])}, against {labels[found['baseline']]}."
+        f"{len(labels)} entries over {seeds}, ranked by {title(found, found['metric'])}, against "
+        f"{labels[found['baseline']]}."
     )
 
 
@@ -170,27 +175,41 @@ def _final(found: Found, jobs: Sequence[Job]) -> Section:
         section.missing.append("There are no pictures of scores: no run has one yet.")
         return section
     name = title(found, found["metric"])
+    several = has_intervals(found)
+    bars = (
+        "Each entry's median as a mark, its 95 % bootstrap interval as a bar, and below it each "
+        "run as a ring; bars that overlap decide nothing"
+    )
+    baseline = any(entry["name"] == found["baseline"] for entry in plots.scored(found))
     section.pictures.append(
         Picture.of(
             plots.plot_intervals(found),
-            title="Medians and intervals",
-            caption="Each entry's median as a mark, its 95 % bootstrap interval as a bar, and "
-            "below it each run as a ring; the dashed line is the baseline's median. Bars that "
-            "overlap decide nothing: verdicts pair the seeds.",
-            alt=f"{name} of each entry: all runs, median and interval",
+            title="Medians and intervals" if several else "Scores",
+            caption=(bars if several else "Each entry's only run")
+            + ("; the dashed line is the baseline's." if baseline else "."),
+            alt=f"{name} of each entry: all runs{', median and interval' if several else ''}",
         )
     )
-    section.pictures.append(
-        Picture.of(
-            plots.plot_estimates(found, plots.estimates(found, jobs)),
-            title="Does the Wasserstein estimate tell the score?",
-            caption="Each run's last estimate against its score. Estimates compare only under "
-            "one constraint on the critic, so look at one entry's runs at a time. Where one is "
-            "negative, the critic scored generated samples above real ones in the last batch.",
-            alt=f"{name} of each run against its last Wasserstein estimate",
-        )
-    )
+    section.pictures.append(_gaps(found, jobs))
     return section
+
+
+def _gaps(found: Found, jobs: Sequence[Job]) -> Picture:
+    """Draw scores against D(real) − D(fake), which is an estimate for some losses only."""
+    recipes = {job.entry: job.recipe for job in jobs}
+    entries = plots.scored(found)
+    estimated = [entry["label"] for entry in entries if bounding(recipes[entry["name"]])]
+    all_are = len(estimated) == len(entries)
+    of = "all entries" if all_are else ", ".join(estimated) or "none of these entries"
+    return Picture.of(
+        plots.plot_estimates(found, plots.estimates(found, jobs)),
+        title=f"Does {'the Wasserstein estimate' if all_are else GAP} tell the score?",
+        caption=f"Each run's last {GAP} against its score. It is a Wasserstein estimate, but for "
+        f"the factor of the critic's Lipschitz constant, of {of}. It compares only under one loss "
+        "and one constraint on the critic, so look at one entry's runs at a time. Where one is "
+        "negative, the critic scored generated samples above real ones in the last batch.",
+        alt=f"{title(found, found['metric'])} of each run against its last {GAP}",
+    )
 
 
 def _training(found: Found, jobs: Sequence[Job]) -> Section:
@@ -209,17 +228,23 @@ def _training(found: Found, jobs: Sequence[Job]) -> Section:
             Picture.of(
                 plots.plot_curves(found, drawn, over),
                 title=f"Over {plots.AXES[over]}",
-                caption=f"The median over seeds as a line, each run faintly. {text}"
-                f"{left_out if without else ''}",
+                caption=f"{_lines(drawn)} {text}{left_out if without else ''}",
                 alt=f"{title(found, found['metric'])} of each entry over {plots.AXES[over]}",
             )
         )
     return section
 
 
+def _lines(drawn: Mapping[str, plots.Curve]) -> str:
+    if all(len(curve.runs) < 2 for curve in drawn.values()):
+        return "Each entry's only run as a line."
+    return "The median over seeds as a line, each run faintly."
+
+
 def _cost(found: Found) -> Section:
     section = Section("Cost")
     name = title(found, found["metric"])
+    what = "Medians with their intervals." if has_intervals(found) else "Each entry's only run."
     for key, text in COSTS.items():
         entries = plots.scored(found)
         if key in PRICED and any(key in entry["cost"] for entry in entries):
@@ -227,9 +252,8 @@ def _cost(found: Found) -> Section:
                 Picture.of(
                     plots.plot_cost(found, key),
                     title=f"Score against {text}",
-                    caption=f"Medians with their intervals. {PRICED[key]} No entry beats those on "
-                    "the stepped line, the Pareto front, in both; it joins medians, and does not "
-                    "know ties.",
+                    caption=f"{what} {PRICED[key]} No entry beats those on the stepped line, the "
+                    "Pareto front, in both; it does not know ties.",
                     alt=f"{name} of each entry against its cost in {text}, with the Pareto front",
                 )
             )

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gancore import protocol
 from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
-from gancore.recipe import Recipe
+from gancore.recipe import Recipe, differences
 from gancore.training.environment import made_with
 from gancore.training.experiment import load_data, load_plugins, origins, resolve
 
@@ -36,6 +37,8 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
             error.add_note(f"in the entry {name!r} of the board")
             raise
         about["where"] = {"device": device, "threads": str(board.threads)}
+        _refuse_unscored(board, table)
+        _refuse_twin(name, table, jobs)
         for seed in board.seeds:
             seeded = {**table, "train": {**table["train"], "seed": seed}}
             key = json.dumps([seeded, about], sort_keys=True)
@@ -62,6 +65,28 @@ class _Samples:
 def versions(recipe: Recipe) -> dict[str, Any]:
     """Return what of this machine, beside the recipe and device, decides the scores of a run."""
     return {**made_with(load_plugins(recipe)), "components": origins(recipe)}
+
+
+def _refuse_unscored(board: Board, table: Mapping[str, Any]) -> None:
+    """Refuse to make runs that no score would rank."""
+    known = protocol.keys(table["score"]["metrics"])
+    if not known or (board.metric or known[0]) not in known:
+        raise RecipeError(
+            f"metric: the runs will have {', '.join(known) or 'no scores'}, and the board ranks by "
+            f"{board.metric or 'the first'}: add it to score.metrics"
+        )
+
+
+def _refuse_twin(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:
+    """Refuse an entry that would make the runs of another one again."""
+    for other in {job.entry: job for job in others}.values():
+        its, steps = other.recipe, other.recipe["train"]["steps"]
+        seeded = {**table, "train": {**table["train"], "seed": its["train"]["seed"]}}
+        if table["train"]["steps"] == steps and not differences(its, seeded):
+            raise RecipeError(
+                f"entries {other.entry!r} and {name!r} are one and the same: change the `set` or "
+                "`recipe` of one, or leave it out"
+            )
 
 
 def _refuse_unlike(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:

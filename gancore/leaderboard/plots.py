@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import title
+from gancore.report.curves import GAP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
 
 
 def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
-    """Return each finished run's last Wasserstein estimate with its score, by entry."""
+    """Return each finished run's last D(real) − D(fake) with its score, by entry."""
     last = {
         (job.entry, job.seed): job.run.records[-1]["wasserstein"]
         for job in jobs
@@ -195,7 +196,7 @@ def plot_cost(found: Found, cost: str) -> Figure:
 
 
 def plot_estimates(found: Found, drawn: Mapping[str, Sequence[Point]]) -> Figure:
-    """Draw a dot a run: its score against its Wasserstein estimate, which may be negative."""
+    """Draw a dot a run: its score against its D(real) − D(fake), which may be negative."""
     figure, axes = _figure()
     for name, look in looks(found).items():
         if name in drawn:
@@ -205,10 +206,10 @@ def plot_estimates(found: Found, drawn: Mapping[str, Sequence[Point]]) -> Figure
             )  # fmt: skip
     sizes = [abs(x) for points in drawn.values() for x, _ in points if x]
     if sizes and max(sizes) > WIDE * statistics.median(sizes):
-        # a critic that nothing holds has estimates beyond all others
+        # a critic that nothing holds is beyond all others
         axes.set_xscale("symlog", linthresh=statistics.median(sizes))
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("Wasserstein estimate, D(real) − D(generated)", fontsize=8)
+    axes.set_xlabel(GAP, fontsize=8)
     _finish(axes)
     _score_axis(axes, "y", found, [y for points in drawn.values() for _, y in points])
     _legend(figure, found, drawn)

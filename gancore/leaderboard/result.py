@@ -11,7 +11,7 @@ from gancore.errors import InputError
 from gancore.leaderboard.board import Board, Entry
 from gancore.leaderboard.gate import FORMAT
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.statistics import ALPHA, POWER, compare, summarize
+from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
 from gancore.protocol import HIGHER_IS_BETTER, keys
 
 COLLAPSED = 0.1
@@ -79,7 +79,11 @@ def result(
         "budget": board.budget.model_dump() if board.budget else None,
         "seeds": list(board.seeds),
         "threads": board.threads,
-        "statistics": {"alpha": ALPHA, "power": POWER, "test": "paired t on log scores, Holm"},
+        "statistics": {
+            "alpha": ALPHA,
+            "power": POWER,
+            "tests": {key: method(map(vars, each.values())) for key, each in compared.items()},
+        },
     }
 
 

@@ -9,10 +9,10 @@ eight seeds they are too short to decide by.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, stats
@@ -87,12 +87,13 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare scores with baseline scores, by seed, for each name: (scores, baseline's).
 
-    All comparisons are one family: the chance that any verdict of a table without differences is
-    wrong is 5 %. The scale is the logarithm if all scores are positive.
+    All comparisons over enough seeds are one family: the chance that any verdict of a table without
+    differences is wrong is 5 %. The scale is the logarithm if all scores are positive.
     """
     positive = all(value > 0 for both in pairs.values() for one in both for value in one.values())
+    family = sum(len(one.keys() & other.keys()) >= FEWEST for one, other in pairs.values())
     found = {
-        name: _compare(scores, baseline, log=positive, family=len(pairs))
+        name: _compare(scores, baseline, log=positive, family=max(family, 1))
         for name, (scores, baseline) in pairs.items()
     }
     decidable = {name: each.p for name, each in found.items() if each.seeds_compared >= FEWEST}
@@ -101,6 +102,27 @@ def compare(
         name: _decided(each, name in decidable, name in rejected, higher_is_better)
         for name, each in found.items()
     }
+
+
+def method(compared: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return how these comparisons of one score, as tables, were decided; None if none was."""
+    decided = [each for each in compared if each["seeds_compared"] >= FEWEST]
+    tested = [each for each in decided if each["detectable"] is not None]
+    parts = []
+    if tested:
+        logarithms = " of logarithms" if tested[0]["scale"] == "ratio" else ""
+        seeds = span(each["seeds_compared"] for each in tested)
+        parts.append(f"paired t-test{logarithms} over {seeds} seeds")
+    if len(tested) < len(decided):
+        parts.append("by their sign where all seeds differ alike")
+    if len(decided) > 1:
+        parts.append(f"Holm's correction for {len(decided)} entries")
+    return ", ".join(parts) or None
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Return from where to where numbers reach: `3 to 5`, or `5`."""
+    return " to ".join(map(str, sorted({min(known := [*numbers]), max(known)})))
 
 
 def holm(p: Mapping[str, float], alpha: float = ALPHA) -> set[str]:
@@ -147,11 +169,12 @@ def _compare(scores: BySeed, baseline: BySeed, *, log: bool, family: int) -> Com
         deviation = float(differences.std(ddof=1))
         half = float(stats.t.isf(ALPHA / 2, count - 1)) * deviation / math.sqrt(count)
         low, high = mean - half, mean + half
-        if deviation > 0:
+        rounding = 1e-12 * (1.0 if log else float(np.abs(pairs).max()))
+        if deviation > rounding:
             p = float(stats.ttest_1samp(differences, 0.0).pvalue)
             least = detectable(deviation, count, ALPHA / family)
         else:  # all differences are one number: sure, unless that is none
-            p = 1.0 if mean == 0 else 0.0
+            p = 1.0 if abs(mean) <= rounding else 0.0
     back = _exp if log else float
     return Comparison(
         seeds_compared=count,

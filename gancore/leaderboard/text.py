@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gancore.leaderboard.statistics import FEWEST, method, span
 from gancore.protocol import score_name, shown_protocol
 
 MINUS = "−"
@@ -45,7 +46,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             budget["unit"]
         ]
         lines.append(f"Budget: {budget['count']:,} {unit} an entry.")
-    lines.append(certainty(found))
+    lines += certainty(found)
     if any(entry["cost"] for entry in found["entries"]):
         lines.append(
             "Time, FLOPs and memory: of a critic update, as ratios to the same network without "
@@ -63,30 +64,45 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def certainty(found: Mapping[str, Any]) -> str:
-    """Return in a sentence what the seeds decide, and how small a difference they could see."""
-    compared = [
-        entry["scores"][found["metric"]]
-        for entry in found["entries"]
-        if found["metric"] in entry["scores"] and entry["name"] != found["baseline"]
+def certainty(found: Mapping[str, Any]) -> list[str]:
+    """Return what the numbers are, what they decide, and how small a difference they could see."""
+    scored = [entry for entry in found["entries"] if found["metric"] in entry["scores"]]
+    scores = {entry["name"]: entry["scores"][found["metric"]] for entry in scored}
+    lines = []
+    if has_intervals(found):
+        seeds = span(len(each["values"]) for each in scores.values())
+        lines.append(f"Median and 95 % bootstrap interval of {seeds} seeds.")
+    if len(found["entries"]) < 2:
+        return [*lines, "There is no entry but the baseline, and so nothing to decide."]
+    compared = [each for name, each in scores.items() if name != found["baseline"]]
+    how = method(compared)
+    if how is None:
+        most = max((each["seeds_compared"] for each in compared), default=0)
+        seeds, decide = ("seed", "decides") if most == 1 else ("seeds", "decide")
+        few = f"{most} {seeds} in common with the baseline {decide} nothing: that takes {FEWEST}."
+        return [*lines, few]
+    text = f"Verdicts: {how}."
+    few_seeds = [each["label"] for each in scored if scores[each["name"]]["verdict"] == "undecided"]
+    if few_seeds:
+        text += f" Fewer than {FEWEST} seeds in common with it: {', '.join(few_seeds)}."
+    able = [each for each in compared if each["seeds_compared"] >= FEWEST and each["detectable"]]
+    seen = [
+        f"{each['detectable']:.2g}"
+        if each["scale"] == "difference"
+        else f"{100 * (each['detectable'] - 1):.0f} %"
+        for each in sorted(able, key=lambda each: each["detectable"])
     ]
-    most = max((each["seeds_compared"] for each in compared), default=0)
-    if most < 3:
-        return f"{most} seeds in common with the baseline decide nothing: that takes 3."
-    text = (
-        f"Median and 95 % bootstrap interval of {len(found['seeds'])} seeds; verdicts by a paired "
-        "t-test on logarithms with Holm's correction"
-    )
-    seen = sorted(each["detectable"] for each in compared if each["detectable"])
-    if not seen:
-        return text + "."
-    if compared[0]["scale"] == "difference":
-        return f"{text}. Differences from {seen[0]:.2g} to {seen[-1]:.2g} would have been seen."
-    low, high = (100 * (each - 1) for each in (seen[0], seen[-1]))
-    return (
-        f"{text}. With four chances in five it sees differences of {low:.0f} % (the steadiest "
-        f"entry) to {high:.0f} % (the least steady)."
-    )
+    if seen:
+        reach = f"{seen[0]} (the steadiest entry) to {seen[-1]} (the least steady)"
+        reach = reach if len(seen) > 1 else f"{seen[0]} and more"
+        text += f" With four chances in five it sees differences of {reach}."
+    return [*lines, text]
+
+
+def has_intervals(found: Mapping[str, Any]) -> bool:
+    """Return whether some entry has more than one run with the score that ranks."""
+    ranked = [entry["scores"].get(found["metric"]) for entry in found["entries"]]
+    return any(len(scores["values"]) > 1 for scores in ranked if scores)
 
 
 def title(found: Mapping[str, Any], key: str) -> str:

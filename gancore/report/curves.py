@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancore.plugins import acts_on_critic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+GAP = "D(real) − D(fake)"
+ESTIMATE = "Wasserstein estimate"
+"""The title of GAP where the loss makes it one, and a plugin bounds the critic."""
+
 PANELS = (
-    ("Wasserstein estimate", ("wasserstein",)),
+    (GAP, ("wasserstein",)),
     ("critic's scores", ("d_real", "d_fake")),
     ("losses", ("critic_loss", "generator_loss")),
     ("penalties", ("penalty/", "generator_penalty/")),
@@ -23,11 +29,26 @@ PANELS = (
 Records = Sequence[Mapping[str, Any]]
 
 
-def plot_curves(records: Records, path: Path) -> None:
-    """Draw the records of a run over generator updates as a PNG; nothing without records."""
+def bounding(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the plugins that make D(real) − D(fake) of a run a Wasserstein estimate, if it is one.
+
+    With the Wasserstein loss it is one, but for the factor of the critic's Lipschitz constant,
+    where a plugin acts on the critic. recipe: the run's table.
+    """
+    if recipe["loss"]["name"] != "wasserstein":
+        return []
+    plugins = recipe.get("plugin", [])
+    return [each.get("as", each["name"]) for each in plugins if acts_on_critic(each["name"])]
+
+
+def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None:
+    """Draw the records of a run over generator updates as a PNG; nothing without records.
+
+    recipe: the run's table
+    """
     from matplotlib.figure import Figure
 
-    panels = _panels(records)
+    panels = _panels(records, recipe)
     if not panels:
         return
     rows = -(-len(panels) // 2)
@@ -41,22 +62,25 @@ def plot_curves(records: Records, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def curve_figures(records: Records) -> dict[str, Figure]:
+def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw the records of a run over generator updates: a figure a panel, by its title."""
     from matplotlib.figure import Figure
 
     figures = {}
-    for title, keys in _panels(records).items():
+    for title, keys in _panels(records, recipe).items():
         figures[title] = Figure(figsize=(5.5, 3), layout="constrained")
         _draw(figures[title].subplots(), records, keys)
     return figures
 
 
-def _panels(records: Records) -> dict[str, list[str]]:
+def _panels(records: Records, recipe: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the keys of each panel that has any, by its title."""
     keys = dict.fromkeys(key for record in records for key in record)
+    gap = ESTIMATE if bounding(recipe) else GAP
     panels = {
-        title: [key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)]
+        gap if title == GAP else title: [
+            key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)
+        ]
         for title, prefixes in PANELS
     }
     return {title: shown for title, shown in panels.items() if shown}
@@ -65,7 +89,8 @@ def _panels(records: Records) -> dict[str, list[str]]:
 def _draw(axes: Axes, records: Records, keys: Sequence[str]) -> None:
     for key in keys:
         points = [(record["step"], record[key]) for record in records if key in record]
-        label = key.replace("$", r"\$")  # a plugin's name may hold what begins a formula
+        name = GAP if key == "wasserstein" else key
+        label = name.replace("$", r"\$")  # a plugin's name may hold what begins a formula
         axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 20 else "")
     axes.set_xlabel("generator updates", fontsize=8)
     axes.grid(alpha=0.3)

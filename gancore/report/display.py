@@ -157,14 +157,16 @@ def display_for(file: IO[str]) -> Display:
     return LiveDisplay(console) if file.isatty() and console.is_terminal else LinesDisplay(file)
 
 
-FIRST = ("wasserstein",)
+FIRST = {"wasserstein": "D(real)−D(fake)"}
+"""What comes first, and what it is called: with most losses it is no Wasserstein distance."""
+
 HIDDEN = frozenset({"update", "step", "seconds", "critic_loss", "d_real", "d_fake"})
 
 
 def _shown(values: Mapping[str, Any]) -> dict[str, float]:
-    """Pick and order what a screen has room for."""
+    """Pick, order and name what a screen has room for."""
     order = sorted(values, key=lambda key: (key not in FIRST, "/" not in key))
-    return {key: values[key] for key in order if key not in HIDDEN}
+    return {FIRST.get(key, key): values[key] for key in order if key not in HIDDEN}
 
 
 def clock(seconds: float) -> str:

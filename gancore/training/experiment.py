@@ -24,6 +24,7 @@ from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
 from gancore.training.identity import changes, made_of_in
+from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.trainer import Trainer
 
@@ -61,14 +62,17 @@ def default_folder(name: str, recipe: Recipe) -> Path:
 
 
 @leaving_no_trace
-def trainer(recipe: Recipe, *, device: str = "auto") -> Trainer:
+def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None) -> Trainer:
     """Build everything that a recipe names.
+
+    data: the recipe's data set where it is loaded already
 
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
     plugins = load_plugins(recipe)
-    data = load_data(recipe)
+    if data is None:
+        data = load_data(recipe)
     seed = recipe.train.seed
     networks = {}
     for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
@@ -134,7 +138,8 @@ def load_data(recipe: Recipe) -> Dataset:
 def check(recipe: Recipe) -> list[str]:
     """Check the names and options in a recipe, without loading data or building networks.
 
-    Returns a line for each component that is not installed. Raises PluginError for a name close
+    Returns a line for each component that is not installed, and for each option and plugin that
+    has no effect. Raises PluginError for a name close
     to an installed one, wrong options, and plugins that don't go together.
     """
     missing = []
@@ -146,12 +151,12 @@ def check(recipe: Recipe) -> list[str]:
                 raise
             missing.append(f"{kind} {section.name!r} is not installed here")
     try:
-        Plugins(load_plugins(recipe))
+        idle = check_idle(recipe, Plugins(load_plugins(recipe)))
     except MissingError as error:
         if error.close:
             raise
-        missing.append(str(error))
-    return missing
+        return [*missing, str(error)]
+    return [*missing, *idle]
 
 
 def origins(recipe: Recipe) -> dict[str, str]:

@@ -11,7 +11,8 @@ from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
 from gancore.protocol import shown_protocol, shown_scores
 from gancore.randomness import Order, Stream
-from gancore.report.curves import curve_figures
+from gancore.recipe import Recipe
+from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
 from gancore.report.histograms import (
     critic_weights,
@@ -32,18 +33,33 @@ POINTS = 1000
 """Samples of each kind that the critic's pictures are made from."""
 
 CURVES = {
-    "Wasserstein estimate": "D(real) − D(generated), averaged over a batch. Look for an early rise "
-    "and a slow fall, as samples get better; heights compare only under the same constraint.",
-    "critic's scores": "The critic's mean scores of real and of generated samples. Their distance "
-    "is the estimate; a common drift does no harm.",
+    "critic's scores": "The critic's mean scores of real and of generated samples.",
     "losses": "What each network minimizes, without penalties. Neither need fall: look for "
     "swings that grow.",
-    "penalties": "Each penalty at its latest due update, before any scaling. Look for a fall to a "
-    "steady, low value: the constraint then holds.",
+    "penalties": "Each penalty at its latest due update, before any scaling. Look for a steady "
+    "value, low where it is a constraint that holds.",
     "gradient norms": "The length of the gradient by each network's weights. Look for spikes and "
     "steady growth, which come before divergence, and for zero, where nothing is learned.",
     "scores": "Scores taken during the run.",
 }
+
+
+def _gap_caption(recipe: Recipe) -> str:
+    """Return what D(real) − D(fake) is in a run of this recipe."""
+    what = "The critic's mean score of real samples minus that of generated ones, over a batch"
+    loss = recipe.loss.name
+    if plugins := bounding(recipe.table()):
+        return (
+            f"{what}: with the {loss} loss an estimate of the Wasserstein distance times the "
+            f"critic's Lipschitz constant, as far as that is held by {', '.join(plugins)}. Look "
+            "for an early rise and a slow fall, as samples get better; heights compare only under "
+            "the same constraint."
+        )
+    why = f"the {loss} loss makes it none" if loss != "wasserstein" else "nothing holds the critic"
+    return (
+        f"{what}. It estimates no distance, as {why}. Look for growth without an end, and for "
+        "zero, where the critic tells nothing apart."
+    )
 
 
 def write_report(run: Run, *, device: str = "auto", progress: Progress | None = None) -> None:
@@ -66,10 +82,11 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
     critic = _critic(run, device)
     tell("drawing", 2, 3)
     curves = Section("Curves")
-    for title, figure in curve_figures(records).items():
+    captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
+    for title, figure in curve_figures(records, recipe.table()).items():
         text = f"{title[0].upper()}{title[1:]}"
         alt = f"{text} over {records[-1]['step']} generator updates, as lines"
-        curves.pictures.append(Picture.of(figure, title=text, caption=CURVES[title], alt=alt))
+        curves.pictures.append(Picture.of(figure, title=text, caption=captions[title], alt=alt))
 
     loss, plugins = recipe.loss.name, [each.called for each in recipe.plugin]
     page = Page(
@@ -167,8 +184,8 @@ def _weights(critic: nn.Module) -> Picture:
         plot_weights(weights),
         title="Weights",
         caption=f"The critic's {len(weights):,} weights as it uses them,{spread}; biases and "
-        "normalization gains are left out. Clipping heaps them up at its two limits; penalties "
-        "leave them free.",
+        "normalization gains are left out. Clipping, where the run has it, heaps them up at its "
+        "two limits; penalties leave them free.",
         alt=f"Histogram of the critic's weights,{spread}",
     )
 
@@ -181,8 +198,9 @@ def _gradients(run: Run, critic: nn.Module, real: Tensor, fake: Tensor) -> Pictu
         plot_gradient_norms(norms),
         title="Gradient norms",
         caption=f"‖∇D(x̂)‖₂ at {len(norms):,} points between real and generated samples, {median}. "
-        "A gradient penalty pulls them to 1, the harder the larger its weight; look for norms "
-        "far from it, with which the generator learns from a steep or a flat critic.",
+        "A gradient penalty between them, where the run has one, pulls them to its target (as a "
+        "rule 1), the harder the larger its weight. Look for very large and very small norms, "
+        "with which the generator learns from a steep or a flat critic.",
         alt=f"Histogram of the critic's gradient norms at interpolates, {median}",
     )
 

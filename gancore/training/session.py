@@ -30,6 +30,7 @@ from gancore.training.identity import (
     made_of_in,
     uncompared,
 )
+from gancore.training.idle import warn_never_due
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
 
@@ -76,8 +77,10 @@ class Session:
             self.display.say(ALONE)
         try:
             stopped = self._loop(start)
+            if first and not stopped and start < trainer.train.steps:
+                warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
-                plot_curves(self.run.records, self.run.curves_path)
+                plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):

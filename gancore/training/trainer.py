@@ -27,6 +27,7 @@ from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
 from gancore.training.folder import Run
 from gancore.training.identity import network_origin
+from gancore.training.idle import warn_idle
 from gancore.training.lazy import Settled, materialize_critic, materialize_generator
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
@@ -164,12 +165,15 @@ class Trainer:
         threads
                 how many to compute on; if None, a resumed run's as before, or torch's number now
 
+        Warns of what has no effect (`gancore.training.idle.IdleWarning`).
+
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, what decides its updates has changed, or this Trainer has trained and finds
         no checkpoint to go on from; RunError when the disk is full; ScoreError for scores that
         can't be taken; NonFiniteError and ContractError before the optimizer step they concern.
         """
         run = Run(Path(out))
+        warn_idle(self)
         display = display if display and self.ranks.is_first else Display()
         session = self._session = Session(self, run, display)
         for each in self._updates.values():
@@ -236,6 +240,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.generator)
         return values
+
+    @property
+    def were_due(self) -> set[str]:
+        """The penalties, by record key, that have been called."""
+        return self._updates["critic"].were_due | self._updates["generator"].were_due
 
     @leaving_no_trace
     def sampler(self) -> nn.Module:

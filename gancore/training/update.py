@@ -21,6 +21,7 @@ from gancore.plugins import Plugins
 from gancore.randomness import Randomness, kept
 from gancore.ranks import Ranks
 from gancore.step import CriticStep, GeneratorStep
+from gancore.training.idle import warn_bounded
 from gancore.training.objective import (
     HOOKS,
     Gradients,
@@ -80,6 +81,9 @@ class Update:
         self.tell: Callable[[str], None] = lambda text: None
         self._step = step
         self._update = 0
+        self._seen = False
+        self.were_due: set[str] = set()
+        """The penalties, by record key, that this process has called."""
         self._autocast = autocast
         self._ranks = ranks or Ranks()
         self._randomness = randomness or Randomness(0, self.device)
@@ -96,7 +100,9 @@ class Update:
 
     def _here(self, update: int, *tensors: Tensor) -> Gradients:
         self._update = update
-        due = self.plugins.due(HOOKS[self.side][1], update)
+        hook = HOOKS[self.side][1]
+        due = self.plugins.due(hook, update)
+        self.were_due.update(f"{hook}/{name}" for name in due)
         if not self.compiled:
             return self._eager(due, *tensors)
         names = tuple(due)
@@ -130,7 +136,11 @@ class Update:
     def _eager(self, due: Scales, *tensors: Tensor) -> Gradients:
         update = self._current if torch.compiler.is_compiling() else self._update
         step = self._step(*tensors, update=update)
-        return differentiate(self.plugins, step, self.trained, self._autocast(), due)
+        found = differentiate(self.plugins, step, self.trained, self._autocast(), due)
+        if isinstance(step, CriticStep) and not (self._seen or torch.compiler.is_compiling()):
+            self._seen = True
+            warn_bounded(self.plugins, step.scores(step.real))
+        return found
 
     def _compile(self, names: tuple[str, ...], *arguments: Any) -> Callable[..., Gradients]:
         """Make the graph for these penalties, and check it. Raises what is caught above."""

@@ -128,7 +128,7 @@ def test_in_a_run_that_is_resumed(tmp_path: Path) -> None:
         return Trainer(
             generator,
             critic,
-            torch.zeros(16, 1, 8, 8, dtype=torch.uint8),
+            torch.full((16, 1, 8, 8), 128, dtype=torch.uint8),
             plugins=[TensorBoard()],
             train={"steps": steps, "batch_size": 4},
             log={"every": 1},
