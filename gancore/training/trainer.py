@@ -24,7 +24,9 @@ from gancore.sharding import split_draws
 from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
+from gancore.training.fit import into_training, refuse_other_samples, undisturbed
 from gancore.training.folder import Run
+from gancore.training.notes import Notes
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -95,6 +97,8 @@ class Trainer:
 
         Stream(seed, "init/plugins").seed_global(0)
         self.plugins.prepare_critic(critic)
+        for side, network in (("generator", generator), ("critic", critic)):
+            into_training(network, side)
         self.generator = place(generator, self.device)
         self.critic = place(critic, self.device)
         self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
@@ -134,6 +138,7 @@ class Trainer:
             )
         }
         self._session: Session | None = None
+        self.notes: Notes | None = None
 
     def run(
         self,
@@ -149,10 +154,12 @@ class Trainer:
         force   resume although the recipe, or the number of processes, has changed
 
         Raises InputError when another process runs there, the folder is not empty and resume was
-        not asked for, or the recipe has changed; RunError when the disk is full; ScoreError for
-        scores that can't be taken; NonFiniteError and ContractError before the optimizer step they
-        concern.
+        not asked for, the recipe has changed, or generated samples have another shape than the
+        data's; RunError when the disk is full; ScoreError for scores that can't be taken;
+        NonFiniteError and ContractError before the optimizer step they concern.
         """
+        with undisturbed(self.generator, self.device):
+            self.critic_samples(0)  # which may raise, and has left no trace yet
         run = Run(Path(out))
         display = display if display and self.ranks.is_first else Display()
         session = self._session = Session(self, run, display)
@@ -179,11 +186,17 @@ class Trainer:
         return self.update_critic(update, *self.critic_samples(update))
 
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
-        """Draw the real and the generated samples of a critic update; seed what plugins draw."""
+        """Draw the real and the generated samples of a critic update; seed what plugins draw.
+
+        Raises InputError for a generator whose samples are not like the data's.
+        """
         size = self._critic_batch
         self._globals["critic"].seed_global(update)
         with torch.no_grad(), self._autocast(), split_draws(size, self.ranks):
-            fake = self.generator(self._noise("critic", update, size)).float()
+            noise = self._noise("critic", update, size)
+            fake = self.generator(noise)
+            refuse_other_samples(fake, noise, self.data)
+            fake = fake.float()
         return self._real("critic", update, size), fake
 
     def update_critic(self, update: int, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -193,6 +206,9 @@ class Trainer:
         """
         found = self._updates["critic"](update, real, fake)
         values = to_host(found, update)
+        if self.notes is not None:
+            self.notes.samples(fake, update // self.train.critic_steps)
+            self.notes.gradients("critic", update, found.gradients)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
             self.plugins.post_step(self.critic, update)
@@ -207,6 +223,8 @@ class Trainer:
         real = self._real("generator", update, size)
         found = self._updates["generator"](update, latents, real)
         values = to_host(found, update)
+        if self.notes is not None:
+            self.notes.gradients("generator", update, found.gradients)
         apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
         self.ranks.equalize(self.generator.buffers())
         if self.ema is not None:
