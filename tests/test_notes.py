@@ -21,10 +21,11 @@ from gancore.leaderboard.board import Entry
 from gancore.leaderboard.result import _about
 from gancore.leaderboard.text import markdown, notes
 from gancore.report import Display
-from gancore.report.page import Page
+from gancore.report.page import Page, Section
 from gancore.training import Run
 from gancore.training import trainer as build
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
+from gancore.training.reporting import write_report
 from gancore.training.tally import Tally
 
 
@@ -68,7 +69,17 @@ def watching(data: Dataset | None = None, **tally: Any) -> tuple[Notes, list[str
     return Notes({}, data or images(), Tally(**tally), said.append), said
 
 
-def test_a_run_that_learns_nothing_says_so_everywhere(tmp_path: Path, gan: Gan) -> None:
+@pytest.fixture
+def pictureless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a report its pictures."""
+    for name in ("_samples", "_critic"):
+        monkeypatch.setattr(f"gancore.training.reporting.{name}", lambda *given: Section(""))
+    monkeypatch.setattr("gancore.training.reporting.curve_figures", lambda records: {})
+
+
+def test_a_run_that_learns_nothing_says_so_everywhere(
+    tmp_path: Path, gan: Gan, pictureless: None
+) -> None:
     """With lr = 3 the generator's tanh is at its ends: no variance, no gradient, all saved."""
     recipe = tmp_path / "wild.toml"
     recipe.write_text(DIGITS.replace("steps = 3", f"steps = {STILL + 2}") + "[optimizer]\nlr = 3\n")
@@ -87,7 +98,7 @@ def test_a_run_that_learns_nothing_says_so_everywhere(tmp_path: Path, gan: Gan) 
     gan("score", run.path, "--samples", 100)
     assert run.scores["protocol"]["samples"] == 100
     assert run.scores["notes"] == told
-    gan("report", run.path)
+    assert gan("report", run.path)[0] == 0
     html = run.report_path.read_text()
     assert all(sentence.replace("'", "&#39;") in html for sentence in told)
 
@@ -352,6 +363,16 @@ def trainer_of(critic: nn.Module, train: dict[str, Any]) -> Trainer:
 
 def state_path(run: Run) -> Path:
     return max(run.checkpoints.glob("step-*")) / "state.json"
+
+
+def test_a_report_of_a_run_without_scores_has_its_notes_once(
+    tmp_path: Path, pictureless: None
+) -> None:
+    (told,) = ran(tmp_path, critic=Idle())
+    run = Run(tmp_path / "run")
+    run.write_recipe(parsed(DIGITS).table())  # one that a report can read
+    write_report(run)
+    assert run.report_path.read_text().count(told.replace("'", "&#39;")) == 1
 
 
 def test_plugins_get_numbers_alone(tmp_path: Path) -> None:

@@ -45,9 +45,11 @@ from gancore.training.update import Update
 class Trainer:
     """Trains a generator against a critic with a loss and plugins.
 
-    generator  any module (B, latent) → (B, *) with an attribute `latent`, the noise's length
+    generator  any module (B, latent) → (B, *) with an attribute `latent`, the noise's length;
+               its samples have the data's shape, and images lie in [−1, 1]
     critic     any module (B, *) → (B,), (B, 1) or (B, 1, 1, 1)
-    data       a Dataset, or its samples: uint8 (N, C, H, W) or float32 (N, d)
+    data       a Dataset, or its samples: uint8 (N, C, H, W), which the networks see in [−1, 1],
+               or float32 (N, d)
     loss       an installed loss by name, or a plugin
     plugins    plugins, or a mapping of names to plugins, in the order in which they act
     train, optimizer, checkpoint, sample, log, score
@@ -55,9 +57,10 @@ class Trainer:
     device     auto, cpu or cuda
     recipe     the table saved as the run's recipe; made from the arguments if None
 
-    The modules are moved to the device and changed in place. Under torchrun the processes train
-    together: each has its part of every batch. Raises InputError (RecipeError,
-    PluginError, DataError) for arguments that don't fit.
+    The modules are moved to the device and changed in place; one that is in eval mode as a whole is
+    put into training mode, which a ModeWarning says, and parts in eval mode stay frozen. Under
+    torchrun the processes train together: each has its part of every batch. Raises InputError
+    (RecipeError, PluginError, DataError) for arguments that don't fit.
     """
 
     def __init__(
