@@ -160,6 +160,18 @@ def test_a_grid_s_spread_is_the_ratio_of_total_variances() -> None:
     assert "0.0025 of the real data's variance" in said[0]
 
 
+def test_the_untrained_spread_is_that_of_the_first_samples_in_pixels() -> None:
+    """±100 in units of 127.5 are the data's 0 and 200, moved; later samples do not count."""
+    data = Dataset("two", torch.tensor([0, 200], dtype=torch.uint8).view(2, 1, 1, 1))
+    fake = torch.tensor([-100 / 127.5, 100 / 127.5]).repeat(8).view(16, 1, 1, 1)
+    watch, _ = watching(data)
+    watch.samples(fake[:15], 0)
+    assert watch.tally.widest == 0
+    watch.samples(fake, 0)
+    watch.samples(2 * fake, 0)
+    assert watch.tally.widest == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(("between", "told"), [(0, True), (4, True), (6, False), (50, False)])
 def test_saturated_is_less_than_a_tenth_of_the_data_s_values_between(
     between: int, told: bool
