@@ -212,6 +212,26 @@ def test_a_gradient_of_zero_is_told_after_as_many_updates_in_a_row() -> None:
     assert len(said) == 1
 
 
+def test_scores_taken_while_it_trains_tell_a_collapse_at_their_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = {"name": "noise", "split": "all", "samples": 1}
+    protocol = {"reference": reference, "samples": 1, "seed": 0, "versions": {}}
+    spreads = iter([0.9, 0.01, 0.8])
+
+    def scores(self: Trainer, progress: Any = None) -> dict[str, Any]:
+        return {"scores": {"fid": 1.0}, "protocol": protocol, "spread": next(spreads)}
+
+    monkeypatch.setattr(Trainer, "scores", scores)
+    display = Told()
+    changes = {"score.every": 1, "sample.count": 4}  # too few to judge
+    run = build(parsed(DIGITS, **changes)).run(tmp_path / "run", display=display)
+    assert len(display.notes) == 1
+    assert "collapsed: at step 2 its samples have 0.01" in display.notes[0]
+    assert run.scores is not None
+    assert "notes" not in run.scores
+
+
 class Idle(Critic):
     """With five parameters that no score depends on."""
 
