@@ -207,3 +207,18 @@ def test_points_without_truth_have_w2() -> None:
     data = Dataset("mine", normal(50, 0, 3))
     scores = score_points(data.samples + 1, data, metrics=["w2"])["scores"]
     assert 0 < scores["w2_real"] < scores["w2"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_points_that_are_not_finite_are_counted(value: float) -> None:
+    real, fake = gaussians8(samples=200), torch.zeros(50, 2)
+    fake[4:7, 1] = value
+    with pytest.raises(ScoreError, match="^3 of 50 generated points hold inf or nan"):
+        score_points(fake, real, metrics=["quality"])
+    samples = real.samples.clone()
+    samples[9] = value
+    broken = Dataset("broken", samples)
+    with pytest.raises(ScoreError, match="^1 of 200 real points hold inf or nan"):
+        score_points(torch.zeros(50, 2), broken, metrics=["w2"])
+    with pytest.raises(ScoreError, match="1 of 200"):
+        check_scoring(broken, Score(metrics=("w2",)))

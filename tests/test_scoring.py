@@ -24,6 +24,7 @@ from gancore.report import save_images
 from gancore.scoring import extractor, fidelity, score
 from gancore.scoring.digits import DigitsExtractor
 from gancore.scoring.extractors import inception_path
+from gancore.scoring.features import Features
 
 
 def noisy(count: int) -> Tensor:
@@ -310,3 +311,36 @@ def test_damaged_statistics_are_made_anew(cache: Path, damage: bytes | None) -> 
     kept.write_bytes(bytes(content) if damage is None else damage)
     assert seen(fake, real, ["fid"]) == first
     assert seen(fake, real, ["fid"]) == ({"scoring"}, first[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_counted(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Of generated images or real ones; those are not kept for the next time either."""
+    fake, real, whole = noisy(100), digits(), Features.__call__
+
+    def fail(which: str) -> None:
+        def broken(self: Features, images: Tensor, what: str) -> dict[str, Tensor]:
+            found = whole(self, images, what)
+            if what == which:
+                found["features"][3:10, 5] = value
+            return found
+
+        monkeypatch.setattr(Features, "__call__", broken)
+
+    for which, told in (
+        ("scoring", "7 of 100 generated images"),
+        ("real samples", "7 of 1,797 real images"),
+        ("real samples", "7 of 1,797 real images"),
+    ):
+        fail(which)
+        with pytest.raises(ScoreError, match=f"'digits' makes inf or nan of {told}"):
+            score(fake, real, metrics=["fid"], extractor_name="digits")
+
+
+def test_a_score_that_comes_out_as_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = {"inception_score_mean": float("nan"), "inception_score_std": 0.0}
+    monkeypatch.setattr(fidelity, "isc_features_to_metric", lambda *args, **options: nan)
+    with pytest.raises(ScoreError, match="^isc in the features of 'digits' came out as inf or nan"):
+        score(noisy(100), digits(), metrics=["isc"], extractor_name="digits")

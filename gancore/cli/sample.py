@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
 
     found = Run.open(run)
     generator = load_generator(found, device=device, best=best)
-    samples = generate(generator, count, seed=found.seed)
+    samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
     with told_of_files(out):
         _write(samples, out)
     click.echo(f"{count} samples in {out}")

@@ -34,7 +34,7 @@ def as_json(value: Any) -> str:
 
 
 def show_scores(found: Mapping[str, Any]) -> None:
-    """Print scores by the names that their protocol allows, and the protocol."""
+    """Print scores by the names that their protocol allows, the protocol, and notes on the run."""
     from rich.console import Console
     from rich.text import Text
 
@@ -44,3 +44,5 @@ def show_scores(found: Mapping[str, Any]) -> None:
     for name, value in shown_scores(found).items():
         console.print(Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan")))
     console.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)
+    for note in found.get("notes", []):
+        console.print(styled(f"note: {note}", "yellow"), soft_wrap=True)

@@ -13,9 +13,7 @@ from gancore.leaderboard.gate import FORMAT
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
 from gancore.protocol import HIGHER_IS_BETTER, keys
-
-COLLAPSED = 0.1
-"""A run whose samples have less than this share of the real data's variance has collapsed."""
+from gancore.scoring.generator import COLLAPSED
 
 
 def result(
@@ -103,6 +101,11 @@ def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
             job.seed
             for job in done
             if job.run.scores["spread"] < COLLAPSED  # type: ignore[index]
+        ],
+        "notes": [
+            {"seed": job.seed, "note": note}
+            for job in done
+            for note in job.run.scores.get("notes", [])  # type: ignore[union-attr]
         ],
     }
 

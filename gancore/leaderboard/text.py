@@ -36,7 +36,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines below a table: protocol, budget, certainty, costs, failures."""
+    """Return the lines below a table: protocol, budget, certainty, costs, failures, runs' notes."""
     lines = []
     if found["protocol"]:
         seeds = ", ".join(map(str, found["seeds"]))
@@ -56,6 +56,10 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         lines += [
             f"{entry['label']}, seed {each['seed']}, failed: {each['error']}"
             for each in entry["failed"]
+        ]
+        lines += [
+            f"{entry['label']}, seed {each['seed']}: {each['note']}"
+            for each in entry.get("notes", [])
         ]
         if entry["collapsed"]:
             lines.append(f"{entry['label']} collapsed with seeds {_list(entry['collapsed'])}.")

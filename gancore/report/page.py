@@ -65,6 +65,7 @@ class Page:
     recipe       TOML text
     environment  what the run ran on
     record       the last record
+    notes        what the run noticed, a sentence each
     """
 
     title: str
@@ -75,6 +76,7 @@ class Page:
     recipe: str
     environment: Mapping[str, str]
     record: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def html(self) -> str:
         """Return the page; every text in it is escaped."""

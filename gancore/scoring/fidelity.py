@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
@@ -59,7 +60,8 @@ def score(
 
     Grey images are repeated to three channels for an extractor that takes three. Raises
     ScoreError for images that the extractor can't take, for fewer samples than FID has features,
-    and for weights that can't be had; PluginError for an unknown extractor.
+    for features or scores that are inf or nan, and for weights that can't be had; PluginError for
+    an unknown extractor.
     """
     metrics = tuple(metrics)
     chosen = extractor(extractor_name, weights)
@@ -71,11 +73,11 @@ def score(
     }
     device = torch.device(device)
     features = Features(chosen, metrics, device, progress)
-    generated = features(fake, "scoring")
+    generated = _finite(features(fake, "scoring"), chosen, "generated")
     reference = Reference(
         real,
         chosen,
-        lambda images: features(images, "real samples")["features"],
+        lambda images: _finite(features(images, "real samples"), chosen, "real")["features"],
         keep=not {"kid", "prc"}.isdisjoint(metrics),
         about={"batch_size": BATCH, "device": device.type, "dtype": "float32"},
     )
@@ -98,10 +100,16 @@ def score(
     if "fid" in metrics:
         statistics = fid_features_to_statistics(generated["features"])
         found |= fid_statistics_to_metric(statistics, reference.statistics, verbose=False)
+    scores = {
+        key: float(found[theirs]) for metric in metrics for key, theirs in KEYS[metric].items()
+    }
+    if wrong := [key for key, value in scores.items() if not math.isfinite(value)]:
+        raise ScoreError(
+            f"{', '.join(wrong)} in the features of {chosen.name!r} came out as inf or nan: "
+            "features too large, or all alike, have no such score"
+        )
     return {
-        "scores": {
-            key: float(found[theirs]) for metric in metrics for key, theirs in KEYS[metric].items()
-        },
+        "scores": scores,
         "protocol": {
             "extractor": chosen.name,
             "weights_sha256": chosen.weights_sha256(),
@@ -123,6 +131,17 @@ def score(
             },
         },
     }
+
+
+def _finite(features: dict[str, Tensor], chosen: Extractor, kind: str) -> dict[str, Tensor]:
+    """Return features, of `kind` images, that are all finite. Raises ScoreError with the count."""
+    broken = torch.stack([~each.flatten(1).isfinite().all(1) for each in features.values()]).any(0)
+    if wrong := int(broken.sum()):
+        raise ScoreError(
+            f"extractor {chosen.name!r} makes inf or nan of {wrong:,} of {len(broken):,} {kind} "
+            "images: choose another score.extractor, or other score.weights"
+        )
+    return features
 
 
 def check_images(

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
+from gancore.errors import ScoreError
 from gancore.ranks import Ranks
 from gancore.recipe import Score
 from gancore.sampling import Progress, generate
 from gancore.scoring.fidelity import check_images, score
 from gancore.scoring.points import check_points, score_points
+
+COLLAPSED = 0.1
+"""A generator whose samples have less than this share of the real data's variance has collapsed."""
 
 
 @leaving_no_trace
@@ -33,11 +37,23 @@ def score_generator(
     or coordinates, as a share of the real data's: near 0 where a generator has collapsed.
 
     ranks: processes that share the sampling; the first scores, the others return {} after it
+
+    Raises ScoreError for samples that hold inf or nan, and as `score` and `score_points`.
     """
     ranks = ranks or Ranks()
-    samples = generate(generator, section.samples, seed=seed, progress=progress, ranks=ranks)
+    faults: list[str] = []
+    samples = generate(
+        generator,
+        section.samples,
+        seed=seed,
+        progress=progress,
+        ranks=ranks,
+        broken=faults.append,
+    )
     found = {}
     try:
+        if faults:
+            raise ScoreError(f"there is nothing to score: {faults[0]}")
         if ranks.is_first:
             found = _score(samples, data, section, seed=seed, device=device, progress=progress)
     finally:
@@ -67,10 +83,10 @@ def _score(
         )
     else:
         found = score_points(samples, data, metrics=section.metrics, seed=seed)
-    return {**found, "spread": _variance(samples) / max(_variance(data.samples), 1e-12)}
+    return {**found, "spread": total_variance(samples) / max(total_variance(data.samples), 1e-12)}
 
 
-def _variance(samples: Tensor) -> float:
+def total_variance(samples: Tensor) -> float:
     """Return the sum of the variances of all pixels or coordinates, over about 10,000 samples."""
     chosen = samples[:: max(1, len(samples) // 10_000)].flatten(1).double()
     return chosen.var(dim=0, correction=0).sum().item()

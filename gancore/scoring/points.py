@@ -40,10 +40,12 @@ def score_points(
              of as many other real ones beside it as w2_real: what chance alone makes of it)
     seed     for the choice of real samples
 
-    Raises ScoreError for other metrics, and where there is no truth to compare with.
+    Raises ScoreError for other metrics, where there is no truth to compare with, and for points
+    that are inf or nan.
     """
     metrics = tuple(metrics)
     check_points(real, metrics)
+    _refuse_broken(fake, "generated")
     count = min(len(fake), W2_SAMPLES, len(real) // 2)
     near = torch.empty(0)
     if real.truth is not None and not {"modes", "quality"}.isdisjoint(metrics):
@@ -116,4 +118,14 @@ def check_points(real: Dataset, metrics: Iterable[str]) -> None:
         raise ScoreError(
             f"score.metrics: {', '.join(wrong)} can't be computed for the points of "
             f"{real.name!r}: choose of {', '.join(possible)}, or [] to train without scoring"
+        )
+    _refuse_broken(real.samples, "real")
+
+
+def _refuse_broken(points: Tensor, kind: str) -> None:
+    """Raise ScoreError with the count of points, (N, d), that are inf or nan."""
+    if wrong := int((~points.isfinite().all(1)).sum()):
+        raise ScoreError(
+            f"{wrong:,} of {len(points):,} {kind} points hold inf or nan, which have no distance "
+            "to any other: look for where they come from"
         )

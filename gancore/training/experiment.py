@@ -26,6 +26,8 @@ from gancore.training.folder import Run
 from gancore.training.identity import changes, made_of_in
 from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
+from gancore.training.notes import Notes
+from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
 
 
@@ -203,7 +205,8 @@ def score_run(
         device=choose_device(device),
         progress=progress,
     )
-    return run.write_scores(found, saved.step)
+    notes = Notes({}, data, Tally.of(saved.state), lambda text: None)
+    return run.write_scores(notes.scored(found, saved.step), saved.step)
 
 
 @leaving_no_trace
@@ -239,7 +242,17 @@ def _generator(
         if key != "n_averaged"
     }
     _fill(generator, weights, run)
-    return calibrated(place(generator, choose_device(device)), run.seed)
+    frozen = found.state.get("frozen")  # which older checkpoints don't say
+    if frozen is not None and not (isinstance(frozen, list) and all(map(_is_text, frozen))):
+        raise CheckpointError(
+            f"{run.path}: the checkpoint's state.json: frozen: expected names of modules. "
+            f"{checkpoint.COPY_AGAIN}"
+        )
+    return calibrated(place(generator, choose_device(device)), run.seed, frozen=frozen)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 @leaving_no_trace

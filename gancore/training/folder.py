@@ -41,6 +41,7 @@ class Scores(Stored):
     scores: dict[Text, Number]
     protocol: Protocol
     spread: Number | None = None
+    notes: list[Text] = Field(default=[])
     step: Whole | None = None
 
 
@@ -272,7 +273,10 @@ class Run:
 
 
 def _is_record(found: object) -> bool:
-    """Whether this is numbers by what they are of. Plain code: a board reads records often."""
+    """Whether this is numbers by what they are of. Plain code: a board reads records often.
+
+    A run's last record may have `notes`, a list of sentences, beside them.
+    """
     return (
         isinstance(found, dict)
         and {"step", "seconds"} <= found.keys()
@@ -280,7 +284,15 @@ def _is_record(found: object) -> bool:
         and all(
             type(value) in (int, float) and abs(value) < LARGEST_NUMBER and key.isprintable()
             for key, value in found.items()
+            if key != "notes"
         )
+        and _are_sentences(found.get("notes", []))
+    )
+
+
+def _are_sentences(found: object) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(each, str) and len(each) <= 1000 and each.isprintable() for each in found
     )
 
 

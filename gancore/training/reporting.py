@@ -26,6 +26,7 @@ from gancore.sampling import Progress, generate
 from gancore.training import checkpoint
 from gancore.training.experiment import load_critic, load_data, load_generator
 from gancore.training.folder import Run, write_bytes, write_text
+from gancore.training.notes import noticed
 
 MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
 
@@ -72,7 +73,8 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
     recipe, records = run.recipe, run.records
     if not records:
         raise InputError(f"{run.path} has no records yet: run it first")
-    if checkpoint.latest(run.checkpoints) is None:
+    saved = checkpoint.latest(run.checkpoints)
+    if saved is None:
         raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
     tell = progress or (lambda what, done, total: None)
 
@@ -95,10 +97,11 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
         f"{loss}{''.join(f' + {name}' for name in plugins)}, "
         f"{records[-1]['step']} of {recipe.train.steps} steps, seed {run.seed}",
         **_scores(run.scores),
+        notes=noticed(saved.state, run.scores),
         sections=[samples, critic, curves],
         recipe=run.recipe_path.read_text(encoding="utf-8"),
         environment=_environment(run),
-        record=records[-1],
+        record={key: value for key, value in records[-1].items() if key != "notes"},
     )
     write_text(run.report_path, page.html())
     tell("drawing", 3, 3)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
 from gancore.machine import TO_ROUNDING, taken_again, unlike
@@ -15,7 +16,7 @@ from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
-from gancore.sampling import SAMPLING, generate
+from gancore.sampling import SAMPLING, frozen_parts, generate
 from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ from gancore.training.identity import (
     uncompared,
 )
 from gancore.training.idle import warn_never_due
+from gancore.training.notes import Notes
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
 
@@ -62,6 +64,8 @@ class Session:
         self.run = run
         self.display = display
         self.tally = Tally()
+        networks = {"generator": trainer.generator, "critic": trainer.critic}
+        self.notes = trainer.notes = Notes(networks, trainer.data, self.tally, display.say)
         self.stopped = ""
         self._scores: dict[str, Any] | None = None
         self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
@@ -86,7 +90,8 @@ class Session:
             elif trainer.score.metrics and not self._is_scored(start):
                 found = self._scores if self._scores is not None else self._last_scores()
                 if found:
-                    self.run.write_scores(found, trainer.train.steps)
+                    steps = trainer.train.steps
+                    self.run.write_scores(self.notes.scored(found, steps), steps)
                 elif first:
                     self.display.say(
                         f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "
@@ -147,6 +152,7 @@ class Session:
                 values = trainer.critic_update(step * train.critic_steps + number)
                 self.tally.remember_penalties(values)
             values |= trainer.generator_update(step)
+            self.notes.norm(step + 1, values["generator_grad_norm"])
             self.tally.remember_penalties(values)
             seconds = time.perf_counter() - began
             self.tally.seconds = before + seconds
@@ -186,12 +192,19 @@ class Session:
         if found:
             record |= {f"score/{key}": value for key, value in found["scores"].items()}
             self.tally.remember_best(step, found["scores"])
+            self.notes.scored(found, step)
+        samples = None
+        if last or step % trainer.sample.every == 0:
+            samples = self._save_samples(step)
+        if last:
+            self.notes.finish()
         if last or step == 1 or step % trainer.log.every == 0 or found:
-            self.run.append(record)
+            sentences = self.notes.sentences if last and not trainer.score.metrics else []
+            self.run.append({**record, "notes": sentences} if sentences else record)
             trainer.plugins.log(record)
             self.display.record(record)
-        if last or step % trainer.sample.every == 0:
-            self._save_samples(step)
+        if samples is not None:
+            trainer.plugins.sample(samples, step)
 
     def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         terms = {key: value for key, value in values.items() if "/" not in key}
@@ -204,11 +217,17 @@ class Session:
             **self.tally.penalties,
         }
 
-    def _save_samples(self, step: int) -> None:
+    def _save_samples(self, step: int) -> Tensor:
         trainer = self.trainer
-        samples = generate(trainer.sampler(), trainer.sample.count, seed=trainer.train.seed)
+        samples = generate(
+            trainer.sampler(),
+            trainer.sample.count,
+            seed=trainer.train.seed,
+            broken=lambda text: self.notes.broken(text, step),
+        )
         save_grid(samples, self.run.sample_path(step), like=trainer.data.samples)
-        trainer.plugins.sample(samples, step)
+        self.notes.grid(samples, step)
+        return samples
 
     def _save(self, step: int) -> None:
         tensors, plugins = self.trainer.state()
@@ -218,6 +237,7 @@ class Session:
             "recipe": self.trainer.recipe,
             "made_of": self._made_of,
             "processes": self.trainer.ranks.count,
+            "frozen": frozen_parts(self.trainer.generator),
         }
         self.run.sync_records()
         checkpoint.save(
@@ -381,7 +401,7 @@ class Session:
             told = self.trainer.load_state(
                 found.tensors, found.state["plugins"], by_position=by_position
             )
-            self.tally = Tally.of(found.state)
+            self.tally = self.notes.tally = Tally.of(found.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error

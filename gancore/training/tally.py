@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from gancore.errors import CheckpointError
 from gancore.options import explain
-from gancore.protocol import Number, Stored, Whole, better
+from gancore.protocol import Number, Stored, Text, Whole, better
 
 Seconds = Annotated[Number, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -36,15 +36,26 @@ class State(Stored):
     seconds: Seconds
     penalties: dict[str, Number]
     best: Best | None = None
+    notes: dict[Name, Text] = Field(default={})
+    still: Whole = 0
+    widest: Number = 0.0
 
 
 @dataclass
 class Tally:
-    """Seconds spent, the latest value of each penalty, and the step that scored best so far."""
+    """Seconds spent, the latest value of each penalty, the step that scored best so far, and notes.
+
+    notes   what was noticed, by kind (`gancore.training.notes`)
+    still   generator updates in a row, up to now, without a gradient
+    widest  the largest variance of samples so far, as a share of the real data's
+    """
 
     seconds: float = 0.0
     penalties: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    still: int = 0
+    widest: float = 0.0
 
     def remember_penalties(self, values: Mapping[str, float]) -> None:
         """Keep the latest due value of each penalty; a lazy one has none in most updates."""

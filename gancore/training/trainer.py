@@ -25,10 +25,12 @@ from gancore.scoring import check_scoring, score_generator
 from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
+from gancore.training.fit import buffers_kept, into_training, refuse_other_samples
 from gancore.training.folder import Run
 from gancore.training.identity import network_origin
 from gancore.training.idle import warn_idle
 from gancore.training.lazy import Settled, materialize_critic, materialize_generator
+from gancore.training.notes import Notes
 from gancore.training.objective import to_host
 from gancore.training.optimizers import (
     apply_gradients,
@@ -48,9 +50,11 @@ from gancore.training.use import Use
 class Trainer:
     """Trains a generator against a critic with a loss and plugins.
 
-    generator  any module (B, latent) → (B, *) with an attribute `latent`, the noise's length
+    generator  any module (B, latent) → (B, *) with an attribute `latent`, the noise's length;
+               its samples have the data's shape, and images lie in [−1, 1]
     critic     any module (B, *) → (B,), (B, 1) or (B, 1, 1, 1)
-    data       a Dataset, or its samples: uint8 (N, C, H, W) or float32 (N, d)
+    data       a Dataset, or its samples: uint8 (N, C, H, W), which the networks see in [−1, 1],
+               or float32 (N, d)
     loss       an installed loss by name, or a plugin
     plugins    plugins, or a mapping of names to plugins, in the order in which they act
     train, optimizer, checkpoint, sample, log, score
@@ -58,10 +62,11 @@ class Trainer:
     device     auto, cpu or cuda
     recipe     the table saved as the run's recipe; made from the arguments if None
 
-    The modules are moved to the device and changed in place. Under torchrun the processes train
-    together: each has its part of every batch. The process is left as it was, after each call:
-    random generators, cuDNN's switches, threads, default dtype. Raises InputError (RecipeError,
-    PluginError, DataError) for arguments that don't fit.
+    The modules are moved to the device and changed in place; one that is in eval mode as a whole is
+    put into training mode, which a ModeWarning says, and parts in eval mode stay frozen. Under
+    torchrun the processes train together: each has its part of every batch. The process is left as
+    it was, after each call: random generators, cuDNN's switches, threads, default dtype. Raises
+    InputError (RecipeError, PluginError, DataError) for arguments that don't fit.
     """
 
     @leaving_no_trace
@@ -104,6 +109,8 @@ class Trainer:
         if flip and not self.data.is_images:
             raise InputError("data.flip mirrors images, and this data set is points: leave it out")
         self.latent = latent_size(generator)
+        for side, network in (("generator", generator), ("critic", critic)):
+            into_training(network, side)
         materialize_generator(generator, self._critic_batch, seed)
         materialize_critic(critic, self.data, self._critic_batch, seed)
         self.plugins.prepare_critic(critic)
@@ -146,6 +153,7 @@ class Trainer:
             )
         }
         self._session: Session | None = None
+        self.notes: Notes | None = None
 
     @leaving_no_trace
     def run(
@@ -168,10 +176,13 @@ class Trainer:
         Warns of what has no effect (`gancore.training.idle.IdleWarning`).
 
         Raises InputError when another process runs there, the folder is not empty and resume was
-        not asked for, what decides its updates has changed, or this Trainer has trained and finds
-        no checkpoint to go on from; RunError when the disk is full; ScoreError for scores that
-        can't be taken; NonFiniteError and ContractError before the optimizer step they concern.
+        not asked for, what decides its updates has changed, this Trainer has trained and finds no
+        checkpoint to go on from, or generated samples have another shape than the data's; RunError
+        when the disk is full; ScoreError for scores that can't be taken; NonFiniteError and
+        ContractError before the optimizer step they concern.
         """
+        with buffers_kept(self.generator):
+            self._draw(0)  # which may raise, and has left no trace yet
         run = Run(Path(out))
         warn_idle(self)
         display = display if display and self.ranks.is_first else Display()
@@ -201,12 +212,21 @@ class Trainer:
 
     @leaving_no_trace
     def critic_samples(self, update: int) -> tuple[Tensor, Tensor]:
-        """Draw the real and the generated samples of a critic update."""
+        """Draw the real and the generated samples of a critic update.
+
+        Raises InputError for a generator whose samples are not like the data's.
+        """
         self.use.note()
+        return self._draw(update)
+
+    def _draw(self, update: int) -> tuple[Tensor, Tensor]:
         size = self._critic_batch
         self.randomness.seed("critic/generator", update, alone=True)
         with torch.no_grad(), self._autocast():
-            fake = self.generator(self._noise("critic", update, size)).float()
+            noise = self._noise("critic", update, size)
+            fake = self.generator(noise)
+            refuse_other_samples(fake, noise, self.data)
+            fake = fake.float()
         return self._real("critic", update, size), fake
 
     @leaving_no_trace
@@ -219,6 +239,9 @@ class Trainer:
         found = self._updates["critic"](update, real, fake)
         self.settled.check_once()
         values = to_host(found, update)
+        if self.notes is not None:
+            self.notes.samples(fake, update // self.train.critic_steps)
+            self.notes.gradients("critic", update, found.gradients)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
             self.plugins.post_step(self.critic, update)
@@ -235,6 +258,8 @@ class Trainer:
         found = self._updates["generator"](update, latents, real)
         self.settled.check_once()
         values = to_host(found, update)
+        if self.notes is not None:
+            self.notes.gradients("generator", update, found.gradients)
         apply_gradients(self.generator_optimizer, self.generator_parameters, found.gradients)
         self.ranks.equalize(self.generator.buffers())
         if self.ema is not None:

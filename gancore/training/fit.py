@@ -1,0 +1,68 @@
+"""Whether networks fit a run: their mode, and what the generator makes beside the data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gancore.data import Dataset
+from gancore.errors import InputError
+
+
+class ModeWarning(UserWarning):
+    """A network came in eval mode, and trains in training mode."""
+
+
+def into_training(network: nn.Module, side: str) -> None:
+    """Put a network that is in eval mode as a whole into training mode, and say so.
+
+    Parts in eval mode below a root that trains are frozen on purpose, and stay.
+    """
+    if network.training:
+        return
+    network.train()
+    warnings.warn(
+        f"the {side} came in eval mode, where running statistics stand still and dropout is off, "
+        f"and was put into training mode; for parts that are to stay frozen, call {side}.train() "
+        "and then eval() on each of them first",
+        ModeWarning,
+        stacklevel=4,  # Trainer, and what it is wrapped in
+    )
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Put a network's buffers back as they were."""
+    buffers = list(network.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+
+def refuse_other_samples(fake: object, noise: Tensor, data: Dataset) -> None:
+    """Raise InputError where what a generator made of noise (B, latent) is no batch like the data.
+
+    That is, a floating-point tensor (B, C, H, W), or (B, d) for points.
+    """
+    wanted = (len(noise), *data.shape)
+    if not isinstance(fake, Tensor):
+        found = f"a {type(fake).__name__}"
+    elif not fake.is_floating_point():
+        found = f"a {fake.dtype} tensor"
+    elif fake.shape != wanted:
+        found = f"shape {tuple(fake.shape)}"
+    else:
+        return
+    raise InputError(
+        f"the generator makes {found} of noise {tuple(noise.shape)}, and samples like those of "
+        f"{data.name!r} are a floating-point tensor {wanted}: give both one size, and let the "
+        "generator return samples alone"
+    )

@@ -1,0 +1,243 @@
+"""Networks that do not fit a run: sizes that differ, eval mode, frozen parts, samples of nan."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import DIGITS, LATENT, Critic, Gan, Generator, images, networks, weights
+from torch import Tensor, nn
+
+from gancore import Trainer
+from gancore.data import Dataset
+from gancore.errors import InputError, NonFiniteError, ScoreError
+from gancore.report import Display
+from gancore.sampling import generate
+from gancore.training import Run, load_generator
+from gancore.training.fit import ModeWarning
+
+
+class Told(Display):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+class AnySize(nn.Module):
+    """A critic of the samples' mean, however many numbers they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x.flatten(1).mean(1)
+
+
+class Answering(Generator):
+    """Answers a function of what it should."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.answer(super().forward(z))
+        return out
+
+
+def made(generator: nn.Module, critic: nn.Module | None = None, **changes: Any) -> Trainer:
+    sections: dict[str, Any] = {
+        "data": images(),
+        "train": {"steps": 2, "batch_size": 4},
+        "score": {"metrics": []},
+        "device": "cpu",
+        **changes,
+    }
+    return Trainer(generator, critic or AnySize(), sections.pop("data"), **sections)
+
+
+POINTS = Dataset("points", torch.randn(40, 2))
+
+WRONG = {
+    "size": (lambda x: x[..., :3], images(), r"shape \(4, 1, 4, 3\)"),
+    "channels": (lambda x: x.repeat(1, 3, 1, 1), images(), r"shape \(4, 3, 4, 4\)"),
+    "flat": (lambda x: x.flatten(1), images(), r"shape \(4, 16\)"),
+    "half the batch": (lambda x: x[:2], images(), r"shape \(2, 1, 4, 4\)"),
+    "points": (lambda x: x.flatten(1)[:, :3], POINTS, r"shape \(4, 3\)"),
+    "images of points": (lambda x: x[..., :1, :2], POINTS, r"shape \(4, 1, 1, 2\)"),
+    "tuple": (lambda x: (x, x), images(), "a tuple"),
+    "none": (lambda x: None, images(), "a NoneType"),
+    "integers": (lambda x: x.mul(127).to(torch.int32), images(), r"a torch\.int32"),
+    "complex": (lambda x: x.to(torch.complex64), images(), r"a torch\.complex64"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_samples_that_are_not_like_the_data_s_are_refused_before_all(
+    tmp_path: Path, kind: str
+) -> None:
+    answer, data, what = WRONG[kind]
+    trainer = made(Answering(answer), data=data)
+    before = weights(trainer.critic) | weights(trainer.generator)
+    state = torch.get_rng_state()
+    with pytest.raises(InputError, match=f"^the generator makes {what}.* {data.name!r}"):
+        trainer.run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    after = weights(trainer.critic) | weights(trainer.generator)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(InputError):
+        trainer.critic_update(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_samples_may_have_another_precision(tmp_path: Path, dtype: torch.dtype) -> None:
+    made(Answering(lambda x: x.to(dtype))).run(tmp_path / "run")
+
+
+def test_the_look_at_the_samples_leaves_buffers_as_they_were(tmp_path: Path) -> None:
+    class Stopped(Display):
+        def begin(self, title: str, step: int, steps: int) -> None:
+            raise KeyboardInterrupt
+
+    trainer = made(Generator())
+    before = weights(trainer.generator)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(tmp_path / "run", display=Stopped())
+    assert all(torch.equal(each, before[key]) for key, each in weights(trainer.generator).items())
+
+
+@pytest.mark.parametrize("side", ["generator", "critic"])
+def test_a_network_in_eval_mode_trains_in_training_mode(side: str) -> None:
+    generator, critic = networks()
+    {"generator": generator, "critic": critic}[side].eval()
+    with pytest.warns(ModeWarning, match=f"^the {side} came in eval mode[^\n]*$") as told:
+        trainer = made(generator, critic)
+    assert Path(told[0].filename).name in ("test_fit.py", "trainer.py")
+    modules = [*trainer.generator.modules(), *trainer.critic.modules()]
+    assert all(module.training for module in modules)
+
+
+def test_fine_tuning_moves_running_means_and_drops_out(tmp_path: Path) -> None:
+    made(Generator()).run(tmp_path / "run")
+    loaded = load_generator(tmp_path / "run", generator=Generator())
+    assert not loaded.training
+    with pytest.warns(ModeWarning):
+        trainer = made(loaded)
+    norm: Any = loaded.layers[1]  # type: ignore[index]
+    before = norm.running_mean.clone()
+    trainer.critic_samples(0)
+    assert not torch.equal(norm.running_mean, before)
+
+
+class Pretrained(Generator):
+    """Its first half is frozen: normalization and dropout with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm: Any = self.layers[1]
+        norm.running_mean.fill_(0.5)
+        norm.running_var.fill_(2.0)
+        self.layers[1].eval()
+        self.layers[3].eval()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("mode", ["as built", "train", "eval"])
+def test_a_frozen_part_is_the_same_in_training_samples_scores_and_later(
+    tmp_path: Path, ema: float, mode: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is to be told
+        trainer = made(Pretrained(), Critic(), train={"steps": 2, "batch_size": 4, "ema": ema})
+    trainer.run(tmp_path / "run")
+    layers: Any = trainer.generator.layers
+    assert not layers[1].training
+    sampler: Any = trainer.sampler()
+    assert torch.equal(sampler.layers[1].running_mean, torch.full((16,), 0.5))
+    network = Pretrained()
+    if mode != "as built":
+        network.train(mode == "train")
+    modes = [module.training for module in network.modules()]
+    loaded = load_generator(tmp_path / "run", generator=network)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(each, weights(sampler)[key]) for key, each in weights(loaded).items())
+    assert torch.equal(generate(loaded, 5, seed=0), generate(sampler, 5, seed=0))
+
+
+def test_frozen_names_of_a_stranger_s_checkpoint_are_checked(tmp_path: Path) -> None:
+    from gancore.training import checkpoint
+
+    run = made(Generator()).run(tmp_path / "run")
+    found = checkpoint.latest(run.checkpoints)
+    assert found is not None
+    for odd in ("layers.1", [1], {"a": 1}):
+        changed = checkpoint.Checkpoint(9, found.tensors, {**found.state, "frozen": odd})
+        checkpoint.save(run.checkpoints, changed, keep=2)
+        with pytest.raises(InputError, match="frozen: expected names of modules"):
+            load_generator(run, generator=Generator())
+    old = {key: value for key, value in found.state.items() if key != "frozen"}
+    checkpoint.save(run.checkpoints, checkpoint.Checkpoint(9, found.tensors, old), keep=2)
+    norm: Any = load_generator(run, generator=Pretrained()).layers[1]  # type: ignore[index]
+    saved = found.tensors["generator"]["layers.1.running_mean"]
+    assert torch.equal(norm.running_mean, saved)
+
+
+class Nan(Generator):
+    """Fine while it trains; of what is sampled, a part is nan."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        out = super().forward(z)
+        return out if self.training else out.where(z[:, 0, None, None, None] < 1, torch.nan)
+
+
+def test_nan_samples_are_told_by_the_grid_and_refused_by_the_scores(tmp_path: Path) -> None:
+    display = Told()
+    score = {"metrics": ["w2"], "samples": 100}
+    flat = nn.Sequential(Nan(), nn.Flatten())
+    flat.latent = LATENT  # type: ignore[assignment]
+    data = Dataset("points", torch.rand(60, 16))
+    trainer = made(flat, data=data, score=score, sample={"count": 50})
+    with pytest.raises(ScoreError, match=r"[1-9]\d* of 100 generated samples hold inf or nan"):
+        trainer.run(tmp_path / "run", display=display)
+    (line,) = [line for line in display.lines if "of 50 generated samples hold inf or nan" in line]
+    assert line.startswith("note: At step 2, ")
+    run = Run(tmp_path / "run")
+    assert run.scores is None
+    assert run.sample_path(2).is_file()
+
+
+def test_nan_samples_of_a_run_without_scores_are_a_note(tmp_path: Path) -> None:
+    run = made(Nan(), Critic(), sample={"every": 1}).run(tmp_path / "run")
+    assert "notes" not in run.records[0]
+    assert "generated samples hold inf or nan" in run.records[-1]["notes"][0]
+
+
+def test_a_generator_that_turns_nan_is_told_on_the_command_line(
+    tmp_path: Path, gan: Gan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From `gan score` and `gan sample`, for images and points."""
+    from gancore.networks.mlp import MLPGenerator
+
+    plain = MLPGenerator.forward
+    recipe = tmp_path / "digits.toml"
+    recipe.write_text(DIGITS)
+    assert gan("run", recipe, "--out", tmp_path / "run", "--set", "score.metrics=[]")[0] == 0
+    monkeypatch.setattr(MLPGenerator, "forward", lambda self, z: plain(self, z) * torch.nan)
+    code, _, errors = gan("score", tmp_path / "run", "--metrics", "fid", "--samples", 100)
+    assert code == 1
+    assert "there is nothing to score: 100 of 100 generated samples hold inf or nan" in errors
+    with pytest.warns(UserWarning, match="^9 of 9 generated samples hold inf or nan"):
+        code, _, _ = gan("sample", tmp_path / "run", "-n", 9, "--out", tmp_path / "grid.npz")
+    assert code == 0
+    assert np.load(tmp_path / "grid.npz")["arr_0"].shape == (9, 8, 8, 1)
+    generator = load_generator(tmp_path / "run")
+    with pytest.raises(NonFiniteError, match="9 of 9"):
+        generate(generator, 9, seed=0)
