@@ -140,6 +140,13 @@ class _Scores:
         self._update = update
         self._average = average
         self._known: dict[int, _Known] = {}
+        self._handed: list[tuple[str, Tensor, int]] = []
+        """Tensors that all plugins share: what each is, and its version when it was new."""
+
+    def _hand(self, what: str, tensor: Tensor) -> Tensor:
+        if not (torch.compiler.is_compiling() or tensor.is_inference()):
+            self._handed.append((what, tensor, tensor._version))
+        return tensor
 
     @property
     def update(self) -> int:
@@ -163,6 +170,7 @@ class _Scores:
             # scores that were only looked at, under no_grad, can't serve a loss
             scores = critic_scores(self.critic, x)
             known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
+            self._hand("the answer of step.scores", scores)
             self._known[id(x)] = known
         return known.scores
 
@@ -199,7 +207,7 @@ class CriticStep(_Scores):
     def interpolates(self) -> Tensor:
         """(B, *) uniform points on the lines between real and fake, drawn once a step."""
         if self._interpolates is None:
-            self._interpolates = interpolate(self.real, self.fake)
+            self._interpolates = self._hand("step.interpolates", interpolate(self.real, self.fake))
         return self._interpolates
 
     def input_gradient(self, x: Tensor) -> Tensor:
@@ -220,7 +228,8 @@ class CriticStep(_Scores):
                 )
             with StructuralZeros():
                 scores = self.scores(x)
-            self._gradients[id(x)] = gradient_of(scores, x)
+            gradient = gradient_of(scores, x)
+            self._gradients[id(x)] = self._hand("the answer of step.input_gradient", gradient)
         return self._gradients[id(x)]
 
 

@@ -20,8 +20,8 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
-    {"hooks"},
-    {"options", "entrypoints"},
+    {"hooks", "guard"},
+    {"options", "entrypoints", "marks"},
     {"plugins", "reading", "zeros"},
     {"step"},
     {"losses", "recipe", "protocol"},

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gancore.errors import CheckpointError, InputError
+from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
@@ -269,7 +269,8 @@ class Session:
             self.tally = Tally.of(found.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
-            raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
+            told = CheckpointError(f"the checkpoint does not fit this run: {reason}")
+            raise with_notes_of(error, told) from error
         plugins = self.trainer.plugins
         self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 

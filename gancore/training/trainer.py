@@ -97,6 +97,7 @@ class Trainer:
         self.plugins.prepare_critic(critic)
         self.generator = place(generator, self.device)
         self.critic = place(critic, self.device)
+        self.plugins.guard.watch(generator=self.generator, critic=self.critic)
         self.data = (data if isinstance(data, Dataset) else Dataset("tensor", data)).to(self.device)
         self.flip = flip
         if flip and not self.data.is_images:

@@ -11,8 +11,11 @@ from typing import Annotated
 from annotated_types import Gt
 
 from gancore import hookimpl, plugin
+from gancore.marks import implemented
 
 __all__ = ["Lazy"]
+
+PENALTIES = frozenset({"penalty", "generator_penalty"})
 
 
 @plugin
@@ -32,7 +35,7 @@ class Lazy:
         penalties = [
             name
             for name, other in plugins.items()
-            if hasattr(other, "penalty") or hasattr(other, "generator_penalty")
+            if PENALTIES.intersection(implemented(other))
         ]
         for target in self.targets:
             if target not in penalties:
