@@ -33,9 +33,7 @@ class Lazy:
     def configure(self, plugins: Mapping[str, object]) -> None:
         """Refuse targets that are no penalties of this run, and a second Lazy on the same."""
         penalties = [
-            name
-            for name, other in plugins.items()
-            if PENALTIES.intersection(implemented(other))
+            name for name, other in plugins.items() if PENALTIES.intersection(implemented(other))
         ]
         for target in self.targets:
             if target not in penalties:
