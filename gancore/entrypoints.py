@@ -14,7 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from gancore.errors import MissingError, PluginError, close_to, did_you_mean
+from gancore import guard
+from gancore.errors import ContractError, MissingError, PluginError, close_to, did_you_mean
 
 Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
 
@@ -125,12 +126,19 @@ def load(found: Found) -> Any:
     """Import what an entry point names.
 
     Raises PluginError when its distribution excludes this version of gancore, or when the
-    import fails, naming the distribution and the cause.
+    import fails, naming the distribution and the cause; ContractError when it changes torch's
+    global settings.
     """
     _check_core_version(found)
     try:
-        return found.point.load()
-    except (Exception, SystemExit) as error:
+        with guard.kept(f"the import of {found.kind} {found}"):
+            return found.point.load()
+    except ContractError:
+        raise
+    except KeyboardInterrupt as error:
+        guard.name(error, f"the import of {found.kind} {found}")
+        raise
+    except BaseException as error:
         cause = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"{found.kind} {found} can't be imported: {cause}. "

@@ -117,7 +117,12 @@ def of_file(
         )
     else:
         return None
-    for note in getattr(error, "__notes__", ()):  # of which plugin it comes, say
+    return with_notes_of(error, told)
+
+
+def with_notes_of(error: BaseException, told: GancoreError) -> GancoreError:
+    """Return the error that is told instead of another, with its notes: whose it is, say."""
+    for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told
 

@@ -1,7 +1,8 @@
 """The hooks: when the trainer calls a plugin, with what, and what it may answer.
 
-A plugin implements any of these as methods marked `@hookimpl`; it may leave out parameters
-that it does not need. Plugins act in recipe order.
+A plugin implements some of these as plain functions marked `@hookimpl`; they may leave out
+parameters that they do not need. Plugins act in recipe order. What a hook is given stays as it
+was, and so do torch's global settings: a run in which one is changed ends, and names the plugin.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def configure(plugins: Mapping[str, object]) -> None:
 def prepare_critic(critic: nn.Module) -> None:
     """Change the critic's modules: once, before device, optimizer and checkpoint load.
 
+    Its dtype stays.
     Raise ValueError to refuse a critic; its message is shown to the user.
     """
 
@@ -82,7 +84,10 @@ def penalty_scale(plugin: str, update: int) -> float | None:
 
 @hookspec
 def post_step(critic: nn.Module, update: int) -> None:
-    """Act on the critic after its optimizer step, under no_grad: each critic update."""
+    """Act on the critic after its optimizer step, under no_grad: each critic update.
+
+    Values of parameters and buffers may change, in place; parameters, parts and modes stay.
+    """
 
 
 @hookspec

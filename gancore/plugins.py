@@ -7,13 +7,15 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
 
-from gancore import entrypoints, hooks, options
+from gancore import entrypoints, guard, hooks, marks, options
 from gancore.entrypoints import Found
 from gancore.errors import ContractError, PluginError, did_you_mean
 from gancore.leftovers import noted, refuse_leftovers
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HOOKS = tuple(sorted(name for name, spec in vars(hooks).items() if hasattr(spec, "gancore_spec")))
+HOOKS = marks.HOOKS
 """The names of all hooks."""
 
 RESERVED = frozenset({"name", "as"})
@@ -41,12 +43,13 @@ def plugin(cls: type[T]) -> type[T]:
     can't be combined with: `conflicts: ClassVar[tuple[str, ...]] = ("sn",)`.
 
     Raises TypeError for what would silently do nothing: a default without an annotation, a
-    method with the name of a hook that is not marked; and for an option with a reserved name.
+    method that would never act as a hook (`gancore.marks.fault`); and for an option with a
+    reserved name.
     """
     annotations = inspect.get_annotations(cls)
+    if fault := marks.fault(cls):
+        raise TypeError(fault)
     for name, value in vars(cls).items():
-        if name in HOOKS and callable(value) and not hasattr(value, "gancore_impl"):
-            raise TypeError(f"{cls.__qualname__}.{name} is never called: mark it with @hookimpl")
         is_value = not (callable(value) or hasattr(value, "__get__"))
         if is_value and not name.startswith("_") and name not in annotations:
             raise TypeError(
@@ -124,7 +127,8 @@ def build(target: Callable[..., T], given: Mapping[str, Any], where: str, *args:
     """
     validated = options.validate(target, given, where)
     try:
-        return target(*args, **validated)
+        with guard.named(f"the construction of {getattr(target, '__qualname__', target)}, {where}"):
+            return target(*args, **validated)
     except ValueError as error:
         raise PluginError(f"{where}: {error}") from error
 
@@ -152,24 +156,30 @@ class Plugins:
     """The plugins of a run, registered in recipe order, and their hooks.
 
     Each is called by itself, so that a failure names its plugin; wrappers of other plugins still
-    wrap it. Raises PluginError for names used twice, unknown hooks, conflicts, and unless
-    exactly one plugin brings the losses.
+    wrap it. Raises PluginError for names used twice, hooks that are unknown or would never act,
+    plugins without any, conflicts, and unless exactly one plugin brings the losses.
 
-    randomness: what seeds each hook of each plugin apart from all others; None leaves that
+    randomness  what seeds each hook of each plugin apart from all others; None leaves that
+    guard       sees what hooks leave changed, of networks that it is told to `watch` too
     """
 
     def __init__(self, loaded: Sequence[Loaded], randomness: Randomness | None = None) -> None:
         self.loaded = tuple(loaded)
+        self.guard = guard.Guard()
         self._randomness = randomness
+        self._running: tuple[str, Mapping[str, Any]] = ("", {})
+        """The plugin whose hook is called now, and with what."""
         self._manager = pluggy.PluginManager(hooks.PROJECT)
         self._manager.add_hookspecs(hooks)
         self._refuse_clashes()
+        self._refuse_idle()
         for each in reversed(self.loaded):  # pluggy calls the last registered first
             try:
                 self._manager.register(each.instance, name=each.name)
             except pluggy.PluginValidationError as error:
                 raise PluginError(f"plugin {each}: {' '.join(str(error).split())}") from error
         self._refuse_unknown_hooks()
+        self._watch_wrappers()
         self._callers = {hook: self._callers_of(hook) for hook in HOOKS}
         self.loss = self._single("critic_loss")
         self._single("generator_loss")
@@ -184,11 +194,14 @@ class Plugins:
         """
         refuse_leftovers(critic, {type(each.instance) for each in self.loaded})
         for each, call in self._callers["prepare_critic"]:
+            dtypes = {parameter.dtype for parameter in critic.parameters()}
             try:
                 with noted(critic, type(each.instance), str(each)):
                     self._guard(each, "prepare_critic", call, critic=critic)
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
+            for other in {parameter.dtype for parameter in critic.parameters()} - dtypes:
+                raise ContractError(f"plugin {each}: prepare_critic made the critic {other}")
 
     def penalties(self, hook: str) -> list[Loaded]:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
@@ -280,17 +293,19 @@ class Plugins:
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the state of each plugin that has any, by plugin name."""
-        return {
-            each.name: dict(each.instance.state_dict())
-            for each in self.loaded
-            if hasattr(each.instance, "state_dict")
-        }
+        state = {}
+        for each in self.loaded:
+            if hasattr(each.instance, "state_dict"):
+                with guard.named(f"state_dict of plugin {each}"):
+                    state[each.name] = dict(each.instance.state_dict())
+        return state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Give each plugin back what `state_dict` returned."""
         for each in self.loaded:
             if hasattr(each.instance, "load_state_dict") and each.name in state:
-                each.instance.load_state_dict(dict(state[each.name]))
+                with guard.named(f"load_state_dict of plugin {each}"):
+                    each.instance.load_state_dict(dict(state[each.name]))
 
     def _refuse_clashes(self) -> None:
         seen: dict[str, Loaded] = {}
@@ -310,6 +325,15 @@ class Plugins:
             for other in self.loaded:
                 if other.method in getattr(each.instance, "conflicts", ()):
                     raise PluginError(f"plugin {each} can't be combined with {other}: drop one")
+
+    def _refuse_idle(self) -> None:
+        for each in self.loaded:
+            if isinstance(each.instance, type):
+                raise PluginError(f"plugin {each} is a class: give an instance, made by calling it")
+            if fault := marks.fault(each.instance):
+                raise PluginError(f"plugin {each}: {fault}")
+            if not marks.implementations(each.instance):
+                raise PluginError(f"plugin {each} has no hook: mark its methods with @hookimpl")
 
     def _refuse_unknown_hooks(self) -> None:
         for hook, caller in vars(self._manager.hook).items():
@@ -352,12 +376,36 @@ class Plugins:
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
 
-    def _seed(self, hook: str, plugin: Loaded, arguments: Mapping[str, Any]) -> None:
-        """Let what a plugin draws in a hook depend on nothing else that draws.
+    def _guard(self, each: Loaded, hook: str, call: Caller, **arguments: Any) -> Any:
+        """Call a hook of a plugin: seeded, watched, and named in what goes wrong."""
+        who = f"{hook}/{each.name}"
+        if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each
+            who = f"{who}/{arguments['plugin']}"
+        self._seed(who, arguments)
+        outer, self._running = self._running, (each.name, arguments)
+        try:
+            return self._watched(each, hook, call, arguments)
+        finally:
+            self._running = outer
+
+    def _part(self, each: Loaded, hook: str, call: Caller, part: int, **arguments: Any) -> Any:
+        """Call a part of a wrapper, which draws apart from what it wraps."""
+        inner, given = self._running
+        step: Any = given.get("step")
+        asker = getattr(step, "_asker", None)
+        with self._randomness.aside() if self._randomness else nullcontext():
+            self._seed(f"{hook}/{each.name}/{inner}/{part}", given)
+            try:
+                return self._watched(each, hook, call, arguments)
+            finally:
+                if asker is not None:
+                    step._asker = asker
+
+    def _seed(self, who: str, arguments: Mapping[str, Any]) -> None:
+        """Let what is drawn next, in a hook, depend on nothing else that draws.
 
         With a step, which has its own part of the batch, each process has numbers of its own.
         """
-        who = f"{hook}/{plugin.name}"
         step: Any = arguments.get("step")
         alone = hasattr(step, "_asked_by")  # the step of `start` and `sample` is a number
         if alone:
@@ -365,16 +413,28 @@ class Plugins:
         if self._randomness is None or self._randomness.clock is not None:
             return
         update = step.update if alone else arguments.get("update", step)
-        if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each
-            who = f"{who}/{arguments['plugin']}"
         self._randomness.seed(who, update or 0, alone=alone)
 
-    def _guard(self, each: Loaded, hook: str, call: Caller, **arguments: Any) -> Any:
-        self._seed(hook, each, arguments)
+    def _watched(self, each: Loaded, hook: str, call: Caller, arguments: Mapping[str, Any]) -> Any:
+        import torch
+
         try:
-            return call(**arguments)
-        except Exception as error:
+            if torch.compiler.is_compiling():
+                return call(**arguments)
+            with self.guard(f"plugin {each}", hook, arguments):
+                return call(**arguments)
+        except BaseException as error:
             update = arguments.get("update", getattr(arguments.get("step"), "update", None))
             when = "" if update is None else f", update {update}"
-            error.add_note(f"raised in hook {hook} of plugin {each}{when}")
+            guard.name(error, f"hook {hook} of plugin {each}{when}")
             raise
+
+    def _watch_wrappers(self) -> None:
+        """Let what a wrapper does around others' answers be told of itself, not of them."""
+        for hook in HOOKS:
+            for impl in getattr(self._manager.hook, hook).get_hookimpls():
+                if impl.wrapper or impl.hookwrapper:
+                    each = next(each for each in self.loaded if each.instance is impl.plugin)
+                    call = partial(self._part, each, hook)
+                    watched = partial(guard.Wrapper, impl.function, impl.argnames, call)
+                    impl.function = watched

@@ -114,9 +114,15 @@ class Randomness:
 
     @contextmanager
     def _apart(self, who: str, update: int) -> Iterator[None]:
+        with self.aside():
+            self.seed(who, update, alone=True)
+            yield
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the global generators go on afterwards where they were."""
         set_to = self._set_to
         with kept(numpy_is_at=set_to):
-            self.seed(who, update, alone=True)
             yield
         self._set_to = set_to
 

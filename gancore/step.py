@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -159,6 +160,15 @@ def _keys(x: Tensor) -> list[_Key]:
     return [own, (id(x), torch.get_autocast_dtype(kind))]
 
 
+@dataclass
+class _Asker:
+    """Whose hook is called, and how many numbers and scores of its own it has asked for."""
+
+    who: str
+    drawings: int = 0
+    scorings: int = 0
+
+
 class _Scores:
     """A critic, the scores that it gave in this step, each computed once, and random numbers."""
 
@@ -178,16 +188,19 @@ class _Scores:
         self._update = update
         self._average = average
         self._randomness = randomness
-        self._who = "step"
-        self._drawings = 0
-        self._scorings = 0
+        self._asker = _Asker("step")
         self._known: dict[_Key, _Known] = {}
+        self._handed: list[tuple[str, Tensor, int]] = []
+        """Tensors that all plugins share: what each is, and its version when it was new."""
+
+    def _hand(self, what: str, tensor: Tensor) -> Tensor:
+        if not (torch.compiler.is_compiling() or tensor.is_inference()):
+            self._handed.append((what, tensor, tensor._version))
+        return tensor
 
     def _asked_by(self, who: str) -> None:
         """Say whose hook is called next: it draws its own numbers, from the first on."""
-        self._who = who
-        self._drawings = 0
-        self._scorings = 0
+        self._asker = _Asker(who)
 
     def rand(self, *shape: int, shared: bool = False) -> Tensor:
         """Return numbers uniform in [0, 1), of the dtype and device of `real`.
@@ -207,8 +220,9 @@ class _Scores:
 
     def _drawn(self, shape: tuple[Any, ...], shared: bool, *, normal: bool) -> Tensor:
         size = tuple(shape[0]) if shape and not isinstance(shape[0], int) else shape
-        self._drawings += 1
-        return self._numbers(self._who, self._drawings, size, shared=shared, normal=normal)
+        asker = self._asker
+        asker.drawings += 1
+        return self._numbers(asker.who, asker.drawings, size, shared=shared, normal=normal)
 
     def _numbers(
         self, who: str, call: int, size: tuple[int, ...], *, shared: bool, normal: bool
@@ -227,8 +241,8 @@ class _Scores:
         for name in ("real", "fake", "_interpolates"):
             if getattr(self, name, None) is x:
                 return f"{self._side}/scores of {name.strip('_')}"
-        self._scorings += 1
-        return f"{self._who}/scores {self._scorings}"
+        self._asker.scorings += 1
+        return f"{self._asker.who}/scores {self._asker.scorings}"
 
     def _apart(self, x: Tensor) -> AbstractContextManager[None]:
         """Return the context in which the critic draws (dropout) apart from who asks for scores."""
@@ -268,6 +282,7 @@ class _Scores:
         with self._apart(x):
             scores = critic_scores(self.critic, x)
         known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
+        self._hand("the answer of step.scores", scores)
         self._known[keys[-1]] = known
         return known
 
@@ -311,7 +326,8 @@ class CriticStep(_Scores):
     def interpolates(self) -> Tensor:
         """(B, *) uniform points on the lines between real and fake, drawn once a step."""
         if self._interpolates is None:
-            self._interpolates = interpolate(self.real, self.fake, uniform=self._alpha)
+            interpolates = interpolate(self.real, self.fake, uniform=self._alpha)
+            self._interpolates = self._hand("step.interpolates", interpolates)
         return self._interpolates
 
     def _alpha(self, *shape: int) -> Tensor:
@@ -338,7 +354,7 @@ class CriticStep(_Scores):
         gradient = gradient_of(known.scores, x)
         allow = self._allow_batch_statistics
         refuse_dependence(self.critic, known.scores, x, allow_batch_statistics=allow)
-        self._gradients[keys[-1]] = gradient
+        self._gradients[keys[-1]] = self._hand("the answer of step.input_gradient", gradient)
         return gradient
 
 

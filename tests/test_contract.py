@@ -59,7 +59,7 @@ class Broken:
     class NoHook:
         """Does nothing."""
 
-        breaks: ClassVar = ("registers",)
+        breaks: ClassVar = ("registers", "state")
 
     @plugin
     class MisspeltHook:
@@ -459,6 +459,42 @@ def test_a_penalty_may_start_late() -> None:
             return norms(step).mean() if step.update > 2 else None
 
     assert not failed(check_plugin(Subject(LateStarter)))
+
+
+@pytest.mark.parametrize(
+    ("check", "hook", "act", "said"),
+    [
+        ("unchanged", "penalty", "critic.requires_grad_(False)", "requires_grad of critic.inner"),
+        ("unchanged", "penalty", "step.real.data.mul_(2)", "penalty changed step.real"),
+        ("unchanged", "penalty", "critic.inner.weight.data.mul_(2)", "changed inner.weight of the"),
+        ("unchanged", "penalty", "torch.set_grad_enabled(False)", "gradient mode at False"),
+        ("unchanged", "penalty", "step.fake = step.real", "step.fake for another"),
+        ("unchanged", "generator_penalty", "step.latents.data.zero_()", "changed step.latents"),
+        ("post-step", "post_step", "critic.float()", "the dtype of critic.inner.weight"),
+        ("post-step", "post_step", "critic.requires_grad_(False)", "requires_grad of critic.inner"),
+        ("post-step", "post_step", "critic.eval()", "train or eval mode of the critic"),
+        ("records", "sample", "samples.numpy().fill(0)", "it changed the samples"),
+        ("records", "log", "record.clear()", "record in place"),
+    ],
+)
+def test_what_a_run_refuses_the_contract_finds_and_more(
+    check: str, hook: str, act: str, said: str
+) -> None:
+    argument = {"post_step": "critic", "sample": "samples", "log": "record"}.get(hook, "step")
+    source = (
+        f"def {hook}(self, {argument}):\n"
+        f"    critic = getattr({argument}, 'critic', {argument})\n"
+        f"    value = step.scores(step.fake).square().mean() if '{argument}' == 'step' else None\n"
+        f"    {act}\n    return value\n"
+    )
+    space: dict[str, Any] = {"torch": torch}
+    exec(source, space)
+    cls = plugin(type("Bad", (), {hook: hookimpl(space[hook])}))
+    (one,) = [each for each in CHECKS if each.name == check]
+    found = one.run(Subject(cls))
+    assert found.verdict == "failed"
+    assert said in found.found
+    assert torch.is_grad_enabled()
 
 
 def test_wrapping_the_hooks_of_others_is_no_hook_of_ones_own() -> None:

@@ -12,6 +12,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import EntryPoint, version
 from inspect import signature
 from pathlib import Path
@@ -311,7 +312,7 @@ def answering(value: Callable[[CriticStep], Any]) -> object:
 
 def made(source: str) -> object:
     """Run a class body of `Lp`."""
-    namespace: dict[str, Any] = {"plugin": plugin, "__name__": __name__}
+    namespace: dict[str, Any] = {"plugin": plugin, "hookimpl": hookimpl, "__name__": __name__}
     exec(f"@plugin\nclass Lp:\n    {source}\n", namespace)
     return namespace["Lp"]
 
@@ -347,9 +348,14 @@ def twice(site: Path) -> object:
     return broken(site, "Lp = 1", distribution="other-lp", number="2.0", value="other_lp:Lp")
 
 
+STRICT = {"__module__": "my_script", "penalty": lambda self, step: None}
+
 FAULTS: list[Callable[[Path], object]] = [
     lambda site: made("weight = 10.0"),
     lambda site: made("def penalty(self, step): ..."),
+    lambda site: made("@hookimpl\n    def post_step(self, critic): yield"),
+    lambda site: made("@hookimpl\n    def post_step(self, critic, *, update=0): ..."),
+    lambda site: made("@hookimpl\n    @staticmethod\n    def penalty(step): ..."),
     lambda site: made("name: str = 'x'"),
     lambda site: (install(site, package()), load("lpp")),
     twice,
@@ -360,6 +366,8 @@ FAULTS: list[Callable[[Path], object]] = [
     lambda site: optioned(site, weight="3"),
     lambda site: optioned(site, weight=-1.0),
     misread,
+    lambda site: together(replace(lp(answer=normal), instance=object())),
+    lambda site: together(Loaded("strict", type("Strict", (), STRICT)())),
     lambda site: together(lp(hook="penalti", answer=lambda self, step: None)),
     lambda site: together(lp(answer=misnamed)),
     lambda site: together(lp(answer=normal), lp(answer=normal)),
@@ -372,6 +380,9 @@ FAULTS: list[Callable[[Path], object]] = [
     lambda site: together(lp(hook="penalty_scale", answer=lambda self: "4"), load("gp")).scale(
         load("gp"), 7
     ),
+    lambda site: answering(lambda step: step.real.detach().zero_()),
+    lambda site: answering(lambda step: torch.set_grad_enabled(False)),
+    lambda site: answering(lambda step: sys.exit(0)),
     lambda site: answering(lambda step: step.input_gradient(torch.zeros(4, 2)).mean()),
     lambda site: (lambda s: s.input_gradient(s.real))(step(lambda x: x.detach().sum(1))),
     lambda site: (lambda s: s.input_gradient(s.real))(

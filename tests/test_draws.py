@@ -167,6 +167,29 @@ class Greedy:
 
 
 @plugin
+class Around:
+    """Wraps the penalties of others, and draws before and after them, from everywhere."""
+
+    drawn: list[float] = field(init=False, default_factory=list)
+
+    def _draw(self, step: CriticStep) -> None:
+        numbers = [step.rand(8).sum(), torch.rand(()), np.random.rand(), random.random()]
+        self.drawn += [float(each) for each in numbers]
+        step.scores(torch.ones(8, 1, 4, 4))
+
+    @hookimpl(wrapper=True)
+    def penalty(self, step: CriticStep) -> Iterator[Any]:
+        self._draw(step)
+        answer = yield
+        self._draw(step)
+        return answer
+
+    @hookimpl
+    def post_step(self) -> None:
+        """Act on its own, too."""
+
+
+@plugin
 class Diary:
     """Writes down what it draws in each hook."""
 
@@ -242,8 +265,11 @@ def test_a_plugin_draws_the_same_whatever_else_is_loaded() -> None:
     among = lines(0, Greedy(), GradientPenalty())
     scoring = lines(score=True)
     assert among["penalty_scale greedy"][0] != among["penalty_scale diary"][0]
+    around = Around()
+    wrapped = lines(0, around, GradientPenalty())
+    assert len(set(around.drawn)) == len(around.drawn) == 2 * 2 * 2 * 4  # updates, plugins, parts
     for hook in alone.keys() - {"masks"}:
-        assert among[hook] == alone[hook] == scoring[hook], hook
+        assert among[hook] == alone[hook] == scoring[hook] == wrapped[hook], hook
         if "scale" in hook:  # asked for both networks' penalties of one update
             continue
         flat = [number for line in alone[hook] for number in line]

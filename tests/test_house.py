@@ -20,8 +20,8 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
-    {"hooks"},
-    {"options", "entrypoints", "leftovers", "randomness", "sources"},
+    {"guard", "hooks"},
+    {"options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},

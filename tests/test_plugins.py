@@ -346,6 +346,9 @@ class Stateful:
     average: Tensor = field(init=False, default_factory=lambda: torch.zeros(2))
     count: int = field(init=False, default=0)
 
+    @hookimpl
+    def start(self) -> None: ...
+
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "count": self.count}
 

@@ -6,11 +6,13 @@ import sys
 import warnings
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import click
+from click.exceptions import Exit
 
 from gancore.cli.streams import lasting
-from gancore.errors import GancoreError, told_of_files
+from gancore.errors import GancoreError, RunError, told_of_files, with_notes_of
 
 COMMANDS = {
     "bench": "Measure what a recipe's plugins cost.",
@@ -47,6 +49,19 @@ class _Commands(click.Group):
             ctx.fail(f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what a plugin raises is an error, though click would take it for its own.
+
+        It has a note that names the plugin.
+        """
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, Exit, EOFError, BrokenPipeError) as error:
+            if not getattr(error, "__notes__", ()):
+                raise
+            told = RunError(f"{type(error).__name__}: {error}")
+            raise with_notes_of(error, told) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -75,8 +90,9 @@ def _run() -> None:
     except GancoreError as error:
         _say(error)
         sys.exit(error.exit_code)
-    except click.Abort:
+    except click.Abort as error:
         click.echo("stopped", err=True)
+        _say_notes(error.__cause__)
         sys.exit(130)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
@@ -86,6 +102,7 @@ def _run() -> None:
             "Lower train.batch_size or the networks' width; the last checkpoint is kept",
             err=True,
         )
+        _say_notes(error)
         sys.exit(1)
 
 
@@ -95,5 +112,11 @@ def _say(error: GancoreError) -> None:
 
     for line in f"error: {error}".split("\n"):
         click.echo(shown(line, 4096), err=True)
+    _say_notes(error)
+
+
+def _say_notes(error: BaseException | None) -> None:
+    from gancore.options import shown
+
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {shown(note, 4096)}", err=True)

@@ -63,8 +63,9 @@ def _row(found: Found, verbose: bool) -> dict[str, Any]:
 
 def details(found: Found) -> dict[str, Any]:
     """Import one plugin and say what it has; an import error, whatever it is, stays here."""
+    from gancore.marks import implementations
     from gancore.options import parameters
-    from gancore.plugins import HOOKS, plugin_class
+    from gancore.plugins import plugin_class
 
     try:
         cls = plugin_class(found)
@@ -75,7 +76,7 @@ def details(found: Found) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
     return {
         "summary": (cls.__doc__ or "").strip().split("\n")[0],
-        "hooks": [hook for hook in HOOKS if hasattr(getattr(cls, hook, None), "gancore_impl")],
+        "hooks": sorted({found.hook for found in implementations(cls)}),
         "options": options,
         "conflicts": list(getattr(cls, "conflicts", ())),
     }

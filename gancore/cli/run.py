@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gancore.cli.device import device_option, threads_option
-from gancore.errors import told_of_files
+from gancore.errors import RunError, told_of_files
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -68,7 +69,7 @@ def run(
         click.echo("warning: --force has no effect without --resume", err=True)
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
-    with _as_one():
+    with _as_one(), _ending_in_words():
         loaded = Recipe.load(recipe, overrides).without(dropped)
 
         from gancore.report import display_for
@@ -102,6 +103,19 @@ def _as_one() -> Iterator[None]:
 
     with told_once(), told_of_files():
         yield
+
+
+@contextmanager
+def _ending_in_words() -> Iterator[None]:
+    """Let nothing end a run silently, as a network's or a data set's call of sys.exit would."""
+    try:
+        yield
+    except SystemExit as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunError(
+            f"the run was ended by SystemExit({error.code!r}), raised in {where.filename}, line "
+            f"{where.lineno}, and is not done: raise an exception that says why"
+        ) from error
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Check:
                 return Result(self.name, "passed", self.function(subject))
         except CheckFailed as failure:
             return Result(self.name, "failed", str(failure))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             return Result(self.name, "failed", f"raised {type(error).__name__}: {error}{notes}")
 

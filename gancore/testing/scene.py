@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gancore.hooks import hookimpl
-from gancore.plugins import HOOKS, Loaded, Plugins, load, plugin
+from gancore.marks import implemented
+from gancore.plugins import Loaded, Plugins, load, plugin
 from gancore.randomness import Randomness, Stream
 from gancore.step import Average, CriticStep, GeneratorStep
 
@@ -48,10 +49,7 @@ class Subject:
     @property
     def hooks(self) -> list[str]:
         """The hooks that it implements itself; wrapping those of others does not count."""
-        marks = {
-            hook: getattr(getattr(self.cls, hook, None), "gancore_impl", None) for hook in HOOKS
-        }
-        return [hook for hook, mark in marks.items() if mark and not mark["wrapper"]]
+        return implemented(self.cls)
 
     @property
     def answers(self) -> list[str]:

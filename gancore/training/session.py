@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gancore.errors import CheckpointError, InputError
+from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.machine import TO_ROUNDING, taken_again, unlike
 from gancore.options import shown
 from gancore.protocol import answers
@@ -404,7 +404,8 @@ class Session:
             self.tally = self.notes.tally = Tally.of(found.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
-            raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from error
+            failure = CheckpointError(f"the checkpoint does not fit this run: {reason}")
+            raise with_notes_of(error, failure) from error
         if by_position:
             told.append(
                 "this checkpoint is an older gancore's, whose optimizer state goes by position: it "

@@ -116,6 +116,7 @@ class Trainer:
         self.plugins.prepare_critic(critic)
         self.generator = place(generator, self.device)
         self.critic = place(critic, self.device)
+        self.plugins.guard.watch(generator=self.generator, critic=self.critic)
 
         self.generator_parameters = trainable(generator, "generator")
         self.critic_parameters = trainable(critic, "critic")

@@ -18,7 +18,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from gancore import input_gradient, plugin
+from gancore import hookimpl, input_gradient, plugin
 from gancore.entrypoints import Found
 from gancore.errors import PluginError
 from gancore.losses import Wasserstein
@@ -196,6 +196,9 @@ def test_conflict_with_sn(alias: str) -> None:
     @plugin
     class StandIn:
         """What gancore-sn would be."""
+
+        @hookimpl
+        def start(self) -> None: ...
 
     point = EntryPoint(name="sn", value="nowhere:StandIn", group="gancore.plugins")
     sn = Loaded(alias, StandIn(), Found("plugin", "sn", "gancore-sn", "9", point))

@@ -11,8 +11,11 @@ from typing import Annotated
 from annotated_types import Gt
 
 from gancore import hookimpl, plugin
+from gancore.marks import implemented
 
 __all__ = ["Lazy"]
+
+PENALTIES = frozenset({"penalty", "generator_penalty"})
 
 
 @plugin
@@ -30,9 +33,7 @@ class Lazy:
     def configure(self, plugins: Mapping[str, object]) -> None:
         """Refuse targets that are no penalties of this run, and a second Lazy on the same."""
         penalties = [
-            name
-            for name, other in plugins.items()
-            if hasattr(other, "penalty") or hasattr(other, "generator_penalty")
+            name for name, other in plugins.items() if PENALTIES.intersection(implemented(other))
         ]
         for target in self.targets:
             if target not in penalties:

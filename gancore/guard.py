@@ -1,0 +1,353 @@
+"""The guard: what plugins leave changed of what they share is seen, and told of whoever did it.
+
+Tensors are compared by the counter that torch raises at each change in place, which writes through
+`.data` or NumPy go past. A graph can't hold that: nothing is compared in a compiled update.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gancore.errors import ContractError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Caller = Callable[..., Any]
+
+NOTE = "raised in "
+
+UNKNOWN = object()
+
+
+class Setting(NamedTuple):
+    """Something global: its name, what it is where torch begins, how to read and to put it."""
+
+    name: str
+    initial: object
+    read: Callable[[], Any]
+    put: Callable[[Any], object]
+
+
+@cache
+def _settings() -> tuple[Setting, ...]:
+    import torch
+
+    core: Any = torch._C  # torch's own getters go to it, at some cost
+    context: Any = torch._GLOBAL_DEVICE_CONTEXT
+    entered = []
+
+    def put_inference(on: bool) -> None:
+        entered.append(torch.inference_mode(on))  # kept, as it ends where it is forgotten
+        entered[-1].__enter__()
+
+    def read_device() -> object:
+        on = vars(context).get("device_context")
+        return on and on.device
+
+    def put_autocast(on: bool) -> None:
+        for device in () if on else ("cpu", "cuda"):  # what was on, its context puts back
+            torch.set_autocast_enabled(device, False)
+
+    def read_depth() -> int:
+        torch.autocast_increment_nesting()
+        return int(torch.autocast_decrement_nesting())
+
+    def put_depth(depth: int) -> None:
+        while read_depth() > depth:
+            if not torch.autocast_decrement_nesting():
+                torch.clear_autocast_cache()
+
+    return (
+        Setting("inference mode", False, torch.is_inference_mode_enabled, put_inference),
+        Setting("gradient mode", True, torch.is_grad_enabled, torch.set_grad_enabled),
+        Setting("default dtype", torch.float32, torch.get_default_dtype, torch.set_default_dtype),
+        Setting("default device", None, read_device, torch.set_default_device),
+        Setting("autocast", False, core._is_any_autocast_enabled, put_autocast),
+        Setting("depth of autocast", 0, read_depth, put_depth),
+        Setting(
+            "deterministic mode",
+            0,
+            torch.get_deterministic_debug_mode,
+            torch.set_deterministic_debug_mode,
+        ),
+        Setting("anomaly mode", False, torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        Setting(
+            "float32 matmul precision",
+            UNKNOWN,
+            torch.get_float32_matmul_precision,
+            torch.set_float32_matmul_precision,
+        ),
+        Setting("cudnn.benchmark", False, core._get_cudnn_benchmark, core._set_cudnn_benchmark),
+        Setting(
+            "cudnn.deterministic",
+            False,
+            core._get_cudnn_deterministic,
+            core._set_cudnn_deterministic,
+        ),
+        Setting("number of threads", UNKNOWN, torch.get_num_threads, torch.set_num_threads),
+        Setting("working folder", UNKNOWN, _folder, os.chdir),
+    )
+
+
+def _folder() -> object:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return UNKNOWN
+
+
+def _values() -> list[Any] | None:
+    """Return what all settings are now; None where torch is not imported."""
+    return [setting.read() for setting in _settings()] if "torch" in sys.modules else None
+
+
+@contextmanager
+def kept(who: str) -> Iterator[None]:
+    """Put global settings back to what they were.
+
+    Raises ContractError where `who` left one changed, such as torch's gradient mode or default
+    dtype, unless another error is on its way.
+    """
+    before = _values()
+    changed = []
+    try:
+        yield
+    finally:
+        if (after := _values()) != before and after is not None:
+            for number, setting in enumerate(_settings()):
+                old = setting.initial if before is None else before[number]
+                new = setting.read()
+                if UNKNOWN not in (old, new) and new != old:
+                    setting.put(old)
+                    changed.append(f"{setting.name} at {new} (it was {old})")
+    if changed:
+        raise ContractError(
+            f"{who} left the {', '.join(changed)}: put it back, as a `with` block does"
+        )
+
+
+def name(error: BaseException, what: str) -> None:
+    """Add a note of where an error was raised, unless it has one.
+
+    Raises ContractError instead of SystemExit, with which a process would end and say nothing.
+    """
+    if isinstance(error, SystemExit):
+        raise ContractError(
+            f"{what} raised SystemExit({error.code!r}), which would end the run and say nothing: "
+            "raise an exception that says why"
+        ) from error
+    if not any(note.startswith(NOTE) for note in getattr(error, "__notes__", ())):
+        error.add_note(f"{NOTE}{what}")
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Let whatever is raised inside tell where (`name`), and keep global settings (`kept`)."""
+    try:
+        with kept(what):
+            yield
+    except BaseException as error:
+        name(error, what)
+        raise
+
+
+class Guard:
+    """Compares what a hook is given, and the networks of a run, before and after its call.
+
+    `post_step` may change the values of the critic's parameters; else nothing may change.
+    """
+
+    def __init__(self) -> None:
+        self._networks: dict[str, _Network] = {}
+
+    def watch(self, **networks: nn.Module) -> None:
+        """Compare these networks from now on, given by what they are called."""
+        self._networks = {role: _Network(role, module) for role, module in networks.items()}
+
+    @contextmanager
+    def __call__(self, who: str, hook: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Raise ContractError, which names `who` and hook, for what is changed inside.
+
+        Settings, modes and requires_grad are put back.
+        """
+        shared = _shared(arguments)
+        looks = [
+            (network, free, network.look(free))
+            for role, network in self._networks.items()
+            for free in [(hook, role) == ("post_step", "critic")]
+        ]
+        with kept(f"{who}: {hook}"):
+            yield
+        change = _changed(shared, _shared(arguments)) or _handed(arguments)
+        for network, free, before in looks:
+            if (after := network.look(free)) != before:
+                done = network.undo(before, after, arguments.get("step"))
+                change = change or done
+        if change:
+            raise ContractError(
+                f"{who}: {hook} changed {change}, which others use after it: work on a copy, or "
+                "put it back"
+            )
+
+
+class Wrapper(Generator[Any, Any, Any]):
+    """What a wrapper's function answers, with each of its parts called by `call`.
+
+    call: of a function without arguments, which part it is, and the hook's arguments by name
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], names: Sequence[str], call: Caller, *given: Any
+    ) -> None:
+        self._call = partial(call, **dict(zip(names, given, strict=True)))
+        self._inner = function(*given)
+        self._parts = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def send(self, value: Any) -> Any:
+        """Go on to its yield, or its end."""
+        return self._part(partial(self._inner.send, value))
+
+    def throw(self, error: Any, *rest: Any) -> Any:
+        """Go on with the error of what it wraps, which stays that one's if it comes out again."""
+        return self._part(partial(self._inner.throw, error, *rest), error)
+
+    def _part(self, part: Callable[[], Any], thrown: object = None) -> Any:
+        passing: list[BaseException] = []
+
+        def until_it_stops(**arguments: Any) -> Any:
+            try:
+                return part()
+            except BaseException as error:
+                if error is not thrown and not isinstance(error, StopIteration):
+                    raise
+                passing.append(error)
+
+        self._parts += 1
+        answer = self._call(until_it_stops, self._parts)
+        for error in passing:
+            raise error
+        return answer
+
+
+class Look(NamedTuple):
+    """What may not change of a network: which parameters and parts it has, modes, and marks."""
+
+    members: list[int]
+    modes: list[bool]
+    marks: list[tuple[Any, ...]]
+
+
+class _Network:
+    """A network of the run, and what is compared of it."""
+
+    VALUES = attrgetter("requires_grad", "dtype", "_version")
+    FREE = attrgetter("requires_grad", "dtype", "shape")
+    MODE = attrgetter("training")
+
+    def __init__(self, role: str, module: nn.Module) -> None:
+        self._role = role
+        self._module = module
+        self._parts = list(module.modules())
+        self._tables = [
+            table.values() for part in self._parts for table in (part._parameters, part._modules)
+        ]
+        named = [
+            (f"{role}.{prefix}.{name}".replace("..", "."), parameter)
+            for prefix, part in module.named_modules()
+            for name, parameter in part._parameters.items()
+            if parameter is not None
+        ]
+        self._names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        self._own: set[int] = set()
+        """Numbers of the parameters that its own forward pass changes."""
+
+    def look(self, free: bool) -> Look:
+        """Return how it is; without the values of parameters if they are `free` to change."""
+        return Look(
+            [*map(id, chain.from_iterable(self._tables))],
+            [*map(self.MODE, self._parts)],
+            [*map(self.FREE if free else self.VALUES, self._parameters)],
+        )
+
+    def undo(self, before: Look, after: Look, step: object) -> str:
+        """Return what was changed; put modes and flags back. Empty where it changes itself."""
+        for part, mode in zip(self._parts, before.modes, strict=True):
+            part.training = mode
+        for parameter, (required, *_) in zip(self._parameters, before.marks, strict=True):
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+        if before.members != after.members:
+            return f"the parameters or parts of the {self._role} for others"
+        for number, name in enumerate(self._names):
+            old, new = before.marks[number], after.marks[number]
+            if old[:2] != new[:2]:
+                return f"{'requires_grad' if old[0] != new[0] else 'the dtype'} of {name}"
+            if old != new and not self._is_own(number, step):
+                return f"{name} in place" if isinstance(new[2], int) else f"the shape of {name}"
+        return "" if before.modes == after.modes else f"train or eval mode of the {self._role}"
+
+    def _is_own(self, number: int, step: object) -> bool:
+        """Whether its own forward pass changes a parameter, as some normalize their weights."""
+        import torch
+
+        x = getattr(step, "real" if self._role == "critic" else "latents", None)
+        if x is not None and number not in self._own:
+            with suppress(Exception), torch.no_grad(), torch.random.fork_rng(_devices(x)):
+                twin = copy.deepcopy(self._module)
+                numbered = _Network(self._role, twin)
+                before = numbered.look(free=False).marks
+                twin(x.detach().clone())
+                after = numbered.look(free=False).marks
+                self._own |= {i for i, mark in enumerate(before) if mark != after[i]}
+        return number in self._own
+
+
+def _shared(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return what is told of a hook's arguments, and of the attributes of a step, by name."""
+    import torch
+
+    named = {**arguments}
+    if hasattr(step := arguments.get("step"), "averaged"):
+        named |= {f"step.{key}": value for key, value in vars(step).items() if key[0] != "_"}
+    return {
+        key: (id(value), value.requires_grad, 0 if value.is_inference() else value._version)
+        if isinstance(value, torch.Tensor)
+        else (id(value), dict(value) if isinstance(value, Mapping) else None)
+        for key, value in named.items()
+    }
+
+
+def _changed(before: Mapping[str, tuple[Any, ...]], after: Mapping[str, tuple[Any, ...]]) -> str:
+    for what, old in before.items():
+        new = after.get(what)
+        if new is None or new[0] != old[0]:
+            return f"{what} for another"
+        if new != old:
+            is_flag = len(old) == 3 and new[1] != old[1]
+            return f"requires_grad of {what}" if is_flag else f"{what} in place"
+    return ""
+
+
+def _handed(arguments: Mapping[str, Any]) -> str:
+    """Return which answer of the step, that all share, was changed in place."""
+    for what, tensor, version in getattr(arguments.get("step"), "_handed", ()):
+        if tensor._version != version:
+            return f"{what} in place"
+    return ""
+
+
+def _devices(x: Tensor) -> list[Any]:
+    return [x.device] if x.device.type == "cuda" else []
