@@ -190,7 +190,7 @@ class Guard:
         change = _changed(shared, _shared(arguments)) or _handed(arguments)
         for network, free, before in looks:
             if (after := network.look(free)) != before:
-                done = network.undo(before, after, arguments.get("step"))
+                done = network.undo(before, after, arguments.get("step"), f"{hook} of {who}")
                 change = change or done
         if change:
             raise ContractError(
@@ -270,6 +270,7 @@ class _Network:
             if parameter is not None
         ]
         self._names = [name for name, _ in named]
+        self._called = {name.partition(".")[2] for name in self._names}
         self._parameters = [parameter for _, parameter in named]
         self._own: set[int] = set()
         """Numbers of the parameters that its own forward pass changes."""
@@ -282,14 +283,27 @@ class _Network:
             [*map(self.FREE if free else self.VALUES, self._parameters)],
         )
 
-    def undo(self, before: Look, after: Look, step: object) -> str:
-        """Return what was changed; put modes and flags back. Empty where it changes itself."""
+    def undo(self, before: Look, after: Look, step: object, where: str) -> str:
+        """Return what was changed; put modes and flags back. Empty where it changes itself.
+
+        Raises ContractError for a parameter that is new: the network's forward pass may have made
+        it, or who was asked.
+        """
         for part, mode in zip(self._parts, before.modes, strict=True):
             part.training = mode
         for parameter, (required, *_) in zip(self._parameters, before.marks, strict=True):
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
         if before.members != after.members:
+            known = {*map(id, self._parameters)}
+            for name, parameter in self._module.named_parameters():
+                if step and id(parameter) not in known and name not in self._called:
+                    raise ContractError(
+                        f"the {self._role}'s {name} was made after the Trainer had got it, in "
+                        f"{where}, so it would not be trained. Make it in the network's __init__, "
+                        "or pass the network a batch of data before the Trainer gets it; a plugin "
+                        "makes it in prepare_critic"
+                    )
             return f"the parameters or parts of the {self._role} for others"
         for number, name in enumerate(self._names):
             old, new = before.marks[number], after.marks[number]

@@ -89,7 +89,7 @@ class Randomness:
         self.clock: Tensor | None = None
         self.index = index
         self._seed = seed
-        self._device = torch.device(device)
+        self._device = torch.device(device if torch.device(device).type == "cuda" else "cpu")
         self._process = index if process is None else process
         self._streams: dict[str, Stream] = {}
         self._keys: dict[str, Key] = {}

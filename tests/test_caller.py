@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DIGITS, LATENT, TOY, assert_same, images, networks, parsed, weights
+from helpers import DIGITS, LATENT, TOY, Generator, assert_same, images, networks, parsed, weights
 from torch import Tensor, nn
 
 import gancore
@@ -42,22 +42,30 @@ def surroundings() -> list[Any]:
 
 @plugin
 class Vandal:
-    """Changes all that a process has, and may raise."""
+    """Draws from everywhere, and may raise."""
 
     fail: bool = False
 
     @hookimpl
     def post_step(self) -> None:
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
-        torch.backends.cudnn.benchmark = True
-        torch.set_num_threads(3)
         if self.fail:
             raise ZeroDivisionError
+
+
+class Rowdy(Generator):
+    """Changes settings in its forward pass, where no plugin is watched."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().forward(z)
 
 
 def built(**changes: Any) -> Trainer:
     with kept():
         generator, critic = networks()
+        generator = changes.pop("generator", generator)
     options = {"train": {"steps": 2, "batch_size": 8}, "score": {"metrics": []}, "device": "cpu"}
     return Trainer(generator, critic, images(), **{**options, **changes})
 
@@ -67,11 +75,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> gancore.Run:
     return gancore.run(parsed(DIGITS), tmp_path_factory.mktemp("runs") / "run", device="cpu")
 
 
+def rowdy() -> Rowdy:
+    with kept():
+        return Rowdy()
+
+
 CALLS: dict[str, Callable[[gancore.Run, Path], object]] = {
     "gancore.run": lambda run, path: gancore.run(parsed(TOY), path / "a", device="cpu"),
     "Trainer": lambda run, path: built(),
     "Trainer.run": lambda run, path: built(plugins=[Vandal()]).run(path / "a"),
     "Trainer.critic_update": lambda run, path: built(plugins=[Vandal()]).critic_update(0),
+    "Trainer.critic_samples": lambda run, path: built(generator=rowdy()).critic_samples(0),
     "Trainer.generator_update": lambda run, path: built().generator_update(0),
     "Trainer.sampler": lambda run, path: built().sampler(),
     "load_generator": lambda run, path: gancore.load_generator(run),

@@ -220,6 +220,7 @@ def test_a_network_that_makes_layers_in_its_first_pass_is_refused(what: str, fir
     getattr(made(**{"generator": Generator(), "critic": Critic(), what: late}), first)(0)
 
 
+@pytest.mark.filterwarnings("ignore:the critic ends in a tanh")
 def test_a_network_that_makes_layers_later_is_refused_before_it_is_saved(tmp_path: Path) -> None:
     trainer = made(generator=Generator(), critic=Late(16, (1,), at=4))
     with pytest.raises(ContractError, match=r"critic's last.weight was made after"):

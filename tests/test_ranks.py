@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
@@ -88,6 +89,12 @@ PLUGINS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
 
 
 def plain_trainer(case: str) -> Trainer:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "spectral normalization leaves unused alone")
+        return _plain_trainer(case)
+
+
+def _plain_trainer(case: str) -> Trainer:
     loss, chosen = PLUGINS[case]
     torch.manual_seed(1)
     return Trainer(

@@ -139,7 +139,8 @@ class Update:
         found = differentiate(self.plugins, step, self.trained, self._autocast(), due)
         if isinstance(step, CriticStep) and not (self._seen or torch.compiler.is_compiling()):
             self._seen = True
-            warn_bounded(self.plugins, step.scores(step.real))
+            with self._autocast():  # where the loss has had them
+                warn_bounded(self.plugins, step.scores(step.real))
         return found
 
     def _compile(self, names: tuple[str, ...], *arguments: Any) -> Callable[..., Gradients]:
