@@ -37,7 +37,8 @@ def undisturbed() -> Iterator[None]:
     """Work with settings of our own, and put back the caller's.
 
     Those are torch's, NumPy's and Python's global generators, cuDNN's switches, the number of
-    threads, the default dtype and whether gradients are on. Within another it does nothing.
+    threads, the default dtype (ours is float32), and whether gradients are on (and inference mode
+    off). Within another it does nothing.
     """
     global _is_inside
     if _is_inside:
@@ -48,12 +49,13 @@ def undisturbed() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     grad_mode = torch.is_grad_enabled()
     _is_inside = True
-    with kept():
+    with torch.inference_mode(False), kept():
         try:
             if not isinstance(generator, np.random.MT19937):  # no other can be seeded
                 set_bit_generator(np.random.MT19937())
             torch.backends.cudnn.deterministic = True  # or a resumed run would drift
             torch.set_grad_enabled(True)
+            torch.set_default_dtype(torch.float32)
             yield
         finally:
             set_bit_generator(generator)

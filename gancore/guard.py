@@ -10,7 +10,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
@@ -174,10 +174,13 @@ class Guard:
         self._networks = {role: _Network(role, module) for role, module in networks.items()}
 
     @contextmanager
-    def __call__(self, who: str, hook: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    def __call__(
+        self, who: str, hook: str, arguments: Mapping[str, Any], *, settings: bool = True
+    ) -> Iterator[None]:
         """Raise ContractError, which names `who` and hook, for what is changed inside.
 
-        Settings, modes and requires_grad are put back.
+        Settings, modes and requires_grad are put back. A part of a wrapper may leave `settings`
+        for the next, as in a `with` block around its yield.
         """
         shared = _shared(arguments)
         looks = [
@@ -185,7 +188,7 @@ class Guard:
             for role, network in self._networks.items()
             for free in [(hook, role) == ("post_step", "critic")]
         ]
-        with kept(f"{who}: {hook}"):
+        with kept(f"{who}: {hook}") if settings else nullcontext():
             yield
         change = _changed(shared, _shared(arguments)) or _handed(arguments)
         for network, free, before in looks:
@@ -193,24 +196,32 @@ class Guard:
                 done = network.undo(before, after, arguments.get("step"), f"{hook} of {who}")
                 change = change or done
         if change:
+            remedy = "work on a copy" if change.endswith("in place") else "put it back"
             raise ContractError(
-                f"{who}: {hook} changed {change}, which others use after it: work on a copy, or "
-                "put it back"
+                f"{who}: {hook} changed {change}, which others use after it: {remedy}"
             )
 
 
 class Wrapper(Generator[Any, Any, Any]):
     """What a wrapper's function answers, with each of its parts called by `call`.
 
-    call: of a function without arguments, which part it is, and the hook's arguments by name
+    who   its plugin and hook
+    call  of a function without arguments, which part it is, and the hook's arguments by name
     """
 
     def __init__(
-        self, function: Callable[..., Any], names: Sequence[str], call: Caller, *given: Any
+        self,
+        who: str,
+        function: Callable[..., Any],
+        names: Sequence[str],
+        call: Caller,
+        *given: Any,
     ) -> None:
         self._call = partial(call, **dict(zip(names, given, strict=True)))
         self._inner = function(*given)
         self._parts = 0
+        self._settings = kept(who)
+        self._settings.__enter__()  # left by its last part
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -235,7 +246,13 @@ class Wrapper(Generator[Any, Any, Any]):
                 passing.append(error)
 
         self._parts += 1
-        answer = self._call(until_it_stops, self._parts)
+        try:
+            answer = self._call(until_it_stops, self._parts)
+        except BaseException as failure:
+            self._settings.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        if passing:
+            self._settings.__exit__(None, None, None)
         for error in passing:
             raise error
         return answer
@@ -289,8 +306,9 @@ class _Network:
         Raises ContractError for a parameter that is new: the network's forward pass may have made
         it, or who was asked.
         """
+        own_modes = before.modes != after.modes and self._moves_modes(before, after, step)
         for part, mode in zip(self._parts, before.modes, strict=True):
-            part.training = mode
+            part.training = part.training if own_modes else mode
         for parameter, (required, *_) in zip(self._parameters, before.marks, strict=True):
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
@@ -304,28 +322,61 @@ class _Network:
                         "or pass the network a batch of data before the Trainer gets it; a plugin "
                         "makes it in prepare_critic"
                     )
-            return f"the parameters or parts of the {self._role} for others"
+            if self._has_lost() or not step:
+                return f"the parameters or parts of the {self._role} for others"
         for number, name in enumerate(self._names):
             old, new = before.marks[number], after.marks[number]
             if old[:2] != new[:2]:
                 return f"{'requires_grad' if old[0] != new[0] else 'the dtype'} of {name}"
             if old != new and not self._is_own(number, step):
                 return f"{name} in place" if isinstance(new[2], int) else f"the shape of {name}"
-        return "" if before.modes == after.modes else f"train or eval mode of the {self._role}"
+        if own_modes or before.modes == after.modes:
+            return ""
+        return f"train or eval mode of the {self._role}"
 
-    def _is_own(self, number: int, step: object) -> bool:
-        """Whether its own forward pass changes a parameter, as some normalize their weights."""
+    def _has_lost(self) -> bool:
+        """Whether a parameter or part that it had is another now, or gone."""
+        there = {id(value) for part in self._module.modules() for value in vars(part).values()}
+        there |= {id(part) for part in self._module.modules()}
+        there |= {id(parameter) for parameter in self._module.parameters()}
+        return any(id(known) not in there for known in (*self._parts, *self._parameters))
+
+    def _moves_modes(self, before: Look, after: Look, step: object) -> bool:
+        """Whether its own forward pass changes modes of its parts, as some freeze one."""
+        parts: list[nn.Module] = []
+
+        def begin(twin: nn.Module) -> None:
+            parts.extend(twin.modules())
+            for part, mode in zip(parts, before.modes, strict=True):
+                part.training = mode
+
+        self._pass_of_twin(step, begin)
+        return [part.training for part in parts] == after.modes
+
+    def _pass_of_twin(self, step: object, begin: Callable[[nn.Module], None]) -> None:
+        """Let a copy make a forward pass on the step's samples; what goes wrong says nothing."""
         import torch
 
         x = getattr(step, "real" if self._role == "critic" else "latents", None)
-        if x is not None and number not in self._own:
+        if x is not None:
             with suppress(Exception), torch.no_grad(), torch.random.fork_rng(_devices(x)):
                 twin = copy.deepcopy(self._module)
-                numbered = _Network(self._role, twin)
-                before = numbered.look(free=False).marks
+                begin(twin)
                 twin(x.detach().clone())
-                after = numbered.look(free=False).marks
-                self._own |= {i for i, mark in enumerate(before) if mark != after[i]}
+
+    def _is_own(self, number: int, step: object) -> bool:
+        """Whether its own forward pass changes a parameter, as some normalize their weights."""
+        if number not in self._own:
+            looks: list[tuple[_Network, Look]] = []
+
+            def begin(twin: nn.Module) -> None:
+                network = _Network(self._role, twin)
+                looks.append((network, network.look(free=False)))
+
+            self._pass_of_twin(step, begin)
+            for network, before in looks:
+                after = network.look(free=False).marks
+                self._own |= {i for i, mark in enumerate(before.marks) if mark != after[i]}
         return number in self._own
 
 

@@ -396,7 +396,7 @@ class Plugins:
         with self._randomness.aside() if self._randomness else nullcontext():
             self._seed(f"{hook}/{each.name}/{inner}/{part}", given)
             try:
-                return self._watched(each, hook, call, arguments)
+                return self._watched(each, hook, call, arguments, settings=False)
             finally:
                 if asker is not None:
                     step._asker = asker
@@ -415,13 +415,21 @@ class Plugins:
         update = step.update if alone else arguments.get("update", step)
         self._randomness.seed(who, update or 0, alone=alone)
 
-    def _watched(self, each: Loaded, hook: str, call: Caller, arguments: Mapping[str, Any]) -> Any:
+    def _watched(
+        self,
+        each: Loaded,
+        hook: str,
+        call: Caller,
+        arguments: Mapping[str, Any],
+        *,
+        settings: bool = True,
+    ) -> Any:
         import torch
 
         try:
             if torch.compiler.is_compiling():
                 return call(**arguments)
-            with self.guard(f"plugin {each}", hook, arguments):
+            with self.guard(f"plugin {each}", hook, arguments, settings=settings):
                 return call(**arguments)
         except BaseException as error:
             update = arguments.get("update", getattr(arguments.get("step"), "update", None))
@@ -436,5 +444,6 @@ class Plugins:
                 if impl.wrapper or impl.hookwrapper:
                     each = next(each for each in self.loaded if each.instance is impl.plugin)
                     call = partial(self._part, each, hook)
-                    watched = partial(guard.Wrapper, impl.function, impl.argnames, call)
+                    who = f"plugin {each}: {hook}"
+                    watched = partial(guard.Wrapper, who, impl.function, impl.argnames, call)
                     impl.function = watched

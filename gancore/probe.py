@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from gancore.buffers import buffers_kept
 from gancore.errors import ContractError
 from gancore.randomness import kept
 
@@ -47,7 +48,9 @@ def refuse_dependence(
     if parts in _PASSED or (allow_batch_statistics and parts in _WARNED):
         return
     own = len(x) // 2
-    with _undone(parts):
+    # a checkpointed critic runs again in its backward pass
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    with kept(), buffers_kept(modules):
         (gradient,) = torch.autograd.grad(scores[own], x, retain_graph=True, materialize_grads=True)
     rows = gradient.reshape(len(x), -1) if gradient.numel() else gradient.new_zeros(len(x), 1)
     finite = rows.isfinite().all(1)
@@ -111,14 +114,14 @@ class _Remembered:
 
     @staticmethod
     def _key(parts: list[object]) -> Hashable:
-        """Return the parts' identities, and the modes, in which they are other functions."""
-        modes = [
-            module.training
+        """Return the identities of parts and layers, and the modes, in which they are others."""
+        state = [
+            (id(module), module.training)
             for part in parts
             if isinstance(part, nn.Module)
             for module in part.modules()
         ]
-        return (*map(id, parts), *modes)
+        return (*map(id, parts), *state)
 
 
 _PASSED = _Remembered()
@@ -135,20 +138,27 @@ def _parts(critic: object) -> list[object]:
     while waiting:
         part = waiting.pop()
         if isinstance(part, functools.partial):
-            held = (part.func, *part.args, *part.keywords.values())
-            waiting += [each for each in held if callable(each)]
+            waiting += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, MethodType):
             waiting += [part.__func__, part.__self__]
-        elif isinstance(part, FunctionType) and id(part.__code__) not in found:
-            found[id(part.__code__)] = part.__code__
-            waiting += _held(part)
-        elif not isinstance(part, FunctionType):
+        elif isinstance(part, FunctionType):
+            if id(part.__code__) not in found:
+                found[id(part.__code__)] = part.__code__
+                waiting += _held(part)
+        elif isinstance(part, list | tuple | set):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, nn.Module) or callable(part):
             found[id(part)] = part
+        elif id(part) not in found and hasattr(part, "__dict__"):
+            found[id(part)] = part
+            waiting += [value for value in vars(part).values() if _may_score(value)]
     return list(found.values())
 
 
 def _held(function: FunctionType) -> list[object]:
-    """Return what a function may call: of its closure and defaults, and modules by global name."""
+    """Return what a function may call: of its closure and defaults, and of what it names."""
     held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         try:
@@ -156,9 +166,12 @@ def _held(function: FunctionType) -> list[object]:
         except ValueError:  # a name that has no value yet
             continue
     known = [function.__globals__.get(name) for name in function.__code__.co_names]
-    return [each for each in held if callable(each)] + [
-        each for each in known if isinstance(each, nn.Module)
-    ]
+    return held + [value for value in known if _may_score(value)]
+
+
+def _may_score(value: object) -> bool:
+    """Whether this is a network, or a plain container in which there may be one."""
+    return isinstance(value, nn.Module | list | tuple | set | dict)
 
 
 def _unreadable(x: Tensor) -> bool:
@@ -168,23 +181,3 @@ def _unreadable(x: Tensor) -> bool:
         or isinstance(x, FakeTensor)
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
     )
-
-
-@contextmanager
-def _undone(parts: list[object]) -> Iterator[None]:
-    """Keep random numbers and buffers: a checkpointed critic runs again in its backward pass."""
-    held = [
-        (module, name, buffer, buffer.clone(), buffer._version)
-        for part in parts
-        if isinstance(part, nn.Module)
-        for module in part.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with kept():
-        yield
-    with torch.no_grad():
-        for module, name, buffer, value, version in held:
-            if buffer._version != version:
-                buffer.copy_(value)
-            module._buffers[name] = buffer

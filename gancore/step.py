@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -143,9 +143,15 @@ class _Known(NamedTuple):
     """Scores computed before. It holds x: while it does, no other tensor can have its id."""
 
     x: Tensor
+    version: int
     scores: Tensor
     with_grad: bool
     x_required_grad: bool
+
+
+def _version(x: Tensor) -> int:
+    """Return how often x was changed in place, where that can be told."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 _Key = tuple[int, torch.dtype | None]
@@ -219,7 +225,7 @@ class _Scores:
         return self._drawn(shape, shared, normal=True)
 
     def _drawn(self, shape: tuple[Any, ...], shared: bool, *, normal: bool) -> Tensor:
-        size = tuple(shape[0]) if shape and not isinstance(shape[0], int) else shape
+        size = tuple(shape[0]) if shape and isinstance(shape[0], Sequence) else shape
         asker = self._asker
         asker.drawings += 1
         return self._numbers(asker.who, asker.drawings, size, shared=shared, normal=normal)
@@ -251,6 +257,11 @@ class _Scores:
         return self._randomness.apart(self._name(x), self.update)
 
     @property
+    def _known_scores(self) -> list[Tensor]:
+        """Scores with a graph that were computed so far."""
+        return [known.scores for known in self._known.values() if known.with_grad]
+
+    @property
     def update(self) -> int:
         """Which update this is, from 0."""
         return self._update if isinstance(self._update, int) else self._update()
@@ -277,11 +288,15 @@ class _Scores:
         for key in (keys := _keys(x)):
             known = self._known.get(key)
             # scores that were only looked at, under no_grad, can't serve a loss
-            if known is not None and (known.with_grad or not torch.is_grad_enabled()):
+            if (
+                known is not None
+                and known.version == _version(x)
+                and (known.with_grad or not torch.is_grad_enabled())
+            ):
                 return known
         with self._apart(x):
             scores = critic_scores(self.critic, x)
-        known = _Known(x, scores, torch.is_grad_enabled(), x.requires_grad)
+        known = _Known(x, _version(x), scores, torch.is_grad_enabled(), x.requires_grad)
         self._hand("the answer of step.scores", scores)
         self._known[keys[-1]] = known
         return known
@@ -319,7 +334,7 @@ class CriticStep(_Scores):
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
         self._allow_batch_statistics = allow_batch_statistics or allow_batchnorm
-        self._gradients: dict[_Key, Tensor] = {}
+        self._gradients: dict[_Key, tuple[int, Tensor]] = {}
         self._interpolates: Tensor | None = None
 
     @property
@@ -340,8 +355,9 @@ class CriticStep(_Scores):
         use in this step. Raises ContractError otherwise, and as the function `input_gradient`.
         """
         for key in (keys := _keys(x)):
-            if key in self._gradients:
-                return self._gradients[key]
+            version, gradient = self._gradients.get(key, (-1, x))
+            if version == _version(x):
+                return gradient
         refuse_unfit(self.critic)
         with StructuralZeros():
             known = self._scored(x) if x.requires_grad else None
@@ -354,7 +370,8 @@ class CriticStep(_Scores):
         gradient = gradient_of(known.scores, x)
         allow = self._allow_batch_statistics
         refuse_dependence(self.critic, known.scores, x, allow_batch_statistics=allow)
-        self._gradients[keys[-1]] = self._hand("the answer of step.input_gradient", gradient)
+        self._hand("the answer of step.input_gradient", gradient)
+        self._gradients[keys[-1]] = (_version(x), gradient)
         return gradient
 
 

@@ -156,6 +156,20 @@ def test_numpys_generator_may_be_another(kind: Any) -> None:
     assert found == expected
 
 
+def test_a_run_goes_on_in_inference_mode_and_beside_another_default_dtype(tmp_path: Path) -> None:
+    one, two = built(), built()
+    one.run(tmp_path / "one")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            two.run(tmp_path / "two")
+            assert torch.is_inference_mode_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(weights(one.critic), weights(two.critic))
+
+
 def test_a_run_depends_on_nothing_of_its_process(tmp_path: Path) -> None:
     """Nor on what was drawn before it, nor on gradients being off, nor on NumPy's generator."""
     one = gancore.run(parsed(TOY), tmp_path / "one", device="cpu")

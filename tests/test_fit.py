@@ -241,3 +241,24 @@ def test_a_generator_that_turns_nan_is_told_on_the_command_line(
     generator = load_generator(tmp_path / "run")
     with pytest.raises(NonFiniteError, match="9 of 9"):
         generate(generator, 9, seed=0)
+
+
+def test_the_trial_before_a_run_leaves_buffers_that_are_assigned(tmp_path: Path) -> None:
+    class Averaging(Generator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("average", torch.zeros(LATENT))
+
+        def forward(self, z: Tensor) -> Tensor:
+            if self.training:
+                self.average = torch.lerp(self.average, z.detach().mean(0), 0.5)
+            return super().forward(z)
+
+    torch.manual_seed(0)
+    by_hand = made(Averaging(), train={"steps": 1, "batch_size": 4})
+    by_hand.critic_update(0)
+    by_hand.generator_update(0)
+    torch.manual_seed(0)
+    run = made(Averaging(), train={"steps": 1, "batch_size": 4})
+    run.run(tmp_path / "run")
+    assert torch.equal(run.generator.average, by_hand.generator.average)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LATENT, Spy, assert_same, trainer, weights
+from helpers import LATENT, Critic, Spy, assert_same, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
@@ -20,6 +20,7 @@ from gancore.errors import ContractError
 from gancore.guard import Guard, kept
 from gancore.plugins import build
 from gancore.training import Trainer
+from gancore_gp import GradientPenalty
 
 Act = Callable[[Any], None]
 
@@ -647,3 +648,55 @@ def test_a_network_ends_no_run_silently(
     code, _, err = gan("run", path, "--out", tmp_path / "run")
     assert code == 1
     assert "SystemExit(0)" in err
+
+
+@pytest.mark.parametrize("critic", ["a mode", "a part", "a late part"])
+def test_a_critic_that_changes_its_own_parts_is_nobodys_fault(critic: str) -> None:
+    class Own(Critic):
+        def forward(self, x: Tensor) -> Tensor:
+            if critic == "a mode":
+                self.layers[2].training = False
+            elif critic == "a part" or not hasattr(self, "extra"):
+                self.extra = nn.Identity()
+            return super().forward(x)
+
+    t = Trainer(
+        trainer().generator,
+        Own(),
+        trainer().data,
+        plugins=[GradientPenalty()],
+        train={"steps": 2, "batch_size": 8},
+        device="cpu",
+    )
+    for update in range(2):
+        t.critic_update(update)
+        t.generator_update(update)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_wrapper_may_have_a_with_block_around_its_yield(left: bool) -> None:
+    """Its settings are compared when it is over; then what it left is told of itself."""
+
+    class Around:
+        @hookimpl(wrapper=True)
+        def penalty(self, step: CriticStep) -> Any:
+            block = torch.autocast("cpu", torch.bfloat16)
+            block.__enter__()
+            answers = yield
+            if not left:
+                block.__exit__(None, None, None)
+            return [answer.float() for answer in answers]
+
+        @hookimpl
+        def post_step(self) -> None:
+            """Has a hook of its own, too."""
+
+    t = trainer(plugins=[Around(), GradientPenalty()])
+    if not left:
+        assert t.critic_update(0)["penalty/gp"] > 0
+        return
+    with pytest.raises(
+        ContractError, match=r"^plugin around .*: penalty left the autocast at True"
+    ):
+        t.critic_update(0)
+    assert not torch.is_autocast_enabled("cpu")

@@ -21,7 +21,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"guard", "hooks"},
-    {"options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
+    {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},

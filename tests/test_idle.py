@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -352,3 +352,28 @@ def test_a_board_that_ranks_by_no_score_of_its_runs_is_an_error(
 def test_the_recipes_in_the_repository_have_nothing_idle() -> None:
     for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml")):
         assert [line for line in check(Recipe.load(path)) if "no effect" in line] == [], path
+
+
+def test_a_loss_of_one_pass_makes_one_pass() -> None:
+    """Scores are judged where there are some: a pass of ours would move a critic's state."""
+
+    @plugin
+    class Joint:
+        any_score: ClassVar[bool] = True
+
+        @hookimpl
+        def critic_loss(self, step: CriticStep) -> Tensor:
+            real, fake = step.scores(torch.cat([step.real, step.fake])).chunk(2)
+            return (fake - real).mean()
+
+        @hookimpl
+        def generator_loss(self, step: GeneratorStep) -> Tensor:
+            return -step.scores(step.fake).mean()
+
+    sizes: list[list[int]] = []
+    made = trainer(loss=Joint())
+    made.critic.register_forward_pre_hook(lambda module, given: sizes[-1].append(len(given[0])))
+    for update in range(3):
+        sizes.append([])
+        made.critic_update(update)
+    assert sizes[0] == sizes[1] == sizes[2]

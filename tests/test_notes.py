@@ -119,7 +119,8 @@ def test_a_run_that_learns_says_nothing(tmp_path: Path) -> None:
         (0.08, 0.07, False),  # hardly trained
         (0.08, 0.039, True),
         (0.0, 0.05, False),
-        (0.0, 0.00009, True),
+        (0.0, 5e-5, False),  # small initial weights, from which it grows
+        (0.0, 1e-9, True),
         (0.0, math.nan, False),
     ],
 )
@@ -453,3 +454,22 @@ def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_page_s_notes_are_escaped() -> None:
     page = Page("t", "", {}, "", [], "", {}, {}, notes=["<b>It</b> sat still."])
     assert "&lt;b&gt;It&lt;/b&gt; sat still." in page.html()
+
+
+def test_dark_images_of_small_weights_are_not_taken_for_a_sigmoids() -> None:
+    """A generator that ends in tanh, over a bias above 0: [0.066, 0.086] for its first updates."""
+    watch, said = watching()
+    for step in range(FIRST):
+        watch.samples(torch.linspace(0.066, 0.086, 16 * 16).view(16, 1, 4, 4), step)
+    watch.finish()
+    assert said == []
+
+
+def test_data_without_variance_have_no_share_of_it() -> None:
+    said: list[str] = []
+    data = Dataset("one", torch.ones(20, 2))
+    watch = Notes({}, data, Tally(), said.append)
+    watch.samples(torch.randn(20, 2), 0)
+    watch.grid(torch.randn(20, 2), 1)
+    assert watch.scored({"spread": 1e11}, 1) == {"spread": 1e11}
+    assert said == []

@@ -357,3 +357,35 @@ def test_a_warning_for_each_critic() -> None:
             r1_penalty(critic, x, allow_batch_statistics=True)
     assert [each.category for each in caught] == [BatchStatisticsWarning] * 2
     assert caught[0].filename == __file__
+
+
+class Holder:
+    """Somebody's loop: the critic is an attribute, an item or an entry of what a lambda names."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.critic = nn.Sequential(nn.Linear(3, 8), layer, nn.Tanh(), nn.Linear(8, 1))
+        self.all = [nn.Identity(), self.critic]
+        self.named = {"D": self.critic}
+
+
+@pytest.mark.parametrize("name", ["attribute", "item", "entry"])
+def test_a_pass_is_of_the_critic_that_a_lambda_finds(name: str) -> None:
+    def penalty(loop: Holder) -> Tensor:
+        scorers: dict[str, Callable[[Tensor], Tensor]] = {
+            "attribute": lambda z: loop.critic(z),
+            "item": lambda z, nets=loop.all: nets[1](z),  # type: ignore[misc]
+            "entry": lambda z, nets=loop.named: nets["D"](z),  # type: ignore[misc]
+        }
+        return r1_penalty(scorers[name], torch.randn(6, 3))
+
+    penalty(Holder(nn.LayerNorm(8)))
+    with pytest.raises(ContractError, match="depends on 5 other samples"):
+        penalty(Holder(nn.BatchNorm1d(8)))
+
+
+def test_a_pass_is_of_the_layers_that_a_critic_had() -> None:
+    loop = Holder(nn.LayerNorm(8))
+    r1_penalty(loop.critic, torch.randn(6, 3))
+    loop.critic[1] = nn.BatchNorm1d(8)
+    with pytest.raises(ContractError, match="depends on 5 other samples"):
+        r1_penalty(loop.critic, torch.randn(6, 3))

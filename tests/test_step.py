@@ -386,3 +386,16 @@ def test_a_gradient_without_grad_is_refused() -> None:
             with pytest.raises(ContractError, match="no_grad"):
                 ask(step.real)
     assert step.input_gradient(step.real).requires_grad
+
+
+def test_what_is_changed_in_place_is_scored_anew() -> None:
+    x = torch.ones(3, 2)
+    step = CriticStep(lambda x: x.square().sum(1), x, x)
+    own = x.clone().requires_grad_()
+    first, gradient = step.scores(own), step.input_gradient(own)
+    with torch.no_grad():
+        own.add_(1)
+    assert first.tolist() == [2.0] * 3
+    assert step.scores(own).tolist() == [8.0] * 3
+    assert gradient.tolist() == [[2.0] * 2] * 3
+    assert step.input_gradient(own).tolist() == [[4.0] * 2] * 3

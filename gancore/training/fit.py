@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
@@ -32,19 +29,6 @@ def into_training(network: nn.Module, side: str) -> None:
         ModeWarning,
         stacklevel=4,  # Trainer, and what it is wrapped in
     )
-
-
-@contextmanager
-def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Put a network's buffers back as they were."""
-    buffers = list(network.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
 
 
 def refuse_other_samples(fake: object, noise: Tensor, data: Dataset) -> None:

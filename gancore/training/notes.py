@@ -30,8 +30,11 @@ ZERO = 1e-10
 FEWEST = 16
 """Samples whose variance says something."""
 
-NOTHING = 1e-4
-"""Share of the real data's variance that has collapsed even where an untrained one is small."""
+NOTHING = 1e-8
+"""Share of the real data's variance that no generator begins with: small weights leave 1e-6."""
+
+BRIGHT = 0.25
+"""What values reach, at least, of a generator that is made for [0, 1]."""
 
 DIVERGED = 100.0
 """Times the real data's variance, of points, which unlike images have no bounds."""
@@ -83,7 +86,7 @@ class Notes:
         if step >= FIRST:
             self._judge_range()
             return
-        if not self.tally.widest and len(fake) >= FEWEST:
+        if not self.tally.widest and len(fake) >= FEWEST and self._variance:
             unit = 127.5 if self._data.is_images else 1.0
             self.tally.widest = total_variance(unit * fake) / self._variance
         if not self._data.is_images:
@@ -106,7 +109,7 @@ class Notes:
 
     def grid(self, samples: Tensor, step: int) -> None:
         """Look at a sample grid: uint8 (N, C, H, W), or points (N, d), as they are after `step`."""
-        if len(samples) < FEWEST:
+        if len(samples) < FEWEST or not self._variance:
             return
         self.spread(total_variance(samples) / self._variance, step)
         if self._data.is_images:
@@ -144,7 +147,7 @@ class Notes:
 
     def scored(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
         """Take what scoring found, and return it with the notes, if there are any."""
-        if "spread" in found:
+        if "spread" in found and self._variance:
             self.spread(found["spread"], step)
         return {**found, **({"notes": self.sentences} if self.sentences else {})}
 
@@ -179,7 +182,7 @@ class Notes:
             return
         low, high = self._range.tolist()
         self._range = None
-        if low >= 0 and int(self._data.samples.min()) < 128:
+        if low >= 0 and high >= BRIGHT and int(self._data.samples.min()) < 128:
             self._note(
                 "range",
                 f"The generator's images stayed in [{low:.2g}, {high:.2g}] through its first "
@@ -201,7 +204,7 @@ class Notes:
 
     @cached_property
     def _variance(self) -> float:
-        return max(total_variance(self._data.samples), 1e-12)
+        return total_variance(self._data.samples)
 
 
 def noticed(state: Mapping[str, Any], scores: Mapping[str, Any] | None) -> list[str]:

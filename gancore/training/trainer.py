@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancore.buffers import buffers_kept
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import InputError
@@ -25,7 +26,7 @@ from gancore.scoring import check_scoring, score_generator
 from gancore.step import Average, Count, CriticStep, GeneratorStep
 from gancore.training.checkpoint import Tensors, join_state, split_state
 from gancore.training.environment import arranged, choose_device, place
-from gancore.training.fit import buffers_kept, into_training, refuse_other_samples
+from gancore.training.fit import into_training, refuse_other_samples
 from gancore.training.folder import Run
 from gancore.training.identity import network_origin
 from gancore.training.idle import warn_idle
@@ -182,7 +183,7 @@ class Trainer:
         when the disk is full; ScoreError for scores that can't be taken; NonFiniteError and
         ContractError before the optimizer step they concern.
         """
-        with buffers_kept(self.generator):
+        with buffers_kept([self.generator]):
             self._draw(0)  # which may raise, and has left no trace yet
         run = Run(Path(out))
         warn_idle(self)

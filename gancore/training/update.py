@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from gancore.buffers import buffers_kept
 from gancore.plugins import Plugins
 from gancore.randomness import Randomness, kept
 from gancore.ranks import Ranks
@@ -139,8 +140,8 @@ class Update:
         found = differentiate(self.plugins, step, self.trained, self._autocast(), due)
         if isinstance(step, CriticStep) and not (self._seen or torch.compiler.is_compiling()):
             self._seen = True
-            with self._autocast():  # where the loss has had them
-                warn_bounded(self.plugins, step.scores(step.real))
+            for scores in step._known_scores[:1]:  # a pass of its own would move a critic's state
+                warn_bounded(self.plugins, scores)
         return found
 
     def _compile(self, names: tuple[str, ...], *arguments: Any) -> Callable[..., Gradients]:
@@ -193,16 +194,11 @@ class Update:
     def _undone(self) -> Iterator[None]:
         """Make an update leave no trace: in plugins, buffers and random numbers."""
         state = copy.deepcopy(self.plugins.state_dict())
-        buffers = [buffer for network in self._networks for buffer in network.buffers()]
-        before = [buffer.clone() for buffer in buffers]
-        with kept():
+        with kept(), buffers_kept(self._networks):
             try:
                 yield
             finally:
                 self.plugins.load_state_dict(state)
-                with torch.no_grad():
-                    for buffer, value in zip(buffers, before, strict=True):
-                        buffer.copy_(value)
 
     def _what(self, names: tuple[str, ...]) -> str:
         return f"the {self.side}'s update" + (f" with {', '.join(names)}" if names else "")

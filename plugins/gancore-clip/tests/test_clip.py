@@ -230,3 +230,17 @@ def test_card_agrees_with_the_class() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
     (table,) = tomllib.loads(block)["plugin"]
     assert isinstance(load(table.pop("name"), table).instance, WeightClipping)
+
+
+def test_a_tensor_beside_a_parameter_of_a_like_name_is_no_made_weight() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((3, 3), 2.0))
+            self.scale, self.scale_bias = torch.tensor(3.0), nn.Parameter(torch.ones(3))
+            self.mean, self.mean_head = torch.zeros(3), nn.Parameter(torch.ones(3))
+
+    module = Scaled()
+    clip_weights(module, 0.5)
+    assert module.weight.tolist() == [[0.5] * 3] * 3
+    assert module.scale_bias.tolist() == module.mean_head.tolist() == [0.5] * 3

@@ -31,6 +31,10 @@ def clip_weights(module: nn.Module, limit: float = 0.01) -> None:
             parameter.clamp_(-limit, limit)
 
 
+ENDS = ("_orig", "_raw", "_bar", "_g", "_v", "_u")
+"""What is added to a weight's name for what it is made of."""
+
+
 def _refuse_made_weights(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if parametrize.is_parametrized(part):
@@ -51,7 +55,7 @@ def _made(part: nn.Module) -> Iterator[tuple[str, str]]:
     for made, value in vars(part).items():
         if isinstance(value, Tensor):
             for origin in part._parameters:
-                if origin.startswith(f"{made}_"):
+                if origin.removeprefix(made) in ENDS:
                     yield made, origin
 
 

@@ -1,0 +1,31 @@
+"""Buffers: what a forward pass moves of a network, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the buffers of networks back as they were, whether changed in place or assigned."""
+    held = [
+        (module, name, buffer, buffer.clone(), buffer._version)
+        for root in modules
+        for module in root.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value, version in held:
+                # batch normalization moves its statistics without a new version, and where nothing
+                # has moved a copy would spoil a graph that has saved the buffer
+                if buffer._version != version or not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
