@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -26,6 +26,11 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             for module, name, buffer, value, version in held:
                 # batch normalization moves its statistics without a new version, and where nothing
                 # has moved a copy would spoil a graph that has saved the buffer
-                if buffer._version != version or not torch.equal(buffer, value):
+                if buffer._version != version or not _equal(buffer, value):
                     buffer.copy_(value)
                 module._buffers[name] = buffer
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike, nan being nan."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())
