@@ -377,3 +377,16 @@ def test_a_loss_of_one_pass_makes_one_pass() -> None:
         sizes.append([])
         made.critic_update(update)
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_a_mistake_in_a_board_is_told_before_costs_are_measured(tmp_path: Path, gan: Gan) -> None:
+    (tmp_path / "toy.toml").write_text(TOY)  # without scores
+    board = tmp_path / "board.toml"
+    board.write_text(
+        'recipe = "toy.toml"\nbaseline = "none"\nseeds = [0]\n'
+        '[[entry]]\nname = "none"\nset = ["plugin.0.weight=9.0"]\n[[entry]]\nname = "gp"\n'
+    )
+    code, out, err = gan("leaderboard", board, "--out", tmp_path / "out")
+    assert code == 2
+    assert "the runs will have no scores" in err
+    assert "measuring" not in out + err

@@ -64,7 +64,7 @@ def leaderboard(
     from gancore.leaderboard.display import BoardDisplay
     from gancore.leaderboard.files import write
     from gancore.leaderboard.job import left_to_do, shell_line
-    from gancore.leaderboard.plan import plan
+    from gancore.leaderboard.plan import plan, tables
     from gancore.leaderboard.result import result
     from gancore.leaderboard.stale import made_again
 
@@ -79,6 +79,7 @@ def leaderboard(
         spent = {}
         if cost:
             priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
+            tables(loaded, priced)  # mistakes are told before anything is measured
             spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
         recipes = loaded.within_budget(recipes, ratios)

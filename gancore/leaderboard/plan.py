@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,10 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
     """
     jobs: list[Job] = []
     samples = _Samples()
-    for name, recipe in recipes.items():
-        try:
-            table = resolve(recipe)
-            _refuse_unlike(name, table, jobs)
-            about = {**versions(recipe), "data": samples(recipe, table["data"])}
-        except GancoreError as error:
-            error.add_note(f"in the entry {name!r} of the board")
-            raise
+    for name, table in tables(board, recipes).items():
+        with _of_entry(name):
+            about = {**versions(recipes[name]), "data": samples(recipes[name], table["data"])}
         about["where"] = {"device": device, "threads": str(board.threads)}
-        _refuse_unscored(board, table)
-        _refuse_twin(name, table, jobs)
         for seed in board.seeds:
             seeded = {**table, "train": {**table["train"], "seed": seed}}
             key = json.dumps([seeded, about], sort_keys=True)
@@ -46,6 +40,31 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
             path = out / "runs" / f"{name}-seed{seed}-{digest}"
             jobs.append(Job(name, seed, seeded, path, about=about))
     return sorted(jobs, key=lambda job: board.seeds.index(job.seed))
+
+
+def tables(board: Board, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+    """Return the table that each entry's runs save, but for their seeds; no data is loaded.
+
+    Raises InputError for recipes that are wrong, and for entries that compare nothing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, recipe in recipes.items():
+        with _of_entry(name):
+            table = resolve(recipe)
+            _refuse_unlike(name, table, found)
+        _refuse_unscored(board, table)
+        _refuse_twin(name, table, found)
+        found[name] = table
+    return found
+
+
+@contextmanager
+def _of_entry(name: str) -> Iterator[None]:
+    try:
+        yield
+    except GancoreError as error:
+        error.add_note(f"in the entry {name!r} of the board")
+        raise
 
 
 class _Samples:
@@ -77,29 +96,28 @@ def _refuse_unscored(board: Board, table: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_twin(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:
+def _refuse_twin(name: str, table: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Refuse an entry that would make the runs of another one again."""
-    for other in {job.entry: job for job in others}.values():
-        its, steps = other.recipe, other.recipe["train"]["steps"]
+    for other, its in others.items():
         seeded = {**table, "train": {**table["train"], "seed": its["train"]["seed"]}}
-        if table["train"]["steps"] == steps and not differences(its, seeded):
+        if table["train"]["steps"] == its["train"]["steps"] and not differences(its, seeded):
             raise RecipeError(
-                f"entries {other.entry!r} and {name!r} are one and the same: change the `set` or "
+                f"entries {other!r} and {name!r} are one and the same: change the `set` or "
                 "`recipe` of one, or leave it out"
             )
 
 
-def _refuse_unlike(name: str, table: Mapping[str, Any], others: Sequence[Job]) -> None:
+def _refuse_unlike(name: str, table: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Refuse an entry that is scored otherwise than the first: the table would compare nothing."""
     for section, keys in (
         ("data", None),
         ("score", ("metrics", "samples", "extractor", "weights")),
     ):
         for key in keys or table[section]:
-            for other in others[:1]:
-                mine, its = table[section].get(key), other.recipe[section].get(key)
+            for other in [*others][:1]:
+                mine, its = table[section].get(key), others[other][section].get(key)
                 if mine != its:
                     raise RecipeError(
                         f"entry {name!r}: {section}.{key} is {mine!r}, and {its!r} in the entry "
-                        f"{other.entry!r}: a board compares scores of one protocol"
+                        f"{other!r}: a board compares scores of one protocol"
                     )
