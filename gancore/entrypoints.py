@@ -80,26 +80,58 @@ def get(kind: Kind, name: str) -> Found:
 def origin(found: Found) -> str:
     """Return what decides how a component works: `gancore-gp==0.1.0 (code 1a2b3c4d)`.
 
-    The code is a hash of the files of its package, whose author may change them without the
-    version. The core's goes by its version alone.
+    The code is a hash of the files of its package and of all that its distribution has installed,
+    whose author may change them without the version. Where that is editable no list says what else
+    there is: then it is the package's alone. The core's goes by its version alone.
     """
     brought_by = f"{found.distribution}=={found.version}"
     if found.distribution == "gancore":
         return brought_by
-    return f"{brought_by} (code {_code(found.point.module)})"
+    return f"{brought_by} (code {_code(found)})"
 
 
-def _code(module: str) -> str:
-    """Hash the code of the package, or the one file, in which a module is; unknown in a zip."""
+def _code(found: Found) -> str:
+    """Hash a component's package and all else that its distribution has installed.
+
+    Unknown in a zip.
+    """
     digest = hashlib.sha256()
     try:
-        files = _code_files(module)
-        for path in files:
-            digest.update(f"{path.relative_to(files[0].parent).as_posix()}\0".encode())
+        files = _code_files(found.point.module)
+        if not files:
+            return "unknown"
+        named = {_name(path, files[0]): path for path in files} | _installed(found)
+        for name, path in sorted(named.items()):
+            digest.update(f"{name}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     except (ImportError, OSError, ValueError):  # what is wrong is told when it is loaded
         return "unknown"
-    return digest.hexdigest()[:8] if files else "unknown"
+    return digest.hexdigest()[:8]
+
+
+def _name(path: Path, top: Path) -> str:
+    """Return a file's path as a record has it; `top` is the package's `__init__`, or the file."""
+    folder = top.parent.parent if top.stem == "__init__" else top.parent
+    return path.relative_to(folder).as_posix()
+
+
+def _installed(found: Found) -> dict[str, Path]:
+    """Return the files that a distribution's record lists, by their paths there.
+
+    Left out are its metadata, scripts, what is cached, and where an editable install points to.
+    """
+    dist = found.point.dist
+    there = {}
+    for entry in (dist.files if dist else None) or ():
+        first = entry.parts[0]
+        is_about = first.endswith((".dist-info", ".egg-info", ".data")) or ".." in entry.parts
+        is_pointer = len(entry.parts) == 1 and (
+            entry.suffix == ".pth" or first.startswith("__editable__")
+        )
+        path = Path(str(entry.locate()))
+        if not (is_about or is_pointer or _cached(path)) and path.is_file():
+            there[entry.as_posix()] = path
+    return there
 
 
 def _code_files(module: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import re
+import subprocess
 import sys
 import tomllib
 import zipfile
@@ -124,6 +125,38 @@ def test_all_files_of_a_package_are_its_code(
     (folder / "__pycache__").mkdir(exist_ok=True)
     (folder / "__pycache__" / "one.cpython-311.pyc").write_bytes(b"of one.py")
     assert origin(found) == codes[-1]
+
+
+def test_all_that_a_distribution_has_installed_is_its_code(tmp_path: Path) -> None:
+    """Beside its package, and data in it; not its metadata, scripts, pointers, or others' files."""
+    about = tmp_path / "my_dist-1.0.dist-info"
+    installed = ("my/__init__.py", "beside.py", "my/table.json", "_my_dist.pth")
+    for name in (*installed, "other.py", f"{about.name}/METADATA"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (about / "METADATA").write_text("Name: my-dist\nVersion: 1.0\n")
+    listed = (*installed, f"{about.name}/METADATA", "../bin/my", "gone.py")
+    (about / "RECORD").write_text("".join(f"{name},,\n" for name in listed))
+    (about / "entry_points.txt").write_text("[gancore.plugins]\nmy = my:My\n")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from gancore.entrypoints import get, origin\n"
+        "print(origin(get('plugin', 'my')))"
+    )
+
+    def code() -> str:
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    codes = [code()]
+    for name in ("other.py", "_my_dist.pth", f"{about.name}/METADATA"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+    assert code() == codes[0]
+    for name in ("beside.py", "my/table.json", "my/__init__.py"):
+        (tmp_path / name).write_text("# edited")
+        codes.append(code())
+    assert len({*codes}) == 4
 
 
 @pytest.mark.parametrize("name", ["nowhere.at", "zipped", "zipped_one", "sys", "zipimport"])

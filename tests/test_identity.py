@@ -121,7 +121,12 @@ def test_images_replaced_under_a_run_are_refused(recipe: Path, gan: Gan, tmp_pat
     assert line.startswith("  data: other samples, whose hash was ")
     assert "--force" in said
     assert gan(*go)[0] == 2  # a finished one too: it would be scored against others
-    assert gan(*go, "--set", "train.steps=5", "--force")[0] == 0
+    code, said, _ = gan(*go, "--set", "train.steps=5", "--set", "optimizer.lr=0.5", "--force")
+    assert code == 0
+    told = " ".join(said.split())
+    assert (
+        f"forced, although this has changed: optimizer.lr: was 0.0002, is 0.5; {line[2:]}" in told
+    )
     now = Run(out).environment
     (before,) = now["earlier"]
     assert (before["from_step"], now["from_step"]) == (0, 4)
@@ -131,6 +136,21 @@ def test_images_replaced_under_a_run_are_refused(recipe: Path, gan: Gan, tmp_pat
         == f"  data: other samples, whose hash was {before['data'][:12]} and is "
         + (now["data"][:12])
     )
+
+
+def test_a_folder_of_images_may_move(recipe: Path, gan: Gan, tmp_path: Path) -> None:
+    """What is in it is known by its hash; with other images in it, it is another."""
+    go = ("run", recipe, "--out", tmp_path / "run", "--device", "cpu", "--resume")
+    assert gan(*go)[0] == 0
+    (tmp_path / "images").rename(tmp_path / "moved")
+    there = ("--set", f"data.path={tmp_path}/moved", "--set", "train.steps=4")
+    assert gan(*go, *there)[0] == 0
+    pictures(tmp_path / "moved", 1)
+    pictures(tmp_path / "elsewhere", 1)
+    code, _, said = gan(*go, "--set", f"data.path={tmp_path}/elsewhere", "--set", "train.steps=5")
+    assert code == 2
+    assert "data.path: was " in said
+    assert "other samples" in said
 
 
 def test_scores_against_other_data_are_told(recipe: Path, gan: Gan, tmp_path: Path) -> None:

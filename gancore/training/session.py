@@ -359,6 +359,8 @@ class Session:
         classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
         recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
         lines = differences(*recipes) + self._changes_of_identity(found)
+        if made_of_in(found.state).get("data") == self._made_of["data"]:
+            lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
         processes = (found.state.get("processes", 1), self.trainer.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
@@ -370,6 +372,8 @@ class Session:
                 + "\n".join(f"  {line}" for line in lines)
                 + "\nUndo that, choose another --out, or resume all the same by --force"
             )
+        if overridden := [line for line in lines if not line.startswith("threads: ")]:
+            self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
         steps = self.trainer.train.steps
         if found.step > steps:
             raise InputError(

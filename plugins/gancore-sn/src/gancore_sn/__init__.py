@@ -65,8 +65,12 @@ class SpectralNorm:
 
     @hookimpl
     def prepare_critic(self, critic: nn.Module) -> None:
-        """Reparametrize every linear, convolution and embedding layer."""
-        _normalize(critic)
+        """Reparametrize every linear, convolution and embedding layer.
+
+        A critic that an earlier run has normalized goes on as it is.
+        """
+        if not _is_normalized(critic):
+            _normalize(critic)
 
     @hookimpl
     def post_step(self, critic: nn.Module) -> None:
@@ -155,7 +159,10 @@ def _end_pass(module: nn.Module, inputs: object, output: object) -> None:
 
 def _normalize(module: nn.Module) -> None:
     if next(_normalized(module), None):
-        raise ValueError(f"{type(module).__name__} has spectral normalization already")
+        raise ValueError(
+            f"{type(module).__name__} has spectral normalization already: on some of its layers, "
+            "or such that each pass iterates (apply_spectral_norm). Give a module without it"
+        )
     layers = {
         name or type(part).__name__: part
         for name, part in module.named_modules()
@@ -214,6 +221,13 @@ def _tell_what_is_left_alone(module: nn.Module, layers: list[nn.Module]) -> None
 def _iterate(module: nn.Module, steps: int) -> None:
     for norm, weight in _normalized(module):
         norm.iterate(weight(), steps)
+
+
+def _is_normalized(module: nn.Module) -> bool:
+    """Whether a run's plugin has normalized all of its layers."""
+    norms = [norm for norm, _ in _normalized(module)]
+    layers = [part for part in module.modules() if isinstance(part, LAYERS)]
+    return bool(norms) and len(norms) == len(layers) and not any(norm.steps for norm in norms)
 
 
 def _normalized(module: nn.Module) -> Iterator[tuple[_SpectralNorm, Callable[[], Tensor]]]:
