@@ -20,7 +20,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
-    {"guard", "hooks"},
+    {"guard", "hooks", "writing"},
     {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},

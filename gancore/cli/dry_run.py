@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -34,7 +33,8 @@ def show(trainer: Trainer) -> None:
     size = data.samples.numel() * data.samples.element_size()
     click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB")
     click.echo("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
-    click.echo(f"memory: {_peak_bytes(trainer) / 2**20:,.0f} MiB at its peak, on {trainer.device}")
+    if (peak := _peak_bytes(trainer)) is not None:
+        click.echo(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")
     click.echo(
         f"time: {seconds * 1e3:.0f} ms a step, about "
         f"{_duration(seconds * trainer.train.steps)} for {trainer.train.steps:,} steps, "
@@ -56,9 +56,14 @@ def _seconds_a_step(trainer: Trainer) -> float:
     return (time.perf_counter() - began) / TIMED
 
 
-def _peak_bytes(trainer: Trainer) -> int:
+def _peak_bytes(trainer: Trainer) -> int | None:
+    """Return the most memory that was in use; None where the system does not tell."""
     if trainer.device.type == "cuda":
         return torch.cuda.max_memory_allocated(trainer.device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -136,8 +136,9 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
         trainer.stop(f"stopped by {signal.Signals(number).name}")
 
     stopping = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        stopping.append(signal.SIGHUP)
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        stopping.append(hangup)
     previous = {each: signal.signal(each, stop) for each in stopping}
     try:
         yield

@@ -10,6 +10,7 @@ import click
 
 from gancore.cli.device import device_option, threads_option
 from gancore.errors import InputError, told_of_files
+from gancore.writing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,18 +58,11 @@ def _write(samples: Tensor, out: Path) -> None:
 
     if out.suffix == "":
         save_images(samples, out)
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writing = out.with_name(f".writing-{out.name}")
-    try:
-        if out.suffix == ".npz":
-            import numpy as np
+    elif out.suffix == ".npz":
+        import numpy as np
 
-            images = samples.dim() == 4
-            channels_last = samples.permute(0, 2, 3, 1) if images else samples
-            np.savez_compressed(writing, channels_last.numpy())
-        else:
-            save_grid(samples, writing)
-        writing.replace(out)
-    finally:
-        writing.unlink(missing_ok=True)
+        channels_last = samples.permute(0, 2, 3, 1) if samples.dim() == 4 else samples
+        with replacing(out) as file:
+            np.savez_compressed(file, channels_last.numpy())
+    else:
+        save_grid(samples, out)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from gancore.writing import replacing
 
 
 def cache_folder() -> Path:
@@ -56,32 +55,12 @@ class Cache:
         """Keep tensors in place of any before; the file appears whole or not at all."""
         from safetensors.torch import save_file
 
-        part = None
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            handle, name = tempfile.mkstemp(
-                prefix=f"{self.file.stem}-", suffix=".part", dir=self.file.parent
-            )
-            part = Path(name)
-            os.close(handle)
             about = {"key": self.key, "content": _content(tensors)}
-            save_file(dict(tensors), part, metadata=about)
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-            part.replace(self.file)
+            with replacing(self.file) as file:
+                save_file(dict(tensors), file.name, metadata=about)
         except Exception as error:  # safetensors raises its own for a full disk
             logging.getLogger(__name__).warning("%s are not cached: %s", self.kind, error)
-        finally:
-            if part is not None:
-                part.unlink(missing_ok=True)
-
-    def _sweep(self) -> None:
-        """Remove what killed processes left an hour ago or earlier."""
-        for part in self.file.parent.glob("*.part"):
-            with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > 3600:
-                    part.unlink()
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gancore.data.progress import Progress
 from gancore.errors import DataError
+from gancore.writing import replacing
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -33,9 +32,9 @@ def fetch(urls: Sequence[str], file: Path, md5: str) -> None:
         try:
             request = Request(url, headers={"User-Agent": "gancore"})
             with urlopen(request, timeout=TIMEOUT) as answer:
-                found = _receive(answer, file, md5)
-            if found == md5:
-                return
+                _receive(answer, file, md5)
+            return
+        except _DamagedError as found:
             failed.append(f"{url}: damaged or incomplete, its MD5 is {found}, expected {md5}")
         except (OSError, HTTPException, ValueError) as error:
             failed.append(f"{url}: {_reason(error)}")
@@ -46,40 +45,28 @@ def fetch(urls: Sequence[str], file: Path, md5: str) -> None:
     )
 
 
-def _receive(answer: HTTPResponse, file: Path, md5: str) -> str:
-    """Return the MD5 of what a server sends, which becomes `file` if that is the one expected."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(file)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    except OSError as error:
-        raise DataError(
-            f"{file.name} can't be downloaded to {file.parent}: {_reason(error)}. "
-            "Set data.path to a folder that can be written"
-        ) from error
-    part, digest = Path(name), hashlib.md5(usedforsecurity=False)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            with Progress(f"downloading {file.name}", answer.length) as progress:
-                while block := answer.read(1 << 18):
-                    stream.write(block)
-                    digest.update(block)
-                    progress.advance(len(block))
-            stream.flush()
-            os.fsync(stream.fileno())
-        if digest.hexdigest() == md5:
-            part.chmod(0o644)
-            part.replace(file)
-        return digest.hexdigest()
-    finally:
-        part.unlink(missing_ok=True)
+class _DamagedError(Exception):
+    """What came is not what was asked for; its MD5."""
 
 
-def _sweep(file: Path) -> None:
-    """Remove what killed downloads left an hour ago or earlier."""
-    for part in file.parent.glob(f".{file.name}-*"):
-        if time.time() - part.stat().st_mtime > 3600:
-            part.unlink(missing_ok=True)
+def _receive(answer: HTTPResponse, file: Path, md5: str) -> None:
+    """Make what a server sends a file. Raises _DamagedError unless it is the one expected."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(replacing(file))
+        except OSError as error:
+            raise DataError(
+                f"{file.name} can't be downloaded to {file.parent}: {_reason(error)}. "
+                "Set data.path to a folder that can be written"
+            ) from error
+        with Progress(f"downloading {file.name}", answer.length) as progress:
+            while block := answer.read(1 << 18):
+                stream.write(block)
+                digest.update(block)
+                progress.advance(len(block))
+        if digest.hexdigest() != md5:
+            raise _DamagedError(digest.hexdigest())
 
 
 def _reason(error: Exception) -> str:

@@ -28,6 +28,7 @@ from gancore.leaderboard.remote import Order, Outcome, make_run, unpack
 from gancore.options import shown
 from gancore.recipe import Recipe
 from gancore.training.experiment import resolve
+from gancore.writing import delete, make_folder, write_text
 
 RETRIES = 5
 """How often a run is made again when its node is lost."""
@@ -268,13 +269,13 @@ def _probe(address: str) -> None:
 @contextlib.contextmanager
 def _token(folder: Path) -> Iterator[tuple[str, str]]:
     """Lay down a file by which a node knows this folder from another of the same name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, inside=folder.parent)
     name, content = f".shared-{secrets.token_hex(8)}", secrets.token_hex(16)
-    (folder / name).write_text(content, encoding="utf-8")
+    write_text(folder / name, content)
     try:
         yield name, content
     finally:
-        (folder / name).unlink(missing_ok=True)
+        delete(folder / name)
 
 
 class Begun:

@@ -19,7 +19,7 @@ from gancore.protocol import Number, Stored
 from gancore.reading import read_json
 from gancore.recipe import Recipe
 from gancore.sources import file_code
-from gancore.training.folder import write_text
+from gancore.writing import write_text
 
 LARGEST = 16 << 20
 """Bytes of costs.json; ours have a thousand."""

@@ -10,7 +10,7 @@ from typing import Any
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
 from gancore.leaderboard.text import markdown
-from gancore.training.folder import write_text
+from gancore.writing import write_text
 
 
 def write(found: Mapping[str, Any], jobs: Sequence[Job], out: Path) -> None:

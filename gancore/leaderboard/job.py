@@ -19,6 +19,7 @@ from gancore.protocol import answers
 from gancore.ranks import die_with_parent
 from gancore.recipe import Recipe
 from gancore.training import Run
+from gancore.writing import growing, make_folder
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""
@@ -89,7 +90,7 @@ class Job:
 
     def prepare(self) -> None:
         """Make the folder, with the recipe, and with what the run has to be made of."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, inside=self.path.parents[1])  # the board's
         self.run.write_recipe(self.recipe)
         self.run.write_json(self.run.expected_path, self.about)
 
@@ -148,7 +149,7 @@ def left_to_do(jobs: Sequence[Job]) -> list[Job]:
 
 def start(folder: Path, *, threads: int, device: str) -> subprocess.Popen[bytes]:
     """Start the process that makes, or goes on with, the run in a folder that has its recipe."""
-    with (folder / LOG).open("wb") as log:
+    with growing(folder / LOG, anew=True) as log:
         return subprocess.Popen(
             command(folder, device),
             stdin=subprocess.DEVNULL,

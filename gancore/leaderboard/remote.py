@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import tempfile
 import time
@@ -20,6 +19,7 @@ from gancore.options import shown
 from gancore.recipe import Recipe
 from gancore.training import Run
 from gancore.training.storage import LOCK, told_when_full, wait_until_free
+from gancore.writing import replacing_folder, write_bytes
 
 LOCKED = 120.0
 """Seconds to wait for the folder while the same run, of a node that is going down, saves."""
@@ -152,16 +152,11 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
         raise RunError(f"a node sent nothing of {folder}")
     there = [path.relative_to(folder).as_posix() for path in folder.glob("checkpoints/*/*")]
     if _last_checkpoint(files) < _last_checkpoint(there):
-        (folder / LOG).write_bytes(files.get(LOG, b""))
+        write_bytes(folder / LOG, files.get(LOG, b""))
         return
-    coming = folder.with_name(f".{folder.name}.coming")
-    shutil.rmtree(coming, ignore_errors=True)
-    with told_when_full(folder):
+    with told_when_full(folder), replacing_folder(folder) as coming:
         for name, content in files.items():
-            (coming / name).parent.mkdir(parents=True, exist_ok=True)
-            (coming / name).write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    coming.replace(folder)
+            write_bytes(coming / name, content)
 
 
 def _last_checkpoint(names: Iterable[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gancore.plugins import acts_on_critic
+from gancore.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,8 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
     for (title, keys), axes in zip(panels.items(), grid, strict=False):
         _draw(axes, records, keys)
         axes.set_title(title, loc="left", fontsize=10)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figure]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gancore.errors import DataError
+from gancore.writing import replacing
 
 CELL = 64
 """Smaller images are enlarged to about so many pixels, without smoothing."""
@@ -21,11 +23,11 @@ def save_grid(samples: Tensor, path: Path, *, like: Tensor | None = None) -> Non
 
     like: points whose range, and half as much again, decides the axes, so that pictures compare
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if samples.dim() == 4:
-        _save_image_grid(samples, path)
-    else:
-        _save_points(samples, path, like)
+    with replacing(path) as file:
+        if samples.dim() == 4:
+            _save_image_grid(samples, file)
+        else:
+            _save_points(samples, file, like)
 
 
 def save_images(samples: Tensor, folder: Path) -> None:
@@ -39,12 +41,13 @@ def save_images(samples: Tensor, folder: Path) -> None:
         )
     from torchvision.transforms.functional import to_pil_image
 
-    folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(samples):
-        to_pil_image(image).save(folder / f"{number:06d}.png")
+        # not synced: fifty thousand would take minutes, and are soon made again
+        with replacing(folder / f"{number:06d}.png", synced=False) as file:
+            to_pil_image(image).save(file, "PNG")
 
 
-def _save_image_grid(images: Tensor, path: Path) -> None:
+def _save_image_grid(images: Tensor, file: BinaryIO) -> None:
     from torchvision.utils import make_grid, save_image
 
     if images.shape[1] not in (1, 3):
@@ -52,10 +55,10 @@ def _save_image_grid(images: Tensor, path: Path) -> None:
     factor = max(1, CELL // images.shape[-1])
     images = interpolate(images.float().div(255), scale_factor=factor, mode="nearest")
     grid = make_grid(images, nrow=math.isqrt(len(images) - 1) + 1, padding=2, pad_value=1.0)
-    save_image(grid, path)
+    save_image(grid, file, format="png")
 
 
-def _save_points(points: Tensor, path: Path, like: Tensor | None) -> None:
+def _save_points(points: Tensor, file: BinaryIO, like: Tensor | None) -> None:
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(5, 5))).subplots()
@@ -64,4 +67,4 @@ def _save_points(points: Tensor, path: Path, like: Tensor | None) -> None:
     if like is not None:
         reach = 1.5 * like.abs().max().item()
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
-    figure.savefig(path, dpi=100)
+    figure.savefig(file, format="png", dpi=100)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keyword
 import re
-import shutil
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from gancore import entrypoints
 from gancore.errors import InputError
+from gancore.writing import delete, write_text
 
 __all__ = ["write_plugin"]
 
@@ -47,7 +47,7 @@ def write_plugin(name: str, parent: Path) -> Path:
     try:
         _render(files("gancore.scaffold") / "template", folder, words)
     except OSError:
-        shutil.rmtree(folder, ignore_errors=True)  # all of it or nothing
+        delete(folder)  # all of it or nothing
         raise
     return folder
 
@@ -65,4 +65,4 @@ def _render(template: Traversable, target: Path, words: dict[str, str]) -> None:
             _render(item, path, words)
         else:
             text = item.read_text(encoding="utf-8")
-            path.write_text(environment.from_string(text).render(words), encoding="utf-8")
+            write_text(path, environment.from_string(text).render(words))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from gancore.scoring.classifier import ClassifierNet
+from gancore.writing import write_bytes
 
 CHUNK = 4096
 """Images in one forward pass where no gradient is needed, to bound memory."""
@@ -75,4 +76,4 @@ def write(net: ClassifierNet, metadata: dict[str, Any], path: Path) -> None:
     One key, because safetensors writes several in random order.
     """
     packed = {"gancore": json.dumps(metadata, sort_keys=True)}
-    path.write_bytes(save(net.state_dict(), packed))
+    write_bytes(path, save(net.state_dict(), packed))

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder a step, written so that none is ever half there.
 
-A checkpoint is written beside the others under a temporary name, its files and folder are synced,
-then it gets its name in one rename; older ones go only after that.
+A checkpoint is written beside the others under a fresh name, its files and folder are synced, then
+it gets its name in one rename; older ones go only after that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
@@ -24,13 +23,12 @@ from torch import Tensor
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
 from gancore.reading import read_text
-from gancore.training.folder import write_text
+from gancore.writing import TEMPORARY, delete, replacing, replacing_folder, write_text
 
 FORMAT = 2
 BY_POSITION = 1
 """The format before, whose optimizer state goes by positions instead of names."""
 
-TEMPORARY = ".writing-"
 INVALID = ".invalid-"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -58,35 +56,28 @@ def save(
 
     best: which step scored best so far: {"step", "score", "value"}; it is marked
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step:06d}"
-    writing = folder / f"{TEMPORARY}{final.name}"
-    _delete(writing)
-    writing.mkdir()
-    for name, tensors in checkpoint.tensors.items():
-        # clones: safetensors refuses tensors that share memory, and strides that are not plain
-        plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, writing / f"{name}.safetensors")
-    state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
-    (writing / STATE).write_text(json.dumps(state, indent=1))
-    hashes = {path.name: _sha256(path) for path in sorted(writing.iterdir())}
-    (writing / MANIFEST).write_text(json.dumps(hashes, indent=1))
-    for path in (*writing.iterdir(), writing):
-        _sync(path)
-    _delete(final)
-    writing.rename(final)
-    _sync(folder)
+    with replacing_folder(final) as writing:
+        for name, tensors in checkpoint.tensors.items():
+            # clones: safetensors refuses tensors that share memory, and strides that are not plain
+            plain = {key: each.detach().cpu().clone().contiguous() for key, each in tensors.items()}
+            with replacing(writing / f"{name}.safetensors") as file:
+                save_file(plain, file.name)
+        state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
+        write_text(writing / STATE, json.dumps(state, indent=1))
+        hashes = {path.name: _sha256(path) for path in sorted(writing.iterdir())}
+        write_text(writing / MANIFEST, json.dumps(hashes, indent=1))
     mark_best(folder, best)  # before the one that was marked goes
     for step, old in sorted(_steps(folder), reverse=True)[keep:]:
         if best is None or step != best["step"]:
-            _delete(old)
+            delete(old)
     return final
 
 
 def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
     """Write which step scored best: {"step", "score", "value"}; None if none did yet."""
     if best is None:
-        (folder / BEST).unlink(missing_ok=True)
+        delete(folder / BEST)
     else:
         write_text(folder / BEST, json.dumps(best) + "\n")
 
@@ -114,7 +105,7 @@ def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkp
     """
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
-            _delete(leftover)
+            delete(leftover)
     faults: dict[Path, str] = {}
     for step, path in sorted(_steps(folder), reverse=True):
         try:
@@ -267,14 +258,6 @@ def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
             yield int(number), path
 
 
-def _delete(path: Path) -> None:
-    """Delete a folder, or whatever has its name: a file, or a link but not what it leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _unused(path: Path) -> Path:
     """Return a name that nothing has yet: this one, or it with a number."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(2))
@@ -286,11 +269,3 @@ def _sha256(path: Path) -> str:
         raise FileNotFoundError(f"{path} is no file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from gancore.protocol import Number, Protocol, Stored, Text, Whole
 from gancore.reading import read_json, read_text, read_toml
 from gancore.recipe import Recipe
 from gancore.training.identity import MadeOf
+from gancore.writing import growing, sync, write_text
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""
@@ -228,9 +228,9 @@ class Run:
         return read_json(self.scores_path, Scores, remedy, largest=LARGEST)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a record. Raises InputError where the records are no plain file."""
+        with growing(self.metrics_path) as file:
+            file.write(f"{json.dumps(record)}\n".encode())
 
     def cut_records(self, step: int, tell: Callable[[str], None]) -> None:
         """Drop the records after a step, and the unreadable ones, the first of which is told."""
@@ -248,8 +248,7 @@ class Run:
     def sync_records(self) -> None:
         """Bring the records to the disk, where a checkpoint after them will be."""
         if self.metrics_path.is_file():
-            with self.metrics_path.open("rb") as file:
-                os.fsync(file)
+            sync(self.metrics_path)
 
     def write_scores(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
         """Write the scores of a step, and return them with what was there.
@@ -294,19 +293,3 @@ def _are_sentences(found: object) -> bool:
     return isinstance(found, list) and all(
         isinstance(each, str) and len(each) <= 1000 and each.isprintable() for each in found
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file)
-    temporary.replace(path)

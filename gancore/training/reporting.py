@@ -25,8 +25,9 @@ from gancore.report.surface import plot_surface
 from gancore.sampling import Progress, generate
 from gancore.training import checkpoint
 from gancore.training.experiment import load_critic, load_data, load_generator
-from gancore.training.folder import Run, write_bytes, write_text
+from gancore.training.folder import Run
 from gancore.training.notes import noticed
+from gancore.writing import write_bytes, write_text
 
 MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
 

@@ -35,6 +35,7 @@ from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
 from gancore.training.storage import LOCK
 from gancore.training.tally import Tally
+from gancore.writing import delete, refuse_links_out
 
 if TYPE_CHECKING:
     from gancore.training.trainer import Trainer
@@ -285,6 +286,7 @@ class Session:
     def _prepare(self, *, resume: bool, force: bool, threads: int | None) -> Checkpoint | None:
         """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
+        refuse_links_out(run.path)
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
         if not resume and any(path.name != LOCK for path in run.path.iterdir()):
             raise InputError(
@@ -319,7 +321,7 @@ class Session:
         run.write_environment(about, before, start)
         run.cut_records(start, self.display.say)
         if start < self.trainer.train.steps:
-            run.scores_path.unlink(missing_ok=True)
+            delete(run.scores_path)
         return found
 
     def _environment(self) -> dict[str, Any]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from gancore.errors import InputError, of_file, told_of_files
+from gancore.options import shown
+from gancore.writing import delete, growing, refuse_shared
 
 LOCK = ".lock"
+
+LOCKLESS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""What the system says where files can't be locked."""
 
 
 @contextmanager
@@ -24,24 +30,26 @@ def locked(folder: Path) -> Iterator[None]:
 
     The kernel takes the lock back however the process ends, so that none is ever stale: a file that
     a killed one left locks nothing. Raises InputError when another process has it, and where no
-    folder can be.
+    folder or lock can be.
     """
     path = folder / LOCK
     with told_of_files():
         folder.mkdir(parents=True, exist_ok=True)
-        handle = _acquired(path)
+        lock = _acquired(path)
+    mine = os.getpid()
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        if os.getpid() == mine:  # not where a fork of this process ends
+            with suppress(OSError):  # Windows deletes nothing that is open
+                delete(path)
+            lock.release()
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
     """Wait until no process has a run's folder. Raises InputError when one has it for so long."""
     deadline = time.monotonic() + seconds
+    refuse_shared(folder / LOCK)  # no waiting mends that
     while True:
         try:
             with locked(folder):
@@ -52,22 +60,42 @@ def wait_until_free(folder: Path, seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _acquired(path: Path) -> int:
-    """Return a handle that holds the lock. Raises InputError."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        except BlockingIOError as error:
-            holder = os.read(handle, 200).decode(errors="replace").strip()
-            os.close(handle)
-            raise InputError(
-                f"{path.parent} is in use by {holder or 'another process'}: wait until that ends, "
-                "or choose another --out"
-            ) from error
-        os.close(handle)  # its holder has just ended, and deleted it
+def _acquired(path: Path) -> BaseFileLock:
+    """Return the lock, held, with who holds it in its file. Raises InputError."""
+    refuse_shared(path)  # filelock itself opens no link, but empties what has another name too
+    # not at once: a holder that has just ended may have deleted the file in between
+    lock = FileLock(path, timeout=0.1, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = shown(_holder(path), 200)
+        raise InputError(
+            f"{path.parent} is in use by {holder or 'another process'}: wait until that "
+            "ends, or choose another --out"
+        ) from error
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        raise InputError(
+            f"{path.parent}: its file system has no locks. Choose another --out"
+        ) from error
+    try:
+        with suppress(PermissionError), growing(path) as file:  # Windows lets nobody write there
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _holder(path: Path) -> str:
+    """Return what the process that holds a lock has written of itself, if that can be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(200).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @contextmanager
