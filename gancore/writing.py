@@ -66,9 +66,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     with _fresh(path) as fresh:
         fresh.mkdir()
         yield fresh
-        delete(path)
-        fresh.rename(path)
+        before = _named_afresh(path)
+        is_there = os.path.lexists(path)
+        if is_there:
+            path.rename(before)
+        try:
+            fresh.rename(path)
+        except BaseException:
+            if is_there:
+                before.rename(path)
+            raise
     sync(path.parent)
+    delete(before)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -162,7 +171,7 @@ def sync(path: Path) -> None:
 @contextmanager
 def _fresh(path: Path) -> Iterator[Path]:
     """Yield a name beside a path; what has it is deleted, and errors name the path, if any come."""
-    fresh = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    fresh = _named_afresh(path)
     try:
         yield fresh
     except BaseException as error:
@@ -171,6 +180,10 @@ def _fresh(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename == str(fresh):
             error.filename = str(path)
         raise
+
+
+def _named_afresh(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
 
 
 def _opened(path: str, flags: int) -> int:

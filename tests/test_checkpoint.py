@@ -1,14 +1,18 @@
 """Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
 
 import contextlib
+import itertools
 import json
+import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from gancore import writing
 from gancore.errors import CheckpointError
 from gancore.training import checkpoint
 from gancore.training.checkpoint import (
@@ -92,9 +96,11 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_sha256", "_sync"])
-def test_a_save_that_fails_leaves_the_older_one_and_is_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+@pytest.mark.parametrize(
+    ("module", "failing"), [(checkpoint, "save_file"), (checkpoint, "_sha256"), (writing, "sync")]
+)
+def test_a_save_that_fails_leaves_the_older_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, failing: str
 ) -> None:
     save(tmp_path, made(1), keep=1)
 
@@ -102,16 +108,41 @@ def test_a_save_that_fails_leaves_the_older_one_and_is_swept(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, failing, fail)
+        patch.setattr(module, failing, fail)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, made(2), keep=1)
-    assert names(tmp_path) == [".writing-step-000002", "step-000001"]
+    assert names(tmp_path) == ["step-000001"]
     found = latest(tmp_path)
     assert found is not None
     assert found.step == 1
-    assert names(tmp_path) == [".writing-step-000002", "step-000001"]  # readers leave it alone
+
+
+def test_what_a_killed_save_left_is_swept(tmp_path: Path) -> None:
+    shutil.copytree(save(tmp_path, made(1), keep=1), tmp_path / ".writing-0123456789abcdef")
+    assert latest(tmp_path) is not None
+    assert names(tmp_path) == [".writing-0123456789abcdef", "step-000001"]  # readers leave it alone
     latest(tmp_path, mend=print)
     assert names(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_saving_a_step_again_loses_it_at_no_failed_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    save(tmp_path, made(1), keep=1)
+    calls, real = itertools.count(1), Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return real(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, made(1), keep=1)
+    assert names(tmp_path) == ["step-000001"]
+    assert load(tmp_path / "step-000001").step == 1
 
 
 @pytest.mark.parametrize("name", ["generator.safetensors", "state.json", "manifest.json"])
@@ -184,14 +215,18 @@ def test_a_save_that_is_killed_leaves_the_best_that_it_marks(
 
         return call
 
-    spots = {"deleted": "_delete", "renamed": "_sync", "marked": "mark_best"}
-    for name, spot in spots.items():
-        for at in range(1, 9):
+    spots = {
+        "deleted": (checkpoint, "delete"),
+        "renamed": (writing, "sync"),
+        "marked": (checkpoint, "mark_best"),
+    }
+    for name, (module, spot) in spots.items():
+        for at in range(1, 13):
             folder = tmp_path / f"{name}-{at}"
             save(folder, made(2), keep=1, best={"step": 2, "score": "fid", "value": 2.0})
             calls[name] = 0
             with monkeypatch.context() as patch:
-                patch.setattr(checkpoint, spot, killed(name, getattr(checkpoint, spot), at))
+                patch.setattr(module, spot, killed(name, getattr(module, spot), at))
                 with contextlib.suppress(KeyboardInterrupt):
                     save(folder, made(4), keep=1, best={"step": 4, "score": "fid", "value": 1.0})
             assert load_best(folder).step in (2, 4)

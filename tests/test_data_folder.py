@@ -625,8 +625,8 @@ def test_a_cache_that_can_not_be_written(
 def test_a_full_disk_leaves_no_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(tensors: Any, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
+    def full(tensors: Any, path: str, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
@@ -637,7 +637,7 @@ def test_a_full_disk_leaves_no_half_file(
 
 def test_leftovers_of_killed_processes_are_swept(tmp_path: Path) -> None:
     cache_folder().mkdir(parents=True)
-    old, new = cache_folder() / "images-a.part", cache_folder() / "images-b.part"
+    old, new = (cache_folder() / f".writing-{each * 16}" for each in "ab")
     for part in (old, new):
         part.write_bytes(b"x")
     os.utime(old, (0, 0))

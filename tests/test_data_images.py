@@ -494,16 +494,6 @@ def test_a_page_that_is_gone(tmp_path: Path, server: Server) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_leftovers_of_killed_downloads_are_swept(tmp_path: Path, server: Server) -> None:
-    server.files["/f.bin"] = b"x"
-    old, new = tmp_path / ".f.bin-old", tmp_path / ".f.bin-new"
-    for part in (old, new):
-        part.write_bytes(b"part")
-    os.utime(old, (0, 0))
-    fetch.fetch([address(server, "/f.bin")], tmp_path / "f.bin", md5(b"x"))
-    assert {path.name for path in tmp_path.iterdir()} == {"f.bin", ".f.bin-new"}
-
-
 def test_a_folder_that_cannot_be_made(tmp_path: Path, server: Server) -> None:
     server.files["/f.bin"] = b"x"
     (tmp_path / "file").write_text("")
