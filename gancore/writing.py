@@ -134,11 +134,14 @@ def refuse_leaving(path: Path, inside: Path) -> None:
 
     That folder may be a link itself, and so may those above it.
     """
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(inside)):
-        raise InputError(
-            f"{path} is a link that leads out of {inside}, so nothing is written there. Delete it, "
-            "or put the folder that it leads to in its place"
-        )
+    parts = path.relative_to(inside).parts
+    for count in range(1, len(parts) + 1):
+        each = inside.joinpath(*parts[:count])
+        if not Path(os.path.realpath(each)).is_relative_to(os.path.realpath(inside)):
+            raise InputError(
+                f"{each} is a link that leads out of {inside}, so nothing is written there. Delete "
+                "it, or put the folder that it leads to in its place"
+            )
 
 
 def refuse_links_out(folder: Path) -> None:
@@ -161,7 +164,7 @@ def sync(path: Path) -> None:
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":
         return  # Windows opens none
-    handle = os.open(path, PLAIN | (os.O_RDONLY if is_folder else os.O_RDWR))
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | PLAIN)
     try:
         os.fsync(handle)
     finally:

@@ -1,0 +1,442 @@
+"""Links in folders of strangers: no command writes, empties or deletes what one leads to."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tomli_w
+from helpers import TOY, Gan, parsed
+
+from gancore.errors import InputError
+from gancore.leaderboard import files, job
+from gancore.leaderboard.cluster import _token
+from gancore.leaderboard.costs import measure_costs
+from gancore.leaderboard.job import Job
+from gancore.leaderboard.remote import pack, unpack
+from gancore.report import plot_curves
+from gancore.report.page import Section
+from gancore.training import Run, reporting
+from gancore.training.storage import locked
+
+EVERY = {
+    "checkpoint": {"every": 1, "keep": 2},
+    "sample": {"every": 1, "count": 4},
+    "log.every": 1,
+    "score": {"metrics": ["w2"], "samples": 64, "every": 1},
+}
+STEPS = 3
+
+
+class Mine:
+    """Files and folders of the user's, outside of what a stranger sent, and links to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir()
+        self.count = 0
+
+    def _named(self, suffix: str) -> Path:
+        self.count += 1
+        return self.folder / f"{self.count}{suffix}"
+
+    def link(self, path: Path) -> None:
+        """Put a link to a file in a path's place."""
+        target = self._named("-file")
+        target.write_text(f"mine {self.count}")
+        self._planted(path, target)
+
+    def link_to_folder(self, path: Path) -> None:
+        """Put a link to a folder in a path's place; it holds what pruning would delete."""
+        target = self._named("-folder")
+        for name in ("kept", "step-000001/kept", ".writing-step-000001/kept"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text("mine")
+        self._planted(path, target)
+
+    def link_to_nothing(self, path: Path) -> None:
+        """Put a link to a file that isn't there, and is not to be, in a path's place."""
+        self._planted(path, self._named("-nothing"))
+
+    def _planted(self, path: Path, target: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    def state(self) -> dict[str, bytes | None]:
+        """What there is, to be compared."""
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else None
+            for path in sorted(self.folder.rglob("*"))
+        }
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Mine:
+    return Mine(tmp_path / "mine")
+
+
+def temporary(name: str) -> list[str]:
+    """The names that can be foretold under which a file or folder might be written first."""
+    *parents, last = name.split("/")
+    names = (f".{last}.writing", f".writing-{last}", f".{last}.tmp", f"{last}.part", f".{last}")
+    return ["/".join([*parents, each]) for each in names]
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of the files in a folder and those below it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recipes that differ in their steps, and the runs of them."""
+    from gancore.training import trainer as build
+
+    folder = tmp_path_factory.mktemp("trained")
+    for name, steps in (("part", 1), ("whole", STEPS)):
+        recipe = parsed(TOY, **{**EVERY, "train.steps": steps})
+        (folder / f"{name}.toml").write_text(tomli_w.dumps(recipe.table()))
+        build(recipe, device="cpu").run(folder / name)
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw their curves, as those of users do; one panel does."""
+    keys = ("step", "wasserstein")
+
+    def draw(records: Iterable[dict[str, Any]], path: Path, recipe: dict[str, Any]) -> None:
+        plot_curves([{key: each[key] for key in keys} for each in records], path, recipe)
+
+    monkeypatch.setattr("gancore.training.session.plot_curves", draw)
+
+
+LINKS = ("link", "link_to_nothing")
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_run_goes_on_where_every_name_that_it_writes_is_a_link(
+    trained: Path, gan: Gan, mine: Mine, tmp_path: Path, kind: str
+) -> None:
+    """All names but those that going on reads, found by making the run once."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "part", folder)
+    read = {name for name in names_in(folder) if "step-000001" in name}
+    read |= {"recipe.toml", "environment.json", "metrics.jsonl"}
+    written = names_in(trained / "whole") - read
+    assert {"scores.json", "curves.png", "samples/step-000002.png"} <= written
+    assert {"checkpoints/best.json", "checkpoints/step-000003/critic.safetensors"} <= written
+    steps = {name for name in written if name.startswith("checkpoints/step-")}
+    for name in written - steps:
+        getattr(mine, kind)(folder / name)
+    for step in {name.rpartition("/")[0] for name in steps}:
+        mine.link_to_folder(folder / step)
+        for each in temporary(step):
+            mine.link_to_folder(folder / each)
+    for name in {*(written - steps), "recipe.toml", "environment.json", "metrics.jsonl"}:
+        for each in temporary(name):
+            getattr(mine, kind)(folder / each)
+    before = mine.state()
+    code, _, err = gan(
+        "run", trained / "whole.toml", "--out", folder, "--device=cpu", "--resume", "--force"
+    )
+    assert code == 0, err
+    assert mine.state() == before
+    assert Run(folder).scores == Run(trained / "whole").scores
+    for name in written:
+        assert not (folder / name).is_symlink(), name
+
+
+def test_scores_report_and_samples_are_written_over_links(
+    trained: Path, gan: Gan, mine: Mine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slow in ("_critic", "_filmstrip", "curve_figures"):
+        made: Any = {"_critic": Section("Critic"), "_filmstrip": None, "curve_figures": {}}
+        monkeypatch.setattr(reporting, slow, lambda *arguments, found=made[slow]: found)
+    monkeypatch.setattr(reporting.Page, "html", lambda page: "x" * 101)
+    folder = shutil.copytree(trained / "whole", tmp_path / "run")
+    plant = itertools.cycle([mine.link, mine.link_to_nothing])
+    for name in ("report.html", "samples.gif", "x.npz", "x.png"):
+        next(plant)(folder / name)
+    mine.link_to_nothing(folder / "scores.json")
+    for name in ("scores.json", "report.html", "samples.gif", "x.npz", "x.png", "metrics.jsonl"):
+        for each, put in zip(temporary(name), plant, strict=False):
+            put(folder / each)
+    before = mine.state()
+    for command in (
+        ["score", folder, "--metrics=modes"],
+        ["report", folder],
+        ["sample", folder, "-n4", "--out", folder / "x.npz"],
+        ["sample", folder, "-n4", "--out", folder / "x.png"],
+    ):
+        code, _, err = gan(*command, "--device=cpu")
+        assert code == 0, err
+        assert mine.state() == before, command
+    for name in ("report.html", "samples.gif", "x.npz", "x.png", "scores.json"):
+        assert (folder / name).stat().st_size > 100
+        assert not (folder / name).is_symlink()
+
+
+def test_pictures_are_written_over_links(mine: Mine, tmp_path: Path) -> None:
+    import torch
+
+    from gancore.report import save_images
+
+    for number in range(2):
+        mine.link(tmp_path / "out" / f"{number:06d}.png")
+    before = mine.state()
+    save_images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), tmp_path / "out")
+    assert mine.state() == before
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
+
+
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "tensorboard"])
+def test_a_linked_folder_that_leaves_the_run_is_refused(
+    trained: Path, gan: Gan, mine: Mine, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(trained / "part", tmp_path / "run")
+    mine.link_to_folder(folder / name)
+    before, there = mine.state(), names_in(folder)
+    code, _, err = gan(
+        "run", trained / "whole.toml", "--out", folder, "--device=cpu", "--resume", "--force"
+    )
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"error: {folder / name} is a link that leads out of {folder}")
+    assert "Delete it" in line
+    assert mine.state() == before
+    assert names_in(folder) == there
+
+
+def test_a_run_may_be_linked_as_a_whole_and_within_itself(
+    trained: Path, gan: Gan, tmp_path: Path
+) -> None:
+    """A large disk elsewhere: the folder is a link, as is one above it, and one inside it."""
+    away = shutil.copytree(trained / "part", tmp_path / "disk" / "away")
+    shutil.move(away / "samples", away / "grids")
+    (away / "samples").symlink_to("grids")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run").symlink_to(away)
+    (tmp_path / "above").symlink_to(tmp_path / "runs")
+    folder = tmp_path / "above" / "run"
+    code, _, err = gan(
+        "run", trained / "whole.toml", "--out", folder, "--device=cpu", "--resume", "--force"
+    )
+    assert code == 0, err
+    assert (away / "samples").is_symlink()
+    assert (away / "grids" / "step-000003.png").is_file()
+    assert Run(away).scores == Run(trained / "whole").scores
+
+
+def fifo(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+ODD: dict[str, Callable[[Path, Path], Any]] = {
+    "a link": Path.symlink_to,
+    "a link to nothing": lambda path, mine: path.symlink_to(mine.with_name("nothing")),
+    "another name": Path.hardlink_to,
+    "a FIFO": fifo,
+    "a folder": lambda path, mine: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_lock_is_refused(
+    trained: Path, gan: Gan, tmp_path: Path, mine: Mine, kind: str
+) -> None:
+    (file := mine.folder / "file").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ODD[kind](folder / ".lock", file)
+    before = mine.state()
+    code, _, err = gan("run", trained / "part.toml", "--out", folder, "--device=cpu")
+    assert code == 2
+    (line,) = err.strip().splitlines()
+    assert f"{folder / '.lock'} is a link, or no plain file" in line
+    assert mine.state() == before
+    assert os.listdir(folder) == [".lock"]
+
+
+def test_records_are_added_to_no_link_and_no_fifo(tmp_path: Path, mine: Mine) -> None:
+    run = Run(tmp_path)
+    for kind in ("a link", "a link to nothing", "a FIFO", "a folder"):
+        (file := mine.folder / "file").write_text("mine")
+        ODD[kind](run.metrics_path, file)
+        before = mine.state()
+        with pytest.raises(InputError, match=r"metrics\.jsonl is a link, or no plain file"):
+            run.append({"step": 1, "seconds": 1.0})
+        assert mine.state() == before
+        run.metrics_path.rmdir() if run.metrics_path.is_dir() else run.metrics_path.unlink()
+    run.append({"step": 1, "seconds": 1.0})
+    run.append({"step": 2, "seconds": 1.0})
+    assert [record["step"] for record in run.records] == [1, 2]
+
+
+# boards
+
+
+def made_job(folder: Path) -> Job:
+    return Job("gp", 0, parsed(TOY).table(), folder / "runs" / "gp-seed0-0123")
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_board_writes_over_links(
+    tmp_path: Path, mine: Mine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    one = made_job(tmp_path / "board")
+    ours = ["recipe.toml", "expected.json", "log.txt"]
+    board = ["costs.json", "leaderboard.json", "leaderboard.md", "leaderboard.html"]
+    (tmp_path / "board").mkdir()
+    for folder, names in ((tmp_path / "board", board), (one.path, ours)):
+        for name in names:
+            for each in [name, *temporary(name)]:
+                getattr(mine, kind)(folder / each)
+    (tmp_path / "board" / "costs.json").unlink()  # it is read, and refused if it is none
+    before = mine.state()
+    monkeypatch.setattr(files, "markdown", lambda found: "x")
+    monkeypatch.setattr(files, "page", lambda found, jobs: "x")
+    said = b"error: so\n"
+    monkeypatch.setattr(
+        job.subprocess, "Popen", lambda *_, stdout, **options: os.write(stdout.fileno(), said)
+    )
+    executor: Any = SimpleNamespace(where="here", measure=lambda recipes: {})
+    loaded: Any = SimpleNamespace(threads=1)
+    measure_costs(loaded, {}, tmp_path / "board", executor=executor, tell=print)
+    one.prepare()
+    job.start(one.path, threads=1, device="cpu")
+    with _token(one.path.parent) as (name, content):
+        assert (one.path.parent / name).read_text() == content
+    files.write({}, [one], tmp_path / "board")
+    assert mine.state() == before
+    assert (one.path / "log.txt").read_bytes() == said
+    for folder, names in ((tmp_path / "board", board), (one.path, ours)):
+        assert not [name for name in names if (folder / name).is_symlink()]
+
+
+def test_a_linked_folder_that_leaves_the_board_is_refused(tmp_path: Path, mine: Mine) -> None:
+    for kind in ("link_to_folder", "link_to_nothing"):
+        for name in ("runs", "runs/gp-seed0-0123"):
+            board = tmp_path / f"{kind}-{name[5:]}"
+            getattr(mine, kind)(board / name)
+            before = mine.state()
+            with pytest.raises(InputError, match=rf"{name} is a link that leads out of {board},"):
+                made_job(board).prepare()
+            if name == "runs":
+                with pytest.raises(InputError, match="leads out"), _token(board / "runs"):
+                    pass
+            assert mine.state() == before
+
+
+def test_what_a_node_sends_is_written_over_links(tmp_path: Path, mine: Mine) -> None:
+    folder = tmp_path / "run"
+    mine.link_to_folder(folder)
+    mine.link_to_folder(tmp_path / ".run.coming")
+    before = mine.state()
+    unpack({"log.txt": b"said", "samples/x.png": b"x"}, folder)
+    assert not folder.is_symlink()
+    assert pack(folder) == {"log.txt": b"said", "samples/x.png": b"x"}
+    later = folder / "checkpoints" / "step-000009"
+    later.mkdir(parents=True)
+    (later / "state.json").write_text("{}")
+    mine.link(folder / "log.txt")
+    before = mine.state()
+    unpack({"log.txt": b"again"}, folder)  # it is behind, so that its log alone is taken
+    assert (folder / "log.txt").read_bytes() == b"again"
+    assert mine.state() == before
+
+
+def test_a_package_is_written_into_no_linked_folder(tmp_path: Path, gan: Gan, mine: Mine) -> None:
+    for kind in ("link_to_folder", "link_to_nothing"):
+        getattr(mine, kind)(tmp_path / "gancore-mine")
+        before = mine.state()
+        code, _, err = gan("plugins", "new", "mine", "--in", tmp_path)
+        assert code == 2
+        assert "gancore-mine is there already: nothing was written" in err
+        assert mine.state() == before
+
+
+# the lock
+
+
+def test_a_fork_that_ends_keeps_the_lock_its_parents(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        held = (tmp_path / ".lock").read_text()
+        assert held.startswith(f"process {os.getpid()} on ")
+        if not (child := os.fork()):
+            try:
+                with pytest.raises(InputError, match="in use"), locked(tmp_path):
+                    pass
+                raise SystemExit  # which leaves the block below, and the parent's
+            except BaseException:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(InputError, match=f"in use by {held.strip()}"), locked(tmp_path):
+            pass
+        assert (tmp_path / ".lock").read_text() == held
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_without_a_holder_is_taken_and_one_taken_twice_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on a machine that is off, with a long name\n" * 9)
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text().count("\n") == 1
+        with pytest.raises(InputError, match="in use"), locked(tmp_path):
+            pass
+        (tmp_path / ".lock").unlink()  # by hand
+    with locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import fcntl
+
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(InputError, match=r"has no locks\. Choose another --out"), locked(tmp_path):
+        pass
+
+
+def test_the_cache_is_written_over_links(tmp_path: Path, mine: Mine) -> None:
+    import torch
+
+    from gancore.data.cache import Cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        kept = Cache("images", "slot", "key")
+        mine.link(kept.file)
+        before = mine.state()
+        kept.save({"samples": torch.zeros(3)})
+        assert mine.state() == before
+        assert kept.load() is not None
+
+
+def test_a_download_replaces_a_link(tmp_path: Path, mine: Mine) -> None:
+    import hashlib
+
+    from gancore.data.fetch import _receive
+
+    mine.link(tmp_path / "f.bin")
+    before = mine.state()
+    answer: Any = SimpleNamespace(length=1, read=io.BytesIO(b"x").read)
+    _receive(answer, tmp_path / "f.bin", hashlib.md5(b"x").hexdigest())
+    assert mine.state() == before
+    assert (tmp_path / "f.bin").read_bytes() == b"x"
