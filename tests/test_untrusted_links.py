@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -371,16 +372,19 @@ def test_a_package_is_written_into_no_linked_folder(tmp_path: Path, gan: Gan, mi
 
 
 def test_a_fork_that_ends_keeps_the_lock_its_parents(tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with ExitStack() as stack:
+        stack.enter_context(locked(tmp_path))
         held = (tmp_path / ".lock").read_text()
         assert held.startswith(f"process {os.getpid()} on ")
         if not (child := os.fork()):
+            code = 1
             try:
                 with pytest.raises(InputError, match="in use"), locked(tmp_path):
                     pass
-                raise SystemExit  # which leaves the block below, and the parent's
-            except BaseException:
-                os._exit(0)
+                stack.close()  # as an exception would that leaves the block in the child
+                code = 0
+            finally:
+                os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(InputError, match=f"in use by {held.strip()}"), locked(tmp_path):
             pass
