@@ -6,6 +6,7 @@ written under a fresh name beside its own, brought to the disk, and renamed over
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -32,6 +33,9 @@ NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0)
 PLAIN = NOT_FOLLOWED | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Flags by which no link is followed, and no FIFO waited for; Windows has but the last."""
 
+UNSYNCED = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP})
+"""What the system says of a folder that it can't sync: on Windows, on some networks, unreadable."""
+
 
 @contextmanager
 def replacing(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
@@ -48,7 +52,8 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
         with open(fresh, "xb", opener=_opened) as file:
             rights = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             yield file
-        fresh.chmod(rights)  # safetensors puts a file in its place that only its owner may read
+        if stat.S_IMODE(fresh.stat().st_mode) != rights:
+            fresh.chmod(rights)  # safetensors had one that only its owner may read in its place
         if synced:
             sync(fresh)
         fresh.replace(path)
@@ -160,15 +165,17 @@ def delete(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Bring a file, or the names in a folder, to the disk; the latter where the system can."""
     is_folder = path.is_dir()
-    if is_folder and os.name == "nt":
-        return  # Windows opens none
-    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | PLAIN)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | PLAIN)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in UNSYNCED:
+            raise
 
 
 @contextmanager

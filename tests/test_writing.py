@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import os
 import re
 import stat
@@ -90,6 +92,23 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(
     assert path.read_text() == "three"
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EIO])
+def test_a_folder_that_can_not_be_synced_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def failing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError) if number == errno.EIO else contextlib.nullcontext():
+        write_text(tmp_path / "file", "x")
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_fresh_names_are_opened_without_following_and_only_if_they_are_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +126,28 @@ def test_fresh_names_are_opened_without_following_and_only_if_they_are_new(
             pass
     assert sorted(os.listdir(tmp_path)) == ["mine"]
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_all_that_is_opened_to_be_written_is_opened_without_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: list[int] = []
+    real = os.open
+
+    def spied(path: str, given: int, *mode: int, **options: int) -> int:
+        if given & (os.O_WRONLY | os.O_RDWR):
+            flags.append(given)
+        return real(path, given, *mode, **options)
+
+    monkeypatch.setattr(os, "open", spied)
+    write_text(tmp_path / "file", "x")
+    growing(tmp_path / "log").close()
+    growing(tmp_path / "log", anew=True).close()
+    assert len(flags) == 4  # one syncs
+    assert all(given & os.O_NOFOLLOW for given in flags)
+    assert flags[0] & os.O_EXCL
+    assert flags[0] & os.O_CREAT
+    assert all(given & os.O_NONBLOCK for given in flags[2:])
 
 
 def test_hard_links_are_replaced_as_symbolic_ones_are(tmp_path: Path) -> None:
