@@ -77,6 +77,7 @@ class Session:
         if first:
             trainer.plugins.start(self.run.path, start)
         self.display.begin(self._title(start), start, trainer.train.steps)
+        self.display.say(f"data: {trainer.data}")
         if trainer.ranks.count > 1:
             self.display.say(ALONE)
         try:
