@@ -27,7 +27,11 @@ class Cache:
     """One file for each thing that can be made (`slot`), good for one state of its source (`key`).
 
     kind begins the file's name. Nothing that goes wrong here is an error: then there is no cache.
+
+    note  a text beside the tensors, as `load` found it, or as `save` is to keep it
     """
+
+    note = ""
 
     def __init__(self, kind: str, slot: str, key: str) -> None:
         self.kind, self.key = kind, key
@@ -50,7 +54,8 @@ class Cache:
                 found = {each: stored.get_tensor(each) for each in stored.keys()}  # noqa: SIM118
         except Exception:  # whatever is wrong with the file, it is made anew
             return None
-        return found if about.get("content") == _content(found) else None
+        self.note = about.get("note", "")
+        return found if about.get("content") == _content(found, self.note) else None
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors in place of any before; the file appears whole or not at all."""
@@ -65,7 +70,8 @@ class Cache:
             )
             part = Path(name)
             os.close(handle)
-            about = {"key": self.key, "content": _content(tensors)}
+            content = _content(tensors, self.note)
+            about = {"key": self.key, "content": content, "note": self.note}
             save_file(dict(tensors), part, metadata=about)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -84,8 +90,8 @@ class Cache:
                     part.unlink()
 
 
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _content(tensors: Mapping[str, Tensor], note: str) -> str:
+    digest = hashlib.sha256(note.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -19,7 +19,7 @@ from torch import Tensor
 from gancore.data import Dataset
 from gancore.data.cache import Cache
 from gancore.data.decoding import decoder
-from gancore.data.listing import SUFFIXES, File, Listing, counted, listing
+from gancore.data.listing import SUFFIXES, File, Listing, listing
 from gancore.data.progress import Progress
 from gancore.errors import DataError
 from gancore.options import shown
@@ -63,20 +63,24 @@ def folder(
     source = listing(place)
     try:
         cache = Cache("images", json.dumps([str(place), size, channels]), _key(source))
-        files = source.files()
-        classes = _classes([file.name for file in files], place)
         tensors = cache.load()
         if tensors is None:
+            files = source.files()
+            classes = _classes([file.name for file in files], place)
             tensors = {"samples": _decoded(source, files, size, channels)}
+            names = sorted(set(classes or ()))
             if classes is not None:
-                number = {name: k for k, name in enumerate(sorted(set(classes)))}
+                number = {name: k for k, name in enumerate(names)}
                 tensors["labels"] = torch.tensor([number[name] for name in classes])
+            doubts = _doubts(place, files[0].name, names)
+            cache.note = json.dumps([len(names), source.others, doubts])
             cache.save(tensors)
-        about = _about(source, classes)
     finally:
         source.close()
-    doubts = _doubts(place, files[0].name, sorted(set(classes or ())))
-    return Dataset("folder", tensors["samples"], tensors.get("labels"), about=about, doubts=doubts)
+    count, others, doubts = json.loads(cache.note)
+    about = _about(place, count, others if source.others is None else source.others)
+    samples, labels = tensors["samples"], tensors.get("labels")
+    return Dataset("folder", samples, labels, about=about, doubts=tuple(doubts))
 
 
 def _key(source: Listing) -> str:
@@ -109,16 +113,11 @@ def _classes(names: Sequence[str], place: Path) -> list[str] | None:
     return [each[0] for each in classes.values()]
 
 
-def _about(source: Listing, classes: Sequence[str] | None) -> str:
+def _about(place: Path, classes: int, others: str) -> str:
     """Return how the images are ordered, where they are, and what is passed over beside them."""
-    ordered = f"in {len(set(classes)):,} class folders, " if classes is not None else ""
-    found = f"{ordered}from {shown(str(source.path), 4096)}"
-    if not source.others:
-        return found
-    return (
-        f"{found}; passed over, as of other endings than {', '.join(SUFFIXES)}: "
-        f"{counted(source.others)}"
-    )
+    ordered = f"in {classes:,} class folders, " if classes else ""
+    passed = f"; passed over, not {', '.join(SUFFIXES)}: {others}" if others else ""
+    return f"{ordered}from {shown(str(place), 4096)}{passed}"
 
 
 SPLIT = re.compile(

@@ -39,11 +39,12 @@ class Listing(Protocol):
     """The images in one place. Making one raises DataError.
 
     path    the folder or archive
-    others  how many files are passed over, by their endings, once `files` has been called
+    others  how many files of which endings are passed over: "12 .tif, 3 .gif", or ""; None where
+            that is not known before `files` is called
     """
 
     path: Path
-    others: Counter[str]
+    others: str | None
 
     def stamp(self) -> str:
         """Return what changes whenever the images do, without reading them."""
@@ -75,6 +76,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.others: str | None
         try:
             self._files, self.others = _chosen(self._walk(path, "", ()), path)
         except OSError as error:
@@ -140,7 +142,7 @@ class Zip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.others: Counter[str] = Counter()
+        self.others: str | None = None
         self._zip: zipfile.ZipFile | None = None
 
     def stamp(self) -> str:
@@ -241,8 +243,8 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
     return about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
-def _chosen(found: Iterator[File], path: Path) -> tuple[list[File], Counter[str]]:
-    """Return the images of what is found, sorted, within the limits; count the others."""
+def _chosen(found: Iterator[File], path: Path) -> tuple[list[File], str]:
+    """Return the images of what is found, sorted, within the limits; and what the others are."""
     files: list[File] = []
     others: Counter[str] = Counter()
     total = 0
@@ -259,15 +261,15 @@ def _chosen(found: Iterator[File], path: Path) -> tuple[list[File], Counter[str]
             raise DataError(f"{path}: over the limit of {LARGEST_TOTAL >> 30} GiB of images")
         files.append(file)
     if not files:
-        instead = f"; found {counted(others)}" if others else ""
+        instead = f"; found {_counted(others)}" if others else ""
         raise DataError(
             f"{path}: no images in it; expected {', '.join(SUFFIXES)} files, directly or in one "
             f"folder a class{instead}"
         )
-    return sorted(files, key=lambda file: file.name), others
+    return sorted(files, key=lambda file: file.name), _counted(others)
 
 
-def counted(others: Counter[str]) -> str:
+def _counted(others: Counter[str]) -> str:
     """Return how many files there are of each ending, the most frequent first: 12 .tif, 3 .gif."""
     endings = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     parts = [
