@@ -22,6 +22,8 @@ MOST_FILES = 5_000_000
 LARGEST_FILE = 64 << 20
 LARGEST_TOTAL = 256 << 30
 DEEPEST = 16
+TAIL = 64 << 20
+"""Bytes at the end of an archive that tell of its content."""
 ENDINGS = 8
 """How many endings of other files are named."""
 
@@ -154,7 +156,7 @@ class Zip:
             with self.path.open("rb") as stream:
                 about = os.fstat(stream.fileno())
                 digest = hashlib.sha256(f"{about.st_size} {_state(about)}\n".encode())
-                stream.seek(max(0, about.st_size - (64 << 20)))
+                stream.seek(max(0, about.st_size - TAIL))
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
