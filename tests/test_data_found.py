@@ -65,17 +65,17 @@ def values(data: Dataset) -> list[int]:
     return [int(value) for value in data.samples[:, 0, 0, 0]]
 
 
-ENDINGS = ".png, .jpg, .jpeg, .bmp, .webp"
+READ = "(only .png, .jpg, .jpeg, .bmp, .webp are read: convert what belongs to the data)"
 
 
 def test_files_passed_over_are_counted_by_their_endings(place: Make) -> None:
     """From the cache as well."""
     names = "a.tif b.TIF c.tif d.gif e.jfif f.jpe g.avif README sub.d/h.heic .i.tif __MACOSX/j.gif"
     path = place({"1.png": png(1), "2.png": png(2)} | dict.fromkeys(names.split(), b"x"))
-    said = f"from {path}; passed over, not {ENDINGS}: 3 .tif, 1 without an ending, 1 .avif, 1 .gif"
+    said = f"from {path}; passed over: 3 .tif, 1 without an ending, 1 .avif, 1 .gif"
     for _ in range(2):
         data = folder(path=str(path), size=8)
-        assert data.about == f"{said}, 1 .heic, 1 .jfif, 1 .jpe"
+        assert data.about == f"{said}, 1 .heic, 1 .jfif, 1 .jpe {READ}"
     assert str(data) == f"2 images of 3×8×8, {data.about}"
     assert values(data) == [1, 2]
 
@@ -85,7 +85,7 @@ def test_few_endings_are_named_and_none_moves_a_cursor(place: Make) -> None:
     about = folder(path=str(place({"1.png": png(1), **many})), size=8).about
     assert about.isprintable()
     listed = r"1 .\x1b[2j, 1 .e0, 1 .e1, 1 .e10, 1 .e11, 1 .e2, 1 .e3, 1 .e4, 6 of other endings"
-    assert about.endswith(f": {listed}")
+    assert about.endswith(f": {listed} {READ}")
 
 
 def test_nothing_passed_over_is_not_told(place: Make) -> None:
@@ -103,11 +103,11 @@ def test_what_is_passed_over_is_counted_anew_though_images_are_cached(tmp_path: 
     (path := tmp_path / "set").mkdir()
     (path / "1.png").write_bytes(png(1))
     (path / "2.gif").write_bytes(b"x")
-    assert folder(path=str(path), size=8).about.endswith("1 .gif")
+    assert folder(path=str(path), size=8).about.endswith(f": 1 .gif {READ}")
     (path / "2.gif").unlink()
     assert folder(path=str(path), size=8).about == f"from {path}"
     (path / "3.tif").write_bytes(b"x")
-    assert folder(path=str(path), size=8).about.endswith("1 .tif")
+    assert folder(path=str(path), size=8).about.endswith(f": 1 .tif {READ}")
 
 
 DOUBTED = [
@@ -175,7 +175,7 @@ def test_a_run_says_what_its_data_are(
         for number in range(10):
             (tmp_path / "set" / name / f"{number}.png").write_bytes(png(25 * number + k))
     (tmp_path / "set" / "x.tif").write_bytes(b"x")
-    where = f"in 2 class folders, from {tmp_path / 'set'}; passed over, not {ENDINGS}: 1 .tif"
+    where = f"in 2 class folders, from {tmp_path / 'set'}; passed over: 1 .tif {READ}"
     doubt = f"data: the folders train, val in {tmp_path / 'set'} are taken for classes"
     with pytest.warns(IdleWarning, match=f"^{re.escape(doubt)}") as told:
         code, out, err = gan("run", recipe, "--out", "run")
@@ -338,3 +338,20 @@ def test_what_an_earlier_version_made_of_images_is_made_anew(
         )
         assert values(folder(path=str(path), size=8)) == [0]
     assert values(folder(path=str(path), size=8)) == [7]
+
+
+def test_what_the_cache_tells_of_images_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an archive it is told from the cache, which is made anew where it is damaged."""
+    with zipfile.ZipFile(path := tmp_path / "x.zip", "w") as archive:
+        for name in ("train/1.png", "val/1.png", "x.tif"):
+            archive.writestr(name, png(1))
+    first = folder(path=str(path), size=8)
+    (kept,) = (tmp_path / "cache" / "gancore").iterdir()
+    content = kept.read_bytes()
+    assert content.count(b".tif") == 1
+    for changed in (content.replace(b".tif", b".gif"), content):
+        kept.write_bytes(changed)
+        again = folder(path=str(path), size=8)
+        assert (again.about, again.doubts) == (first.about, first.doubts)

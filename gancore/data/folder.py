@@ -116,7 +116,10 @@ def _classes(names: Sequence[str], place: Path) -> list[str] | None:
 def _about(place: Path, classes: int, others: str) -> str:
     """Return how the images are ordered, where they are, and what is passed over beside them."""
     ordered = f"in {classes:,} class folders, " if classes else ""
-    passed = f"; passed over, not {', '.join(SUFFIXES)}: {others}" if others else ""
+    passed = ""
+    if others:
+        read = f"only {', '.join(SUFFIXES)} are read: convert what belongs to the data"
+        passed = f"; passed over: {others} ({read})"
     return f"{ordered}from {shown(str(place), 4096)}{passed}"
 
 
@@ -173,19 +176,19 @@ def _decoded(source: Listing, files: Sequence[File], size: int, channels: int) -
     pixels = samples.numpy()
     decode = decoder(size, channels)
 
-    def work(start: int) -> list[tuple[File, Exception]]:
-        faults: list[tuple[File, Exception]] = []
+    def work(start: int) -> list[tuple[File, str]]:
+        faults: list[tuple[File, str]] = []
         for k, file in enumerate(files[start : start + CHUNK], start):
             try:
                 pixels[k] = decode(source.read(file))
             except Exception as error:  # a damaged image may raise anything in Pillow
-                faults.append((file, error))
+                faults.append((file, str(error) or type(error).__name__))
         return faults
 
     # Pillow decodes without the GIL, but small images are mostly Python: a second thread slows them
     large = sum(file.size for file in files) > SMALL * len(files)
     pool = ThreadPoolExecutor(2 if large else 1)
-    first: list[tuple[File, Exception]] = []
+    first: list[tuple[File, str]] = []
     count = 0
     try:
         with Progress(f"reading {len(files):,} images", len(files)) as progress:
@@ -201,27 +204,23 @@ def _decoded(source: Listing, files: Sequence[File], size: int, channels: int) -
 
 
 def _refusal(
-    source: Listing, first: Sequence[tuple[File, Exception]], count: int, total: int
+    source: Listing, first: Sequence[tuple[File, str]], count: int, total: int
 ) -> DataError:
     """Return the error that names the first of `count` files that can't be read, and why."""
-    reasons: dict[str, list[File]] = {}
-    for file, error in first:
-        reason = str(error).removeprefix(f"{source.where(file)}: ") or type(error).__name__
-        reasons.setdefault(shown(reason, 300), []).append(file)
-    if count == 1:
-        (file, error) = first[0]
-        if isinstance(error, DataError):
-            return error
-        reason = next(iter(reasons))
-        return DataError(
-            f"{source.where(file)}: not an image that can be read ({reason}). Remove or replace it"
-        )
-    named = [
-        f"{', '.join(shown(file.name, 200) for file in files)} ({reason})"
-        for reason, files in reasons.items()
-    ]
-    if count > NAMED:
-        named.append(f"and {count - NAMED:,} more")
+    (file, reason), *others = first
+    if not others:
+        where = source.where(file)
+        if reason.startswith(f"{where}: "):  # the listing's own, with its remedy
+            return DataError(reason)
+        reason = f"not an image that can be read ({shown(reason, 300)}). Remove or replace it"
+        return DataError(f"{where}: {reason}")
+    alike: dict[str, list[str]] = {}
+    for file, reason in first:
+        reason = shown(reason.removeprefix(f"{source.where(file)}: "), 300)
+        alike.setdefault(reason, []).append(shown(file.name, 200))
+    named = [f"{', '.join(names)} ({reason})" for reason, names in alike.items()]
+    if count > len(first):
+        named.append(f"and {count - len(first):,} more")
     return DataError(
         f"{shown(str(source.path), 4096)}: {count:,} of {total:,} files are not images that can be "
         f"read: {'; '.join(named)}. Remove or replace them"
