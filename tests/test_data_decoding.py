@@ -78,12 +78,14 @@ KINDS = [
 def test_png(depth: int, colour: int, keyed: bool, lace: bool) -> None:
     """Grey and colour, of each depth, with alpha or a key that is transparent, interlaced or not.
 
-    A key of 16 bits differs from other samples in its lower 8 alone.
+    A key differs from another sample in its lowest bit alone.
     """
     most, has_alpha = 2**depth - 1, colour in (4, 6)
     values = samples(depth, BANDS[colour])
+    values[2, 3] |= 1
     key = values[2, 3].copy()
-    near = key ^ 1
+    near = key.copy()
+    near[-1] ^= 1
     values[4, 5], values[5, 5] = near, key
     marks = [chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))] if keyed else []
     unit = values / most
@@ -322,14 +324,9 @@ def test_what_is_no_image_is_named(name: str) -> None:
             read(content)
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        *(b"<" * 2000, b"<!--" * 500, b"<?a>" * 500, b"<!" * 1000, b"<!a" * 700, b" " * 2000),
-        *(packed(bytes(2000)), b"<svg" * 500, b"../" * 700),
-    ],
-)
+@pytest.mark.parametrize("start", [b"<", b"<!--", b"<?a>", b"<!", b"<!a", b" ", b"<svg", b"../"])
 def test_no_start_of_a_file_takes_long_to_be_known(start: bytes) -> None:
+    content = start * 50_000
     began = time.perf_counter()
-    kind(start)
+    kind(content)
     assert time.perf_counter() - began < 0.5

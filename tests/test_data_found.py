@@ -278,7 +278,7 @@ def test_a_file_of_equal_name_size_and_time_is_read_again(
         rewritten(path / "2.png", png(9), how)
     else:
         rewritten(path, path.read_bytes().replace(png(2), png(9)), how)  # with a wrong checksum
-        with pytest.raises(DataError, match=r"2\.png: can't be read from the archive"):
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: 2.png: can't be read"):
             folder(path=str(path), size=8)
         content = path.read_bytes().replace(
             zlib.crc32(png(2)).to_bytes(4, "little"), zlib.crc32(png(9)).to_bytes(4, "little")
