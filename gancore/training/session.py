@@ -77,7 +77,6 @@ class Session:
         if first:
             trainer.plugins.start(self.run.path, start)
         self.display.begin(self._title(start), start, trainer.train.steps)
-        self.display.say(f"data: {trainer.data}")
         if trainer.ranks.count > 1:
             self.display.say(ALONE)
         try:
@@ -428,4 +427,5 @@ class Session:
         if trainer.ranks.count > 1:
             where += f" with {trainer.ranks.count} processes"
         begin = f"from step {start} " if start else ""
-        return f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"
+        line = f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"
+        return f"{line}\ndata: {trainer.data}"
