@@ -278,13 +278,6 @@ def test_a_corrupt_image_stops_with_its_path(place: Make, content: bytes) -> Non
     assert not cached()
 
 
-def test_the_first_corrupt_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 1)
-    files = {f"{k}.png": b"bad" if k in (3, 7) else png(k) for k in range(9)}
-    with pytest.raises(DataError, match=r"3\.png"):
-        folder(path=str(zipped(tmp_path / "x.zip", files)))
-
-
 def test_no_images(place: Make, tmp_path: Path) -> None:
     for files in ({"a.txt": b"x"}, {".a.png": b"x"}):
         with pytest.raises(DataError, match=r"no images in it; expected \.png, \.jpg, .*a class"):

@@ -31,7 +31,8 @@ def show(trainer: Trainer) -> None:
         click.echo(f"{name}: {type(module).__name__}, {count:,} parameters")
     data = trainer.data
     size = data.samples.numel() * data.samples.element_size()
-    click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB")
+    about = data.about and f", {data.about}"
+    click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB{about}")
     click.echo("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
     if (peak := _peak_bytes(trainer)) is not None:
         click.echo(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")

@@ -41,6 +41,8 @@ class Dataset:
     labels   int64 (N,), or None
     split    which part of the published data this is
     truth    what points scatter around, where that is known
+    about    where they are from, and what was passed over there; ends what a run says of its data
+    doubts   lines on what may not be meant so, which a run warns of
 
     Raises DataError for any other dtype or shape, and for an empty one.
     """
@@ -50,6 +52,8 @@ class Dataset:
     labels: Tensor | None = None
     split: str = "train"
     truth: Truth | None = None
+    about: str = ""
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check dtypes and shapes."""
@@ -78,6 +82,12 @@ class Dataset:
     def is_images(self) -> bool:
         """Whether the samples are images; points otherwise."""
         return self.samples.dtype == torch.uint8
+
+    def __str__(self) -> str:
+        """Return how many samples there are, of which shape, and where they are from."""
+        size = "×".join(map(str, self.shape))
+        what = f"images of {size}" if self.is_images else f"points of {size} coordinates"
+        return f"{len(self):,} {what}{self.about and f', {self.about}'}"
 
     @cached_property
     def sha256(self) -> str:

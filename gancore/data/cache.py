@@ -26,7 +26,11 @@ class Cache:
     """One file for each thing that can be made (`slot`), good for one state of its source (`key`).
 
     kind begins the file's name. Nothing that goes wrong here is an error: then there is no cache.
+
+    note  a text beside the tensors, as `load` found it, or as `save` is to keep it
     """
+
+    note = ""
 
     def __init__(self, kind: str, slot: str, key: str) -> None:
         self.kind, self.key = kind, key
@@ -49,22 +53,24 @@ class Cache:
                 found = {each: stored.get_tensor(each) for each in stored.keys()}  # noqa: SIM118
         except Exception:  # whatever is wrong with the file, it is made anew
             return None
-        return found if about.get("content") == _content(found) else None
+        self.note = about.get("note", "")
+        return found if about.get("content") == _content(found, self.note) else None
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors in place of any before; the file appears whole or not at all."""
         from safetensors.torch import save_file
 
         try:
-            about = {"key": self.key, "content": _content(tensors)}
+            content = _content(tensors, self.note)
+            about = {"key": self.key, "content": content, "note": self.note}
             with replacing(self.file) as file:
                 save_file(dict(tensors), file.name, metadata=about)
         except Exception as error:  # safetensors raises its own for a full disk
             logging.getLogger(__name__).warning("%s are not cached: %s", self.kind, error)
 
 
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _content(tensors: Mapping[str, Tensor], note: str) -> str:
+    digest = hashlib.sha256(note.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,24 +18,20 @@ from torch import Tensor
 
 from gancore.data import Dataset
 from gancore.data.cache import Cache
-from gancore.data.listing import File, Listing, listing
+from gancore.data.decoding import decoder
+from gancore.data.listing import SUFFIXES, File, Listing, listing
 from gancore.data.progress import Progress
 from gancore.errors import DataError
+from gancore.options import shown
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-    Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-MOST_PIXELS = 1 << 26
-"""In one image, before it is decoded."""
 LARGEST = 64 << 30
 """Bytes of all images, decoded."""
 SMALL = 16_000
 """Bytes of an image file, up to which one thread reads as fast as two."""
 CHUNK = 16
-VERSION = 1
+NAMED = 10
+"""Files or folders that a line names, at most."""
+VERSION = 2
 """Of what is made of an image; part of the cache's key."""
 
 
@@ -57,24 +52,35 @@ def folder(
     Images come in the order of their names. Labels count the class folders in the order of their
     names; there are none without class folders. Folders around all of the images are skipped.
     Images deeper than one class folder, or beside class folders, are an error, as it would be a
-    guess what they are. Other files, hidden ones and `__MACOSX` are ignored. Of an animation the
-    first frame is taken; transparency is laid over white; EXIF rotation is applied; 16 bits are
-    scaled to 8. Decoded images are cached (`gancore.data.cache`) until a name, size or time of
-    change differs. Raises DataError: the first image that can't be read is named.
+    guess what they are. Other files are passed over and counted by their endings (`about`), hidden
+    ones and `__MACOSX` are ignored. Class folders whose names are those of a split or of masks are
+    in `doubts`. Of an animation the first frame is taken; transparency is laid over white, but for
+    a BMP whose alpha is 0 everywhere; EXIF rotation is applied; 16 bits are scaled to 8, rounded.
+    Decoded images are cached (`gancore.data.cache`) until a name, size, time of change or inode
+    differs. Raises DataError, which names the images that can't be read, and what they are.
     """
     place = Path(os.path.realpath(Path(path).expanduser()))
     source = listing(place)
     try:
         cache = Cache("images", json.dumps([str(place), size, channels]), _key(source))
-        if (found := cache.load()) is not None:
-            return Dataset("folder", found["samples"], found.get("labels"))
-        files = source.files()
-        labels = _labels([file.name for file in files], place)
-        samples = _decoded(source, files, size, channels)
+        tensors = cache.load()
+        if tensors is None:
+            files = source.files()
+            classes = _classes([file.name for file in files], place)
+            tensors = {"samples": _decoded(source, files, size, channels)}
+            names = sorted(set(classes or ()))
+            if classes is not None:
+                number = {name: k for k, name in enumerate(names)}
+                tensors["labels"] = torch.tensor([number[name] for name in classes])
+            doubts = _doubts(place, files[0].name, names)
+            cache.note = json.dumps([len(names), source.others, doubts])
+            cache.save(tensors)
     finally:
         source.close()
-    cache.save({"samples": samples} if labels is None else {"samples": samples, "labels": labels})
-    return Dataset("folder", samples, labels)
+    count, others, doubts = json.loads(cache.note)
+    about = _about(place, count, others if source.others is None else source.others)
+    samples, labels = tensors["samples"], tensors.get("labels")
+    return Dataset("folder", samples, labels, about=about, doubts=tuple(doubts))
 
 
 def _key(source: Listing) -> str:
@@ -83,8 +89,8 @@ def _key(source: Listing) -> str:
     return f"{VERSION} pillow {PIL.__version__} {source.stamp()}"
 
 
-def _labels(names: Sequence[str], place: Path) -> Tensor | None:
-    """Return the class of each image by its folder, or None if they are in no class folders."""
+def _classes(names: Sequence[str], place: Path) -> list[str] | None:
+    """Return the class folder of each image, or None if they are in no class folders."""
     parents = [name.split("/")[:-1] for name in names]
     pairs = zip(min(parents), max(parents), strict=False)
     around = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -104,8 +110,55 @@ def _labels(names: Sequence[str], place: Path) -> Tensor | None:
             f"{place}: {inside!r} is in a class folder, {loose[0]!r} is not. Put all images into "
             "class folders, or none"
         )
-    number = {name: k for k, name in enumerate(sorted({each[0] for each in classes.values()}))}
-    return torch.tensor([number[each[0]] for each in classes.values()])
+    return [each[0] for each in classes.values()]
+
+
+def _about(place: Path, classes: int, others: str) -> str:
+    """Return how the images are ordered, where they are, and what is passed over beside them."""
+    ordered = f"in {classes:,} class folders, " if classes else ""
+    passed = ""
+    if others:
+        read = f"only {', '.join(SUFFIXES)} are read: convert what belongs to the data"
+        passed = f"; passed over: {others} ({read})"
+    return f"{ordered}from {shown(str(place), 4096)}{passed}"
+
+
+SPLIT = re.compile(
+    r"(train(ing|val)?|trn|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|images?|imgs?)"
+    r"([-_ ]?(\d+|a|b|tr|ts|set|data|images?|imgs?))*",
+    re.IGNORECASE,
+)
+MASKS = re.compile(
+    r"(.*[-_ ])?(masks?|labels?|annotations?|seg(mentation)?s?|gt|ground[-_ ]?truths?|depth)"
+    r"([-_ ]?(\d+|a|b|tr|ts|train|val|test))?",
+    re.IGNORECASE,
+)
+"""Names of folders that are parts of a data set, or pictures about its images, not classes."""
+
+
+def _doubts(place: Path, first: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a line on class folders that are none by their names.
+
+    first: the name of an image in one of them
+    """
+    doubted = [name for name in classes if SPLIT.fullmatch(name) or MASKS.fullmatch(name)]
+    if not doubted:
+        return ()
+    meant = min(
+        classes,
+        key=lambda name: (not name.lower().startswith("train"), bool(MASKS.fullmatch(name))),
+    )
+    inside = place.joinpath(*first.split("/")[:-2], meant)
+    remedy = "unpack it, and set data.path to that folder"
+    if place.is_dir():
+        remedy = f"set data.path = {str(inside)!r}"
+    more = f" and {len(doubted) - NAMED} more" if len(doubted) > NAMED else ""
+    line = (
+        f"data: the folders {', '.join(doubted[:NAMED])}{more} in {inside.parent} are taken for "
+        f"classes, and images of all {len(classes)} class folders are in the data; if one alone "
+        f"is meant, {remedy}"
+    )
+    return (shown(line, 4096),)
 
 
 def _decoded(source: Listing, files: Sequence[File], size: int, channels: int) -> Tensor:
@@ -123,75 +176,52 @@ def _decoded(source: Listing, files: Sequence[File], size: int, channels: int) -
     pixels = samples.numpy()
     decode = decoder(size, channels)
 
-    def work(start: int) -> int:
-        chunk = files[start : start + CHUNK]
-        for k, file in enumerate(chunk, start):
-            content = source.read(file)
+    def work(start: int) -> list[tuple[File, str]]:
+        faults: list[tuple[File, str]] = []
+        for k, file in enumerate(files[start : start + CHUNK], start):
             try:
-                pixels[k] = decode(content)
+                pixels[k] = decode(source.read(file))
             except Exception as error:  # a damaged image may raise anything in Pillow
-                reason = str(error) or type(error).__name__
-                raise DataError(
-                    f"{source.where(file)}: not an image that can be read ({reason}). "
-                    "Remove or replace it"
-                ) from error
-        return len(chunk)
+                faults.append((file, str(error) or type(error).__name__))
+        return faults
 
     # Pillow decodes without the GIL, but small images are mostly Python: a second thread slows them
     large = sum(file.size for file in files) > SMALL * len(files)
     pool = ThreadPoolExecutor(2 if large else 1)
+    first: list[tuple[File, str]] = []
+    count = 0
     try:
         with Progress(f"reading {len(files):,} images", len(files)) as progress:
-            for done in pool.map(work, range(0, len(files), CHUNK)):
-                progress.advance(done)
+            for faults in pool.map(work, range(0, len(files), CHUNK)):
+                progress.advance(CHUNK)
+                count += len(faults)
+                first += faults[: NAMED - len(first)]
     finally:
         pool.shutdown(cancel_futures=True)
+    if first:
+        raise _refusal(source, first, count, len(files))
     return samples
 
 
-def decoder(size: int, channels: int) -> Callable[[bytes], Pixels]:
-    """Return a function from an image file's bytes to uint8 (channels, size, size)."""
-    from PIL import Image, ImageOps, UnidentifiedImageError, WebPImagePlugin
-
-    Image.preinit()  # here, as it is not meant for threads
-    _ = WebPImagePlugin  # registers itself
-    mode = "L" if channels == 1 else "RGB"
-
-    def decode(content: bytes) -> Pixels:
-        try:
-            image: Picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise ValueError("not PNG, JPEG, BMP or WebP, or damaged") from None
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width}×{height} is over the limit of {MOST_PIXELS:,} pixels")
-        image.load()
-        with contextlib.suppress(Exception):  # a picture may be fine where its EXIF is not
-            image = ImageOps.exif_transpose(image)
-        image = _plain(image, mode)
-        width, height = image.size
-        if width != height:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
-        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-    return decode
-
-
-def _plain(image: Picture, mode: str) -> Picture:
-    """Return an image in 8 bits, grey or colour, transparency laid over white."""
-    from PIL import Image
-
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would clip them at 255
-        wide = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray(np.round(wide / 257).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+def _refusal(
+    source: Listing, first: Sequence[tuple[File, str]], count: int, total: int
+) -> DataError:
+    """Return the error that names the first of `count` files that can't be read, and why."""
+    (file, reason), *others = first
+    if not others:
+        where = source.where(file)
+        if reason.startswith(f"{where}: "):  # the listing's own, with its remedy
+            return DataError(reason)
+        reason = f"not an image that can be read ({shown(reason, 300)}). Remove or replace it"
+        return DataError(f"{where}: {reason}")
+    alike: dict[str, list[str]] = {}
+    for file, reason in first:
+        reason = shown(reason.removeprefix(f"{source.where(file)}: "), 300)
+        alike.setdefault(reason, []).append(shown(file.name, 200))
+    named = [f"{', '.join(names)} ({reason})" for reason, names in alike.items()]
+    if count > len(first):
+        named.append(f"and {count - len(first):,} more")
+    return DataError(
+        f"{shown(str(source.path), 4096)}: {count:,} of {total:,} files are not images that can be "
+        f"read: {'; '.join(named)}. Remove or replace them"
+    )

@@ -8,18 +8,24 @@ import re
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gancore.errors import DataError
+from gancore.options import shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MOST_FILES = 5_000_000
 LARGEST_FILE = 64 << 20
 LARGEST_TOTAL = 256 << 30
 DEEPEST = 16
+TAIL = 64 << 20
+"""Bytes at the end of an archive that tell of its content."""
+ENDINGS = 8
+"""How many endings of other files are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,15 @@ class File:
 
 
 class Listing(Protocol):
-    """The images in one place. Making one raises DataError."""
+    """The images in one place. Making one raises DataError.
+
+    path    the folder or archive
+    others  how many files of which endings are passed over: "12 .tif, 3 .gif", or ""; None where
+            that is not known before `files` is called
+    """
+
+    path: Path
+    others: str | None
 
     def stamp(self) -> str:
         """Return what changes whenever the images do, without reading them."""
@@ -64,8 +78,9 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.others: str | None
         try:
-            self._files = _chosen(self._walk(path, "", ()), path)
+            self._files, self.others = _chosen(self._walk(path, "", ()), path)
         except OSError as error:
             place = error.filename or path
             raise DataError(f"{place}: can't be read: {error.strerror}") from error
@@ -86,12 +101,12 @@ class Folder:
                     yield from self._walk(folder / entry.name, f"{name}/", (*above, here))
                 elif entry.is_file():
                     found = entry.stat()
-                    yield File(name, found.st_size, found.st_mtime_ns)
+                    yield File(name, found.st_size, _state(found))
                 elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
                     raise DataError(f"{folder / entry.name}: a link to nothing. Remove it")
 
     def stamp(self) -> str:
-        """Return a hash of all names, sizes and times of change."""
+        """Return a hash of all names, sizes, times of change and inodes."""
         digest = hashlib.sha256()
         for file in self._files:
             digest.update(f"{file.name}\0{file.size}\0{file.at}\n".encode(errors="surrogateescape"))
@@ -129,18 +144,19 @@ class Zip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.others: str | None = None
         self._zip: zipfile.ZipFile | None = None
 
     def stamp(self) -> str:
-        """Return a hash of size, time of change and the last 64 MiB.
+        """Return a hash of size, times of change, inode and the last 64 MiB.
 
         Those have the central directory with the entries' CRCs; of a smaller file, everything.
         """
         try:
             with self.path.open("rb") as stream:
                 about = os.fstat(stream.fileno())
-                digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns}\n".encode())
-                stream.seek(max(0, about.st_size - (64 << 20)))
+                digest = hashlib.sha256(f"{about.st_size} {_state(about)}\n".encode())
+                stream.seek(max(0, about.st_size - TAIL))
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
@@ -158,7 +174,8 @@ class Zip:
         entries = self._zip.infolist()
         if len(entries) > MOST_FILES:  # before anything is made of them
             raise DataError(_too_many(self.path))
-        return _chosen(self._entries(entries), self.path)
+        files, self.others = _chosen(self._entries(entries), self.path)
+        return files
 
     def _entries(self, entries: Sequence[zipfile.ZipInfo]) -> Iterator[File]:
         seen = set()
@@ -176,6 +193,7 @@ class Zip:
                 raise DataError(f"{where} is there twice. Make the archive anew")
             seen.add(name)
             if not name.lower().endswith(SUFFIXES):
+                yield File(name, 0, None)
                 continue
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(
@@ -219,14 +237,24 @@ class Zip:
             self._zip.close()
 
 
-def _chosen(found: Iterator[File], path: Path) -> list[File]:
-    """Return the images of what is found, sorted, within the limits."""
-    files, count, total = [], 0, 0
-    for file in found:
-        count += 1
+def _state(about: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells that a file of the same name and size is another, or was written to.
+
+    The time of change of the inode, and its number, as the other time can be set to any.
+    """
+    return about.st_mtime_ns, about.st_ctime_ns, about.st_ino
+
+
+def _chosen(found: Iterator[File], path: Path) -> tuple[list[File], str]:
+    """Return the images of what is found, sorted, within the limits; and what the others are."""
+    files: list[File] = []
+    others: Counter[str] = Counter()
+    total = 0
+    for count, file in enumerate(found, 1):
         if count > MOST_FILES:
             raise DataError(_too_many(path))
         if not file.name.lower().endswith(SUFFIXES):
+            others[os.path.splitext(file.name)[1].lower()] += 1
             continue
         if file.size > LARGEST_FILE:
             raise DataError(_too_large(f"{path}: {_shown(file.name)}"))
@@ -235,11 +263,24 @@ def _chosen(found: Iterator[File], path: Path) -> list[File]:
             raise DataError(f"{path}: over the limit of {LARGEST_TOTAL >> 30} GiB of images")
         files.append(file)
     if not files:
+        instead = f"; found {_counted(others)}" if others else ""
         raise DataError(
             f"{path}: no images in it; expected {', '.join(SUFFIXES)} files, directly or in one "
-            "folder a class"
+            f"folder a class{instead}"
         )
-    return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name), _counted(others)
+
+
+def _counted(others: Counter[str]) -> str:
+    """Return how many files there are of each ending, the most frequent first: 12 .tif, 3 .gif."""
+    endings = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    parts = [
+        f"{count:,} {shown(ending, 20) or 'without an ending'}"
+        for ending, count in endings[:ENDINGS]
+    ]
+    if rest := sum(count for _, count in endings[ENDINGS:]):
+        parts.append(f"{rest:,} of other endings")
+    return ", ".join(parts)
 
 
 def _hidden(parts: Sequence[str]) -> bool:

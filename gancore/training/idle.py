@@ -53,7 +53,7 @@ def check_idle(sections: Sections, plugins: Plugins) -> list[str]:
 
 def warn_idle(trainer: Trainer) -> None:
     """Warn of what has no effect in a trainer's run, before it begins."""
-    lines = [*check_idle(trainer, trainer.plugins), *_dark(trainer.data)]
+    lines = [*check_idle(trainer, trainer.plugins), *trainer.data.doubts, *_dark(trainer.data)]
     if trainer.ranks.is_first:
         for line in lines:
             warnings.warn(line, IdleWarning, stacklevel=3)

@@ -429,4 +429,5 @@ class Session:
         if trainer.ranks.count > 1:
             where += f" with {trainer.ranks.count} processes"
         begin = f"from step {start} " if start else ""
-        return f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"
+        line = f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"
+        return f"{line}\ndata: {trainer.data}"
