@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gancore.errors import DataError
+from gancore.report.style import our_style
 
 CELL = 64
 """Smaller images are enlarged to about so many pixels, without smoothing."""
@@ -55,6 +56,7 @@ def _save_image_grid(images: Tensor, path: Path) -> None:
     save_image(grid, path)
 
 
+@our_style()
 def _save_points(points: Tensor, path: Path, like: Tensor | None) -> None:
     from matplotlib.figure import Figure
 

@@ -15,7 +15,7 @@ from gancore.machine import TO_ROUNDING, taken_again, unlike
 from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
-from gancore.report import Display, plot_curves, save_grid
+from gancore.report import Display, plot_curves, save_grid, spared
 from gancore.sampling import SAMPLING, frozen_parts, generate
 from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
@@ -84,7 +84,8 @@ class Session:
             if first and not stopped and start < trainer.train.steps:
                 warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
-                plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
+                with spared(self.run.curves_path, self.display.say):
+                    plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):
@@ -225,7 +226,9 @@ class Session:
             seed=trainer.train.seed,
             broken=lambda text: self.notes.broken(text, step),
         )
-        save_grid(samples, self.run.sample_path(step), like=trainer.data.samples)
+        path = self.run.sample_path(step)
+        with spared(path, self.display.say):
+            save_grid(samples, path, like=trainer.data.samples)
         self.notes.grid(samples, step)
         return samples
 
