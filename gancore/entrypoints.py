@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distribution, entry_points
 from importlib.util import find_spec
@@ -97,7 +100,8 @@ def _code(found: Found) -> str:
     """
     digest = hashlib.sha256()
     try:
-        files = _code_files(found.point.module)
+        with guard.kept(_import_of(found)):  # of the packages that its module is in
+            files = _code_files(found.point.module)
         if not files:
             return "unknown"
         named = {_name(path, files[0]): path for path in files} | _installed(found)
@@ -157,18 +161,21 @@ def _cached(path: Path) -> bool:
 def load(found: Found) -> Any:
     """Import what an entry point names.
 
+    Filters of warnings, and what its modules draw or seed, are put back: they are imported once,
+    and runs are made often.
+
     Raises PluginError when its distribution excludes this version of gancore, or when the
     import fails, naming the distribution and the cause; ContractError when it changes torch's
     global settings.
     """
     _check_core_version(found)
     try:
-        with guard.kept(f"the import of {found.kind} {found}"):
+        with guard.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
             return found.point.load()
     except ContractError:
         raise
     except KeyboardInterrupt as error:
-        guard.name(error, f"the import of {found.kind} {found}")
+        guard.name(error, _import_of(found))
         raise
     except BaseException as error:
         cause = f"{type(error).__name__}: {error}"
@@ -176,6 +183,18 @@ def load(found: Found) -> Any:
             f"{found.kind} {found} can't be imported: {cause}. "
             f"Reinstall or remove {found.distribution}."
         ) from error
+
+
+def _import_of(found: Found) -> str:
+    return f"the import of {found.kind} {found}"
+
+
+def _draws_kept() -> AbstractContextManager[None]:
+    if "torch" not in sys.modules:  # nobody has drawn yet, and it takes seconds to import
+        return nullcontext()
+    from gancore.randomness import kept
+
+    return kept()
 
 
 def _check_core_version(found: Found) -> None:
