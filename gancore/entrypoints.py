@@ -26,6 +26,9 @@ OURS = frozenset({"gp", "r1", "r2", "lazy", "clip", "sn"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
 
 
+MADE_IN_PYTHON = "python:"
+"""Begins the names of networks and data that a run was given in Python."""
+
 CODE = frozenset({".py", ".pyc", ".so", ".pyd"})
 """Ends of the names of files that may be imported."""
 
@@ -61,7 +64,7 @@ def get(kind: Kind, name: str) -> Found:
     """Return the one entry point of this name.
 
     Raises MissingError when there is none, with close names or what to install, and PluginError
-    when several distributions bring it, with their names.
+    when several distributions bring it, with their names, and for what was made in Python.
     """
     installed = list(find(kind))
     matches = [found for found in installed if found.name == name]
@@ -70,6 +73,11 @@ def get(kind: Kind, name: str) -> Found:
     if matches:
         both = " and ".join(f"{found.distribution} {found.version}" for found in matches)
         raise PluginError(f"{kind} {name!r} is brought by {both}: uninstall all but one")
+    if name.startswith(MADE_IN_PYTHON):
+        raise PluginError(
+            f"{kind} {name!r} was made in Python, and no recipe can build it: give it to "
+            "gancore.Trainer"
+        )
     names = {found.name for found in installed}
     if kind == "plugin" and name in OURS:
         hint = f" It comes with the package gancore-{name}: pip install it."

@@ -6,11 +6,13 @@ from gancore.training.experiment import (
     load_critic,
     load_data,
     load_generator,
+    refuse,
     run,
     score_run,
     trainer,
 )
 from gancore.training.folder import Run
+from gancore.training.reporting import write_report
 from gancore.training.trainer import Trainer
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "load_critic",
     "load_data",
     "load_generator",
+    "refuse",
     "run",
     "score_run",
     "trainer",
+    "write_report",
 ]

@@ -33,7 +33,7 @@ from gancore.training.identity import (
 )
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
-from gancore.training.storage import LOCK
+from gancore.training.storage import refuse_taken
 from gancore.training.tally import Tally
 
 if TYPE_CHECKING:
@@ -289,10 +289,8 @@ class Session:
         """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        if not resume and any(path.name != LOCK for path in run.path.iterdir()):
-            raise InputError(
-                f"{run.path} is not empty: go on with it by --resume, or choose another --out"
-            )
+        if not resume:
+            refuse_taken(run.path)
         before = self._environment() if found is not None else {}
         if found is None:
             self.trainer.use.refuse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -37,6 +38,25 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise InputError for a run folder that has anything in it but a lock."""
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise InputError(
+            f"{folder} is not empty: go on with it by --resume, or choose another --out"
+        )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise InputError, before anything slow, for a folder that can't be written to, or made."""
+    folder = folder.absolute()
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    with told_of_files():
+        if not there.is_dir():
+            raise OSError(errno.ENOTDIR, "", str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "", str(there))
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
