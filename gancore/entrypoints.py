@@ -108,8 +108,7 @@ def _code(found: Found) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with guard.kept(_import_of(found)):  # of the packages that its module is in
-            files = _code_files(found.point.module)
+        files = _code_files(found.point.module)
         if not files:
             return "unknown"
         named = {_name(path, files[0]): path for path in files} | _installed(found)

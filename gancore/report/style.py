@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -52,12 +53,14 @@ def _told(but: type[Exception] = GancoreError) -> Iterator[None]:
 
 
 def _matplotlib() -> Any:
-    """Import matplotlib, which ends in a ValueError where MPLBACKEND names no backend."""
-    with suppress(ValueError):
-        return import_module("matplotlib")
-    backend = os.environ.pop("MPLBACKEND", None)
+    """Import matplotlib, and no error where MPLBACKEND names no backend: we use none."""
+    named = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
-        return import_module("matplotlib")
+        matplotlib = import_module("matplotlib")
     finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = named
+    return matplotlib
