@@ -115,7 +115,6 @@ def test_a_full_disk_is_no_fault_of_the_picture() -> None:
 SURROUNDINGS = {
     "usetex": {},
     "backend": {"MPLBACKEND": "nonsense"},
-    "no place for caches": {"MPLCONFIGDIR": "/proc/none"},
     "warnings": {"PYTHONWARNINGS": "error"},
     "ascii": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "0"},
 }

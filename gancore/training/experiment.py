@@ -80,9 +80,15 @@ def refuse(
         refuse_unwritable(folder)
         if not resume:
             refuse_taken(folder)
+    refuse_components(recipe)
+    check_section(recipe.score)
+
+
+@leaving_no_trace
+def refuse_components(recipe: Recipe) -> None:
+    """Raise PluginError, before data are loaded, for names, options and plugins that are wrong."""
     for kind, section in _components(recipe).items():
         options.validate(_factory(kind, section), section.options, _section(kind))
-    check_section(recipe.score)
     Plugins(load_plugins(recipe))
 
 

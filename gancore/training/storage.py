@@ -50,13 +50,23 @@ def refuse_taken(folder: Path) -> None:
 
 def refuse_unwritable(folder: Path) -> None:
     """Raise InputError, before anything slow, for a folder that can't be written to, or made."""
-    folder = folder.absolute()
-    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    with told_of_files():
+    there = folder.absolute()
+    with told_of_files(folder):
+        while not _is_there(there):
+            there = there.parent
         if not there.is_dir():
-            raise OSError(errno.ENOTDIR, "", str(there))
+            raise OSError(errno.EEXIST, "", str(there))
         if not os.access(there, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, "", str(there))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of this name. Raises OSError for what can never be a name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
