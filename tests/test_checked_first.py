@@ -41,10 +41,10 @@ def late(*arguments: object, **options: object) -> Any:
 def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all that takes long fail the test."""
     for name in (
+        "gancore.leaderboard.plan.load_data",  # before the one that it imports
+        "gancore.cost.load_data",
         "gancore.training.experiment.load_data",
         "gancore.training.experiment.calibrated",
-        "gancore.leaderboard.plan.load_data",
-        "gancore.cost.load_data",
         "gancore.sampling.generate",
     ):
         monkeypatch.setattr(name, late)
