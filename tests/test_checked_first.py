@@ -224,6 +224,9 @@ def test_what_no_data_would_mend() -> None:
     ):
         with pytest.raises(ScoreError, match=said):
             check_section(Score(metrics=metrics, samples=samples, extractor="digits"))
+    few = Dataset("few", torch.zeros(63, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ScoreError, match="64 generated and 63 real"):
+        check_scoring(few, Score(metrics=("fid",), samples=64, extractor="digits"))
 
 
 def test_pictures_go_into_a_folder_of_their_own(tmp_path: Path, monkeypatch: Any) -> None:
