@@ -22,7 +22,15 @@ if TYPE_CHECKING:
         input_gradient,
         interpolate,
     )
-    from gancore.training import Run, Trainer, load_generator, run
+    from gancore.training import (
+        Run,
+        Trainer,
+        load_critic,
+        load_generator,
+        run,
+        score_run,
+        write_report,
+    )
 
 _HOME = {
     "CriticStep": "gancore.step",
@@ -36,9 +44,12 @@ _HOME = {
     "hookimpl": "gancore.hooks",
     "input_gradient": "gancore.step",
     "interpolate": "gancore.step",
+    "load_critic": "gancore.training",
     "load_generator": "gancore.training",
     "plugin": "gancore.plugins",
     "run": "gancore.training",
+    "score_run": "gancore.training",
+    "write_report": "gancore.training",
 }
 
 __all__ = [
@@ -53,9 +64,12 @@ __all__ = [
     "hookimpl",
     "input_gradient",
     "interpolate",
+    "load_critic",
     "load_generator",
     "plugin",
     "run",
+    "score_run",
+    "write_report",
 ]
 
 

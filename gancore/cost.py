@@ -27,7 +27,7 @@ from gancore.errors import RunError
 from gancore.probe import unprobed
 from gancore.recipe import Recipe
 from gancore.sampling import Progress
-from gancore.training import Trainer, load_data, trainer
+from gancore.training import Trainer, load_data, refuse_components, trainer
 from gancore.training.environment import choose_device
 
 MOST_ASKED = 1_000_000
@@ -181,6 +181,9 @@ def measure(
     variants: dict[str, _Variant] = {}
     bare: dict[str, str] = {}
     loaded: dict[str, Dataset] = {}
+    choose_device(device)
+    for recipe in recipes.values():
+        refuse_components(recipe)
     for name, recipe in recipes.items():
         plain = recipe.without([each.called for each in recipe.plugin])
         data = _data(recipe, device, loaded)

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distribution, entry_points
 from importlib.util import find_spec
@@ -22,6 +25,9 @@ Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
 OURS = frozenset({"gp", "r1", "r2", "lazy", "clip", "sn"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
 
+
+MADE_IN_PYTHON = "python:"
+"""Begins the names of networks and data that a run was given in Python."""
 
 CODE = frozenset({".py", ".pyc", ".so", ".pyd"})
 """Ends of the names of files that may be imported."""
@@ -58,7 +64,7 @@ def get(kind: Kind, name: str) -> Found:
     """Return the one entry point of this name.
 
     Raises MissingError when there is none, with close names or what to install, and PluginError
-    when several distributions bring it, with their names.
+    when several distributions bring it, with their names, and for what was made in Python.
     """
     installed = list(find(kind))
     matches = [found for found in installed if found.name == name]
@@ -67,6 +73,11 @@ def get(kind: Kind, name: str) -> Found:
     if matches:
         both = " and ".join(f"{found.distribution} {found.version}" for found in matches)
         raise PluginError(f"{kind} {name!r} is brought by {both}: uninstall all but one")
+    if name.startswith(MADE_IN_PYTHON):
+        raise PluginError(
+            f"{kind} {name!r} was made in Python, and no recipe can build it: give it to "
+            "gancore.Trainer"
+        )
     names = {found.name for found in installed}
     if kind == "plugin" and name in OURS:
         hint = f" It comes with the package gancore-{name}: pip install it."
@@ -157,18 +168,21 @@ def _cached(path: Path) -> bool:
 def load(found: Found) -> Any:
     """Import what an entry point names.
 
+    Filters of warnings, and what its modules draw or seed, are put back: they are imported once,
+    and runs are made often.
+
     Raises PluginError when its distribution excludes this version of gancore, or when the
     import fails, naming the distribution and the cause; ContractError when it changes torch's
     global settings.
     """
     _check_core_version(found)
     try:
-        with guard.kept(f"the import of {found.kind} {found}"):
+        with guard.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
             return found.point.load()
     except ContractError:
         raise
     except KeyboardInterrupt as error:
-        guard.name(error, f"the import of {found.kind} {found}")
+        guard.name(error, _import_of(found))
         raise
     except BaseException as error:
         cause = f"{type(error).__name__}: {error}"
@@ -176,6 +190,18 @@ def load(found: Found) -> Any:
             f"{found.kind} {found} can't be imported: {cause}. "
             f"Reinstall or remove {found.distribution}."
         ) from error
+
+
+def _import_of(found: Found) -> str:
+    return f"the import of {found.kind} {found}"
+
+
+def _draws_kept() -> AbstractContextManager[None]:
+    if "torch" not in sys.modules:  # nobody has drawn yet, and it takes seconds to import
+        return nullcontext()
+    from gancore.randomness import kept
+
+    return kept()
 
 
 def _check_core_version(found: Found) -> None:

@@ -27,6 +27,9 @@ NOTE = "raised in "
 
 UNKNOWN = object()
 
+TINY = 5e-324
+"""The smallest number, a denormal one."""
+
 
 class Setting(NamedTuple):
     """Something global: its name, what it is where torch begins, how to read and to put it."""
@@ -39,6 +42,7 @@ class Setting(NamedTuple):
 
 @cache
 def _settings() -> tuple[Setting, ...]:
+    import numpy as np
     import torch
 
     core: Any = torch._C  # torch's own getters go to it, at some cost
@@ -93,6 +97,10 @@ def _settings() -> tuple[Setting, ...]:
             core._get_cudnn_deterministic,
             core._set_cudnn_deterministic,
         ),
+        Setting("cudnn.enabled", True, core._get_cudnn_enabled, core._set_cudnn_enabled),
+        Setting("mkldnn.enabled", True, core._get_mkldnn_enabled, core._set_mkldnn_enabled),
+        Setting("flushing of denormals", False, lambda: TINY * 1.0 == 0, torch.set_flush_denormal),
+        Setting("NumPy's treatment of errors", UNKNOWN, np.geterr, lambda old: np.seterr(**old)),
         Setting("number of threads", UNKNOWN, torch.get_num_threads, torch.set_num_threads),
         Setting("working folder", UNKNOWN, _folder, os.chdir),
     )

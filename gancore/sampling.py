@@ -136,6 +136,15 @@ def generate(
     return torch.cat(batches)[:count]
 
 
+@torch.no_grad()
+def shape_of_samples(generator: nn.Module) -> tuple[int, ...]:
+    """Return the shape of one sample of a generator in eval mode, of which it makes but one."""
+    device = next(generator.parameters()).device
+    with kept():
+        made: Tensor = generator(torch.zeros(1, latent_size(generator), device=device))
+    return tuple(made.shape[1:])
+
+
 def _latents(
     generator: nn.Module, seed: int, stream: str, numbers: Iterable[int]
 ) -> Iterator[Tensor]:

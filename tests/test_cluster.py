@@ -139,7 +139,7 @@ def runs_below(raylet: int) -> dict[int, Path]:
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = each.read_bytes().decode().split("\0")
-            process, is_run = int(each.parent.name), words[1:4] == ["-m", "gancore", "run"]
+            process, is_run = int(each.parent.name), words[1:5] == ["-P", "-m", "gancore", "run"]
             if is_run and parent(parent(process)) == raylet:
                 found[process] = Path(words[words.index("--out") + 1])
         except (OSError, ValueError):

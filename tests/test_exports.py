@@ -21,9 +21,12 @@ PUBLIC = [
     "hookimpl",
     "input_gradient",
     "interpolate",
+    "load_critic",
     "load_generator",
     "plugin",
     "run",
+    "score_run",
+    "write_report",
 ]
 
 

@@ -20,8 +20,8 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
-    {"guard", "hooks", "writing"},
-    {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
+    {"guard", "hooks", "randomness", "writing"},
+    {"buffers", "options", "entrypoints", "leftovers", "marks", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},

@@ -49,6 +49,8 @@ loss.name = "wasserstein"
 [train]
 steps = 7
 critic_steps = 5
+[score]
+extractor = "digits"
 """
 
 

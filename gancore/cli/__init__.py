@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -12,7 +13,7 @@ import click
 from click.exceptions import Exit
 
 from gancore.cli.streams import lasting
-from gancore.errors import GancoreError, RunError, told_of_files, with_notes_of
+from gancore.errors import GancoreError, InputError, RunError, told_of_files, with_notes_of
 
 COMMANDS = {
     "bench": "Measure what a recipe's plugins cost.",
@@ -76,6 +77,8 @@ def gan() -> None:
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
     warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    if sys.warnoptions:  # of PYTHONWARNINGS=error, say: a warning, whosever it is, ends no run
+        warnings.filters = [each for each in warnings.filters if each[0] != "error"]
     with lasting():
         _run()
 
@@ -83,6 +86,7 @@ def main() -> None:
 def _run() -> None:
     try:
         with told_of_files():
+            _refuse_nowhere()
             gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -104,6 +108,14 @@ def _run() -> None:
         )
         _say_notes(error)
         sys.exit(1)
+
+
+def _refuse_nowhere() -> None:
+    """Refuse a current folder that is gone: half of what is imported would fail, each its way."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise InputError("the current folder is gone: cd to one that is there") from error
 
 
 def _say(error: GancoreError) -> None:

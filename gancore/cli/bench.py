@@ -107,15 +107,22 @@ def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:
 def _show(
     entries: list[dict[str, Any]], recipe: Recipe, about: Mapping[str, Any], rounds: int
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from gancore.cli.tables import console, styled
+
     train = recipe.train
+    heading = (
+        f"A critic update of {recipe.critic.name} on {recipe.data.name}, "
+        f"{train.batch_size} samples, {train.precision}{', compiled' if train.compile else ''}"
+    )
+    below = (
+        f"medians of {rounds} rounds, {about['device']}, {about['threads']} threads, "
+        f"torch {about['versions']['torch']}; ratios to {NONE}"
+    )
     table = Table(
-        title=f"A critic update of {recipe.critic.name} on {recipe.data.name}, "
-        f"{train.batch_size} samples, {train.precision}{', compiled' if train.compile else ''}",
-        caption=f"medians of {rounds} rounds, {about['device']}, {about['threads']} threads, "
-        f"torch {about['versions']['torch']}; ratios to {NONE}",
+        title=styled(heading, "table.title"),
+        caption=styled(below, "table.caption"),
         title_justify="left",
         caption_justify="left",
     )
@@ -135,5 +142,5 @@ def _show(
                 f"{cost['operations']:,.0f}",
             ]
         )
-        table.add_row(entry["name"], *cells)
-    Console(file=sys.stdout, highlight=False).print(table)
+        table.add_row(styled(entry["name"]), *cells)
+    console().print(table)

@@ -29,10 +29,9 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
             f"--tolerance {tolerance}: expected a finite number from 0 on, such as 0.05 for 5 %"
         )
 
-    from rich.console import Console
     from rich.table import Table
 
-    from gancore.cli.tables import styled
+    from gancore.cli.tables import console, styled
     from gancore.leaderboard.gate import gate, read, regressed
     from gancore.leaderboard.statistics import method
     from gancore.leaderboard.text import MINUS, against, title, verdict
@@ -52,7 +51,7 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
             lost.append(name)
         cells = (name, against(vars(each)), verdict(vars(each)))
         table.add_row(*map(styled, cells), style="red" if name in lost else "")
-    Console(file=sys.stdout, highlight=False).print(table)
+    console().print(table)
     names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
     if unmatched := sorted((names[0] | names[1]) - found.keys()):
         click.echo(f"not compared, for want of a score in both: {', '.join(unmatched)}")

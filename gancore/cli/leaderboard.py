@@ -67,6 +67,7 @@ def leaderboard(
     from gancore.leaderboard.plan import plan, tables
     from gancore.leaderboard.result import result
     from gancore.leaderboard.stale import made_again
+    from gancore.training.storage import refuse_unwritable
 
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
@@ -75,11 +76,13 @@ def leaderboard(
     if commands and not (loaded.budget and loaded.budget.unit == "passes"):
         cost = False  # measured when the runs are done, where they were made
     making = _executor(loaded, jobs, address, device, display)
+    priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
+    refuse_unwritable(out)
+    tables(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
     with told_of_files(out), making as executor, display:
         spent = {}
         if cost:
-            priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
-            tables(loaded, priced)  # mistakes are told before anything is measured
+            plan(loaded, priced, out, device=executor.device)
             spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
         recipes = loaded.within_budget(recipes, ratios)

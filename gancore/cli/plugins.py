@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from gancore import entrypoints
-from gancore.cli.tables import as_json, styled
+from gancore.cli.tables import as_json, console, styled
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
 from gancore.options import shown
@@ -90,19 +89,18 @@ def _described(parameter: Any) -> str:
 
 
 def _show_verbose(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False)
+    out = console()
     for row in rows:
         origin = f"  {row['distribution']}=={row['version']}"
-        console.print(Text.assemble(styled(row["name"], "bold"), styled(origin)))
+        out.print(Text.assemble(styled(row["name"], "bold"), styled(origin)))
         if "error" in row:
-            console.print(Text("  ") + styled(row["error"], "red"), soft_wrap=True)
+            out.print(Text("  ") + styled(row["error"], "red"), soft_wrap=True)
             continue
-        console.print(styled(f"  {row['summary']}"), soft_wrap=True)
-        console.print(styled(f"  hooks      {', '.join(row['hooks'])}"))
+        out.print(styled(f"  {row['summary']}"), soft_wrap=True)
+        out.print(styled(f"  hooks      {', '.join(row['hooks'])}"))
         for number, (name, text) in enumerate(row["options"].items()):
-            console.print(styled(f"  {'' if number else 'options':9}  {name}: {text}"))
+            out.print(styled(f"  {'' if number else 'options':9}  {name}: {text}"))
         if row["conflicts"]:
-            console.print(styled(f"  conflicts  {', '.join(row['conflicts'])}"))
+            out.print(styled(f"  conflicts  {', '.join(row['conflicts'])}"))

@@ -44,10 +44,9 @@ def check(name: str, settings: tuple[str, ...]) -> None:
 
 
 def _show(title: str, results: list[Result], seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from gancore.cli.tables import styled
+    from gancore.cli.tables import console, styled
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("check", "verdict", "what was found"):
@@ -55,8 +54,8 @@ def _show(title: str, results: list[Result], seconds: float) -> None:
     for result in results:
         verdict = styled(result.verdict, STYLES[result.verdict])
         table.add_row(styled(result.check), verdict, styled(result.found))
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(styled(title, "bold"))
-    console.print(table)
+    out = console()
+    out.print(styled(title, "bold"))
+    out.print(table)
     failed = sum(result.verdict == "failed" for result in results)
-    console.print(f"{len(results)} checks, {failed} failed, {seconds:.1f} s")
+    out.print(f"{len(results)} checks, {failed} failed, {seconds:.1f} s")

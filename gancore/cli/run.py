@@ -73,8 +73,10 @@ def run(
         loaded = Recipe.load(recipe, overrides).without(dropped)
 
         from gancore.report import display_for
-        from gancore.training import default_folder, trainer
+        from gancore.training import default_folder, refuse, trainer
 
+        folder = out or default_folder(recipe.stem, loaded)
+        refuse(loaded, None if dry_run else folder, device=device, resume=resume)
         built = trainer(loaded, device=device)
         if dry_run:
             from gancore.cli.dry_run import show
@@ -83,7 +85,7 @@ def run(
             return
         with _stopping_on_signals(built):
             done = built.run(
-                out or default_folder(recipe.stem, loaded),
+                folder,
                 resume=resume,
                 force=force,
                 threads=threads,

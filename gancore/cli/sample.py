@@ -42,11 +42,20 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     if out.is_file() if out.suffix == "" else out.is_dir():
         raise InputError(f"--out {out}: there is something else of this name already")
 
-    from gancore.sampling import generate
+    from gancore.report.grids import refuse_no_pictures, refuse_others
+    from gancore.sampling import generate, shape_of_samples
     from gancore.training import Run, load_generator
+    from gancore.training.environment import choose_device
+    from gancore.training.storage import refuse_unwritable
 
+    choose_device(device)
+    refuse_unwritable(out if out.suffix == "" else out.parent)
+    if out.suffix == "":
+        refuse_others(out)
     found = Run.open(run)
     generator = load_generator(found, device=device, best=best)
+    if out.suffix == "":
+        refuse_no_pictures(shape_of_samples(generator))
     samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
     with told_of_files(out):
         _write(samples, out)

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from gancore.options import shown
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
+
+NARROWEST = 40
+"""Columns that a table has at least."""
 
 
 def lines(text: str) -> list[str]:
@@ -33,16 +37,25 @@ def as_json(value: Any) -> str:
     )
 
 
+def console() -> Console:
+    """Return what prints on standard output: text as it is, with some width whatever COLUMNS is."""
+    from rich.console import Console
+
+    made = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    made.width = max(made.width, NARROWEST)
+    return made
+
+
 def show_scores(found: Mapping[str, Any]) -> None:
     """Print scores by the names that their protocol allows, the protocol, and notes on the run."""
-    from rich.console import Console
     from rich.text import Text
 
     from gancore.protocol import shown_protocol, shown_scores
 
-    console = Console(file=sys.stdout, highlight=False)
+    out = console()
     for name, value in shown_scores(found).items():
-        console.print(Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan")))
-    console.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)
+        line = Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan"))
+        out.print(line, soft_wrap=True)
+    out.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)
     for note in found.get("notes", []):
-        console.print(styled(f"note: {note}", "yellow"), soft_wrap=True)
+        out.print(styled(f"note: {note}", "yellow"), soft_wrap=True)

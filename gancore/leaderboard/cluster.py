@@ -255,7 +255,7 @@ def _probe(address: str) -> None:
     try:
         if place:
             socket.create_connection((place[1], int(place[2])), timeout=CONNECT / 3).close()
-        command = [sys.executable, "-c", PROBE, address]
+        command = [sys.executable, "-P", "-c", PROBE, address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT, check=False)
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{wrong} within {CONNECT:.0f} seconds. {remedy}") from error

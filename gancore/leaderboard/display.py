@@ -31,7 +31,8 @@ class BoardDisplay:
         self._console = Console(file=file, highlight=False)
         # what others print, Ray its pages, is theirs to redirect
         live = Live(console=self._console, redirect_stdout=False)
-        self._live = live if self._console.is_terminal else None
+        can_move = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = live if can_move else None
         self._told: dict[Job, str] = {}
         self._looked = 0.0
 
@@ -51,7 +52,7 @@ class BoardDisplay:
 
     def say(self, text: str) -> None:
         """Tell one line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Take the state of all runs."""
@@ -101,7 +102,7 @@ class BoardDisplay:
                 Text(entry.label or entry.name),
                 f"{len(ended)}/{len(mine)}",
                 going,
-                _scores(ended, self._board.metric),
+                Text(_scores(ended, self._board.metric)),
                 str(failed or ""),
                 style="red" if failed else "",
             )

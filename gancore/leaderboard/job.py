@@ -73,14 +73,19 @@ class Job:
     def is_scored(self) -> bool:
         """Whether the folder has the scores that the recipe asks for, of its last step.
 
-        Not if its records can't be read: whoever goes on with it leaves those out, and is done.
+        Not if its environment or a record can't be read: whoever goes on with it writes the one
+        anew, and leaves out the other. Records that are gone are gone; no score depends on them.
         """
         try:
-            return answers(self.run.scores, self.recipe["score"], self.steps) and bool(
-                self.run.records
-            )
+            _, _, scores = self.run.records, self.run.environment, self.run.scores
+            return answers(scores, self.recipe["score"], self.steps)
         except InputError:  # whoever goes on with the run tells it
             return False
+
+    def whole_records(self) -> list[dict[str, Any]]:
+        """Return the records of a finished run; none where they do not reach to its end."""
+        records = self.run.records
+        return records if records and records[-1]["step"] == self.steps else []
 
     def _last_record(self) -> dict[str, Any]:
         try:
@@ -143,7 +148,7 @@ def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         if job.is_scored():
             job.state = "done"
-            job.seconds = float(job._last_record().get("seconds", 0.0))
+            job.seconds = float(job._last_record().get("seconds", 0.0))  # 0 without records
     return [job for job in jobs if job.state == "waiting"]
 
 
@@ -165,7 +170,8 @@ def command(folder: Path, device: str) -> list[str]:
     """Return what makes a run, goes on with it, or finds it done."""
     recipe = str(Run(folder).recipe_path)
     run = ["run", recipe, "--resume", "--out", str(folder), "--device", device]
-    return [sys.executable, "-m", "gancore", *run]
+    # not from the current folder, whose random.py would be Python's; -I drops PYTHONPATH as well
+    return [sys.executable, "-P", "-m", "gancore", *run]
 
 
 def shell_line(job: Job, *, threads: int, device: str) -> str:

@@ -7,12 +7,12 @@ import hashlib
 import io
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gancore.errors import DataError
+from gancore.errors import DataError, GancoreError
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import (
@@ -90,7 +90,11 @@ def page(found: Found, jobs: Sequence[Job]) -> str:
         columns=_columns(found),
         rows=[_row(found, rank, entry) for rank, entry in enumerate(found["entries"], 1)],
         notes=notes(found),
-        sections=[_final(found, jobs), _training(found, jobs), _cost(found)],
+        sections=[
+            _as_far_as("Scores", _final, found, jobs),
+            _as_far_as("Over training", _training, found, jobs),
+            _as_far_as("Cost", _cost, found),
+        ],
         samples=_samples(found, jobs),
         entries=[_entry(entry) for entry in found["entries"]],
         environment=_environment(found),
@@ -167,6 +171,14 @@ def _verdict_cell(scores: Mapping[str, Any] | None) -> Cell:
     if scores is None:
         return Cell(verdict(scores), look="none")
     return Cell(verdict(scores), VERDICTS.index(scores["verdict"]), look=scores["verdict"])
+
+
+def _as_far_as(title: str, make: Callable[..., Section], *given: Any) -> Section:
+    """Make a section; one that can't be tells why, and costs the page nothing else."""
+    try:
+        return make(*given)
+    except GancoreError as error:
+        return Section(title, missing=[f"Not made: {' '.join(str(error).split())}."])
 
 
 def _final(found: Found, jobs: Sequence[Job]) -> Section:
@@ -303,7 +315,7 @@ def _small(path: Path) -> tuple[bytes, str]:
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, str]:
     """Return what an entry was made of, and made."""
-    seconds = entry["seconds"]
+    seconds = [each for each in entry["seconds"] if each]
     return {
         "entry": entry["label"],
         "plugins": ", ".join(f"{name}: {source}" for name, source in entry["plugins"].items()),

@@ -14,6 +14,7 @@ from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.recipe import Recipe, differences
+from gancore.scoring import check_scoring
 from gancore.training.environment import made_with
 from gancore.training.experiment import load_data, load_plugins, origins, resolve
 
@@ -25,7 +26,8 @@ def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str)
     out      the board's folder
     device   that the runs will be on, which this machine need not have
 
-    Raises InputError for recipes that are wrong, and for data that can't be had.
+    Raises InputError for recipes that are wrong, and for data that can't be had; ScoreError for
+    scores that those can't have.
     """
     jobs: list[Job] = []
     samples = _Samples()
@@ -74,10 +76,12 @@ class _Samples:
         self._hashes: dict[str, str] = {}
 
     def __call__(self, recipe: Recipe, section: Mapping[str, Any]) -> str:
-        """Return the hash of a recipe's data. Raises DataError, PluginError."""
+        """Return the hash of a recipe's data. Raises DataError, PluginError, ScoreError."""
         key = json.dumps({**section, "flip": None}, sort_keys=True)
         if key not in self._hashes:
-            self._hashes[key] = load_data(recipe).fingerprint
+            data = load_data(recipe)
+            check_scoring(data, recipe.score, weights=False)  # those may be on the nodes alone
+            self._hashes[key] = data.fingerprint
         return self._hashes[key]
 
 

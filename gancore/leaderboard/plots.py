@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import title
 from gancore.report.curves import GAP
+from gancore.report.style import our_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
     drawn = {}
     for entry in found["entries"]:
         runs = [
-            [record for record in job.run.records if key in record]
+            [record for record in job.whole_records() if key in record]
             for job in jobs
             if job.entry == entry["name"] and job.state == "done"
         ]
@@ -110,9 +111,11 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
 def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
     """Return each finished run's last D(real) − D(fake) with its score, by entry."""
     last = {
-        (job.entry, job.seed): job.run.records[-1]["wasserstein"]
+        (job.entry, job.seed): record["wasserstein"]
         for job in jobs
         if job.state == "done"
+        for record in job.whole_records()[-1:]
+        if "wasserstein" in record
     }
     drawn = {}
     for entry in scored(found):
@@ -120,10 +123,12 @@ def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
         drawn[entry["name"]] = [
             (last[entry["name"], seed], value)
             for seed, value in zip(scores["seeds"], scores["values"], strict=True)
+            if (entry["name"], seed) in last
         ]
     return drawn
 
 
+@our_style()
 def plot_intervals(found: Found) -> Figure:
     """Draw a line an entry, the best at the top: all scores, their median and its interval."""
     from matplotlib.figure import Figure
@@ -149,6 +154,7 @@ def plot_intervals(found: Found) -> Figure:
     return figure
 
 
+@our_style()
 def plot_curves(found: Found, drawn: Mapping[str, Curve], over: str) -> Figure:
     """Draw the median of each entry's `curves` as a line, and faintly each run's own."""
     figure, axes = _figure()
@@ -169,6 +175,7 @@ def plot_curves(found: Found, drawn: Mapping[str, Curve], over: str) -> Figure:
     return figure
 
 
+@our_style()
 def plot_cost(found: Found, cost: str) -> Figure:
     """Draw scores with their intervals against a cost, and the Pareto front as steps.
 
@@ -195,11 +202,12 @@ def plot_cost(found: Found, cost: str) -> Figure:
     return figure
 
 
+@our_style()
 def plot_estimates(found: Found, drawn: Mapping[str, Sequence[Point]]) -> Figure:
     """Draw a dot a run: its score against its D(real) − D(fake), which may be negative."""
     figure, axes = _figure()
     for name, look in looks(found).items():
-        if name in drawn:
+        if drawn.get(name):
             across, up = zip(*drawn[name], strict=True)
             axes.scatter(
                 across, up, marker=look.shape, color=look.colour, s=22, alpha=0.75, linewidths=0,

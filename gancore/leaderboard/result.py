@@ -15,6 +15,10 @@ from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summar
 from gancore.protocol import HIGHER_IS_BETTER, keys
 from gancore.scoring.generator import COLLAPSED
 
+NO_RECORDS = (
+    "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
+)
+
 
 def result(
     board: Board, jobs: Sequence[Job], costs: Mapping[str, Mapping[str, float]]
@@ -105,7 +109,10 @@ def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
         "notes": [
             {"seed": job.seed, "note": note}
             for job in done
-            for note in job.run.scores.get("notes", [])  # type: ignore[union-attr]
+            for note in (
+                *job.run.scores.get("notes", []),  # type: ignore[union-attr]
+                *([] if job.whole_records() or not job.steps else [NO_RECORDS]),
+            )
         ],
     }
 

@@ -3,6 +3,7 @@
 from gancore.report.curves import plot_curves
 from gancore.report.display import Display, LinesDisplay, LiveDisplay, clock, display_for
 from gancore.report.grids import save_grid, save_images
+from gancore.report.style import spared
 
 __all__ = [
     "Display",
@@ -13,4 +14,5 @@ __all__ = [
     "plot_curves",
     "save_grid",
     "save_images",
+    "spared",
 ]

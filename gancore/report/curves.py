@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gancore.plugins import acts_on_critic
+from gancore.report.style import our_style
 from gancore.writing import replacing
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def bounding(recipe: Mapping[str, Any]) -> list[str]:
     return [each.get("as", each["name"]) for each in plugins if acts_on_critic(each["name"])]
 
 
+@our_style()
 def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None:
     """Draw the records of a run over generator updates as a PNG; nothing without records.
 
@@ -64,6 +66,7 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
         figure.savefig(file, format="png", dpi=100)
 
 
+@our_style()
 def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw the records of a run over generator updates: a figure a panel, by its title."""
     from matplotlib.figure import Figure

@@ -88,13 +88,13 @@ class LiveDisplay(Display):
 
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             console=console,
             expand=True,
         )
@@ -122,7 +122,7 @@ class LiveDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, emoji=False)
 
     def end(self) -> None:
         """Leave the last state on the screen."""
@@ -138,23 +138,26 @@ class LiveDisplay(Display):
     def _render(self) -> Group:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         if not self._values:
             return Group(self._progress)
         table = Table(box=None, expand=True, padding=(0, 1))
         shown = _shown(self._values)
         for key in shown:
-            table.add_column(key.replace("_", " "), justify="right", style="cyan", no_wrap=True)
+            name = Text(key.replace("_", " "))  # a plugin's alias is no markup
+            table.add_column(name, justify="right", style="cyan", no_wrap=True)
         table.add_row(*(f"{value:.4g}" for value in shown.values()))
         return Group(self._progress, table)
 
 
 def display_for(file: IO[str]) -> Display:
-    """Return a live display if the file is a terminal, plain lines otherwise."""
+    """Return a live display for a terminal that can move its cursor, else plain lines."""
     from rich.console import Console
 
     console = Console(file=file)
-    return LiveDisplay(console) if file.isatty() and console.is_terminal else LinesDisplay(file)
+    is_live = file.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return LiveDisplay(console) if is_live else LinesDisplay(file)
 
 
 FIRST = {"wasserstein": "D(real)−D(fake)"}

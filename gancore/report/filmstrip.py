@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gancore.errors import DataError
 from gancore.options import shown
+from gancore.report.style import our_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +90,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
 
 
+@our_style()
 def filmstrip(frames: Sequence[Frame]) -> Figure:
     """Draw a few of the grids in one figure, each under its step."""
     from matplotlib.figure import Figure

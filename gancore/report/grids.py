@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gancore.errors import DataError
+from gancore.errors import DataError, InputError
+from gancore.options import shown
+from gancore.report.style import our_style
 from gancore.writing import replacing
 
 CELL = 64
@@ -31,20 +35,47 @@ def save_grid(samples: Tensor, path: Path, *, like: Tensor | None = None) -> Non
 
 
 def save_images(samples: Tensor, folder: Path) -> None:
-    """Write uint8 images (N, C, H, W) as PNGs of their own, 000000.png and on.
+    """Write uint8 images (N, C, H, W) as PNGs of their own, 000000.png and on, all or none.
 
-    Raises DataError for points, and for images that are neither grey nor colour.
+    Raises DataError for points, and for images that are neither grey nor colour; InputError for a
+    folder that has something in it: two runs in one folder would be scored as one.
     """
-    if samples.dim() != 4 or samples.shape[1] not in (1, 3):
-        raise DataError(
-            f"samples of shape {tuple(samples.shape[1:])} are no pictures: write them as .npz"
-        )
+    refuse_no_pictures(tuple(samples.shape[1:]))
+    refuse_others(folder)
     from torchvision.transforms.functional import to_pil_image
 
-    for number, image in enumerate(samples):
-        # not synced: fifty thousand would take minutes, and are soon made again
-        with replacing(folder / f"{number:06d}.png", synced=False) as file:
-            to_pil_image(image).save(file, "PNG")
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # within it, as it may be a link, or a disk of its own
+        with TemporaryDirectory(prefix=".writing-", dir=folder) as writing:
+            for number, image in enumerate(samples):
+                # not synced: fifty thousand would take minutes, and are soon made again
+                with replacing(Path(writing, f"{number:06d}.png"), synced=False) as file:
+                    to_pil_image(image).save(file, "PNG")
+            for path in sorted(Path(writing).iterdir()):
+                path.rename(folder / path.name)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def refuse_no_pictures(shape: tuple[int, ...]) -> None:
+    """Raise DataError for samples of a shape that no picture has: (C, H, W), C being 1 or 3."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise DataError(f"samples of shape {shape} are no pictures: write them as .npz")
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise InputError for a folder with anything in it, older pictures say."""
+    if folder.is_dir() and (others := sorted(folder.iterdir())):
+        raise InputError(
+            f"{shown(str(folder), 4096)} is not empty ({shown(others[0].name)}"
+            f"{f' and {len(others) - 1:,} more' if others[1:] else ''}): samples of two runs in "
+            "one folder would be scored as one. Name a new folder, or empty it"
+        )
 
 
 def _save_image_grid(images: Tensor, file: BinaryIO) -> None:
@@ -58,6 +89,7 @@ def _save_image_grid(images: Tensor, file: BinaryIO) -> None:
     save_image(grid, file, format="png")
 
 
+@our_style()
 def _save_points(points: Tensor, file: BinaryIO, like: Tensor | None) -> None:
     from matplotlib.figure import Figure
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gancore.report.style import our_style
 from gancore.step import Critic, input_gradient, interpolate
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def gradient_norms(
     return torch.cat(parts)
 
 
+@our_style()
 def plot_weights(weights: Tensor) -> Figure:
     """Draw the histogram of weights (N,)."""
     figure, axes = _histogram(weights)
@@ -52,6 +54,7 @@ def plot_weights(weights: Tensor) -> Figure:
     return figure
 
 
+@our_style()
 def plot_gradient_norms(norms: Tensor) -> Figure:
     """Draw the histogram of gradient norms (B,), with a line at 1."""
     figure, axes = _histogram(norms)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gancore.report.style import our_style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -31,6 +33,7 @@ class Picture:
     mime: str = "image/png"
 
     @classmethod
+    @our_style()
     def of(cls, figure: Figure, *, title: str, caption: str, alt: str) -> Picture:
         """Return a figure as a picture."""
         file = io.BytesIO()

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gancore.report.style import our_style
 from gancore.step import Critic, critic_scores
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def surface(critic: Critic, real: Tensor, *, resolution: int = 200) -> Surface:
     return Surface(x.cpu(), y.cpu(), values.view(resolution, resolution).cpu())
 
 
+@our_style()
 def plot_surface(critic: Critic, real: Tensor, fake: Tensor) -> Figure:
     """Draw the critic's contours with real and generated points (N, 2) on them.
 

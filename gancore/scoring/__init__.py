@@ -5,12 +5,13 @@ Each comes with the protocol that it was taken under.
 
 from gancore.scoring.extractors import Extractor, extractor, weights_sha256
 from gancore.scoring.fidelity import score
-from gancore.scoring.generator import check_scoring, score_generator
+from gancore.scoring.generator import check_scoring, check_section, score_generator
 from gancore.scoring.points import score_points
 
 __all__ = [
     "Extractor",
     "check_scoring",
+    "check_section",
     "extractor",
     "score",
     "score_generator",

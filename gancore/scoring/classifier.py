@@ -4,6 +4,7 @@ Scores taken with one of them compare with each other only, never with scores ta
 extractor.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,8 +95,10 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-
         self.net = self.NET()
         try:
             # assign: the weights are real even where this is built under torch.device("meta")
-            self.net.load_state_dict(load_file(path, device="cpu"), assign=True)
-        except (SafetensorError, RuntimeError) as error:
+            weights = load_file(path, device="cpu")
+            self.net.load_state_dict(weights, assign=True)
+            _refuse_no_numbers(weights)
+        except (SafetensorError, RuntimeError, ValueError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             raise ScoreError(
                 f"{shown(str(path), 4096)} does not hold the weights of a {self.NET.__name__}: "
@@ -141,3 +144,12 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-
         features, logits = self.net(input)
         found = {"64": features, "logits": logits}
         return tuple(found[name] for name in self.features_list)
+
+
+def _refuse_no_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for weights of the right shapes that no float32 features come of."""
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32 and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{name} is {tensor.dtype}, expected torch.float32")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds inf or nan")

@@ -8,12 +8,12 @@ class attributes `feature_dim`, `sample_shape` (None in it: any size) and `DEFAU
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 from gancore import entrypoints
-from gancore.errors import PluginError, ScoreError, did_you_mean
+from gancore.errors import MissingError, ScoreError, close_to, did_you_mean
+from gancore.options import shown
 from gancore.protocol import INCEPTION
 
 
@@ -45,21 +45,24 @@ def weights_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def extractor(name: str, weights: str | None = None) -> Extractor:
-    """Find the feature extractor `name`, its weights made sure of, and tell torch-fidelity of it.
+def found_extractor(name: str, weights: str | None = None) -> Extractor:
+    """Find the feature extractor `name`, and tell torch-fidelity of it; no weights are read.
 
-    Raises PluginError for an unknown name, ScoreError for weights that can't be had.
+    Raises MissingError for an unknown name, ScoreError where there is no such file of weights.
     """
     if weights is not None and not Path(weights).is_file():
-        raise ScoreError(f"score.weights: there is no file {weights}")
+        what = "is no file" if Path(weights).exists() else "there is no file"
+        raise ScoreError(f"score.weights: {what} {shown(weights, 4096)}")
     if name == INCEPTION:
-        path = Path(weights) if weights else _downloaded_inception()
-        _refuse_code(path)
-        return Extractor(name, name, 2048, (3, None, None), path)
+        return Extractor(
+            name, name, 2048, (3, None, None), Path(weights) if weights else inception_path()
+        )
     names = {found.name for found in entrypoints.find("extractor")}
     if name not in names:
-        raise PluginError(
-            f"score.extractor: there is no {name!r}.{did_you_mean(name, {*names, INCEPTION})}"
+        known = {*names, INCEPTION}
+        raise MissingError(
+            f"score.extractor: there is no {name!r}.{did_you_mean(name, known)}",
+            close=bool(close_to(name, known)),
         )
     cls = entrypoints.load(entrypoints.get("extractor", name))
     registered = f"gancore-{name}"
@@ -67,6 +70,19 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
     return Extractor(
         name, registered, cls.feature_dim, cls.sample_shape, Path(weights or cls.DEFAULT_WEIGHTS)
     )
+
+
+def extractor(name: str, weights: str | None = None) -> Extractor:
+    """Find the feature extractor `name`, its weights made sure of, and tell torch-fidelity of it.
+
+    Raises MissingError for an unknown name, ScoreError for weights that can't be had.
+    """
+    chosen = found_extractor(name, weights)
+    if name == INCEPTION:
+        if weights is None:
+            _downloaded_inception()
+        _refuse_code(chosen.weights)
+    return chosen
 
 
 def _register(registered: str, cls: type) -> None:
@@ -109,5 +125,9 @@ def _refuse_code(path: Path) -> None:
 
     try:
         torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ScoreError(f"{path} is no file of Inception weights: {error}") from error
+    except Exception as error:  # torch raises anything for a file that is something else
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+        raise ScoreError(
+            f"{shown(str(path), 4096)} is no file of Inception weights: {reason}. Name another by "
+            "score.weights; one in the cache, delete: it is fetched anew"
+        ) from error

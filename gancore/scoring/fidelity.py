@@ -16,10 +16,10 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
-from gancore.errors import ScoreError
+from gancore.errors import GancoreError, ScoreError
 from gancore.options import shown
 from gancore.sampling import Progress
-from gancore.scoring.extractors import Extractor, extractor
+from gancore.scoring.extractors import Extractor, extractor, found_extractor
 from gancore.scoring.features import BATCH, Features, Reference
 
 KID_SUBSETS = 100
@@ -151,19 +151,46 @@ def check_images(
     *,
     extractor_name: str,
     weights: str | None,
+    are_read: bool = True,
 ) -> None:
-    """Raise what `score` would for so many generated images like the real ones."""
-    chosen, metrics = extractor(extractor_name, weights), tuple(metrics)
-    _check(chosen, metrics, samples, real.shape, real)
+    """Raise what `score` would for so many generated images like the real ones.
+
+    are_read: whether the weights are looked at, and fetched if need be
+    """
+    metrics = tuple(metrics)
+    _check(found_extractor(extractor_name, weights), metrics, samples, real.shape, real)
+    if not are_read:
+        return
+    chosen = extractor(extractor_name, weights)
     if weights is not None:  # those that are not ours may be of something else
         try:
             Features(chosen, metrics, torch.device("cpu"), None)
-        except (RuntimeError, KeyError) as error:
-            reason = shown(" ".join(str(error).split()), 1000)
+        except GancoreError:
+            raise
+        except Exception as error:  # what reads them is the extractor's own
+            reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 1000)
             raise ScoreError(
                 f"score.weights: {shown(weights, 4096)} does not hold the weights of "
-                f"{chosen.name}: {reason}"
+                f"{chosen.name}: {reason}. Leave it out for the extractor's own"
             ) from error
+
+
+def check_counts(chosen: Extractor, metrics: Iterable[str], samples: int, real: int | None) -> None:
+    """Raise ScoreError for too few samples; how many real ones there are may be unknown yet."""
+    fewest = samples if real is None else min(samples, real)
+    there = f"{samples} generated" + ("" if real is None else f" and {real} real")
+    if "fid" in metrics and fewest < chosen.feature_dim:
+        raise ScoreError(
+            f"FID in {chosen.feature_dim} features needs as many samples of each kind, and here "
+            f"are {there}: raise score.samples, or use kid"
+        )
+    if "isc" in metrics and samples < ISC_SPLITS:
+        raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")
+    if "prc" in metrics and fewest <= NEIGHBOUR:
+        raise ScoreError(
+            f"prc looks at each sample's neighbour number {NEIGHBOUR}, and here are {there}: raise "
+            "score.samples"
+        )
 
 
 def _check(
@@ -188,16 +215,4 @@ def _check(
             f"extractor {chosen.name!r} takes {wanted} images, these are "
             f"{'×'.join(map(str, shape))}: choose another score.extractor"
         )
-    fewest = min(samples, len(real))
-    if "fid" in metrics and fewest < chosen.feature_dim:
-        raise ScoreError(
-            f"FID in {chosen.feature_dim} features needs as many samples of each kind, and here "
-            f"are {samples} generated and {len(real)} real: raise score.samples, or use kid"
-        )
-    if "isc" in metrics and samples < ISC_SPLITS:
-        raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")
-    if "prc" in metrics and fewest <= NEIGHBOUR:
-        raise ScoreError(
-            f"prc looks at each sample's neighbour number {NEIGHBOUR}, and here are {samples} "
-            f"generated and {len(real)} real: raise score.samples"
-        )
+    check_counts(chosen, metrics, samples, len(real))

@@ -11,9 +11,10 @@ from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import ScoreError
 from gancore.ranks import Ranks
-from gancore.recipe import Score
+from gancore.recipe import FEATURES, Score
 from gancore.sampling import Progress, generate
-from gancore.scoring.fidelity import check_images, score
+from gancore.scoring.extractors import found_extractor
+from gancore.scoring.fidelity import check_counts, check_images, score
 from gancore.scoring.points import check_points, score_points
 
 COLLAPSED = 0.1
@@ -93,8 +94,26 @@ def total_variance(samples: Tensor) -> float:
 
 
 @leaving_no_trace
-def check_scoring(data: Dataset, section: Score) -> None:
-    """Raise now what scoring after the training would: ScoreError, PluginError."""
+def check_section(section: Score) -> None:
+    """Raise now, before there are data, what no data would mend: ScoreError, PluginError."""
+    of_images = [each for each in section.metrics if each in FEATURES]
+    of_points = [each for each in section.metrics if each not in FEATURES]
+    if of_images and of_points:
+        raise ScoreError(
+            f"score.metrics: {', '.join(of_images)} are of images, {', '.join(of_points)} of "
+            "points: leave out the ones or the others"
+        )
+    if of_images:
+        chosen = found_extractor(section.extractor, section.weights)
+        check_counts(chosen, of_images, section.samples, None)
+
+
+@leaving_no_trace
+def check_scoring(data: Dataset, section: Score, *, weights: bool = True) -> None:
+    """Raise now what scoring after the training would: ScoreError, PluginError.
+
+    weights: whether to look at the extractor's too, which may have to be fetched
+    """
     if not section.metrics:
         return
     if not data.is_images:
@@ -106,4 +125,5 @@ def check_scoring(data: Dataset, section: Score) -> None:
         section.samples,
         extractor_name=section.extractor,
         weights=section.weights,
+        are_read=weights,
     )

@@ -6,11 +6,14 @@ from gancore.training.experiment import (
     load_critic,
     load_data,
     load_generator,
+    refuse,
+    refuse_components,
     run,
     score_run,
     trainer,
 )
 from gancore.training.folder import Run
+from gancore.training.reporting import write_report
 from gancore.training.trainer import Trainer
 
 __all__ = [
@@ -21,7 +24,10 @@ __all__ = [
     "load_critic",
     "load_data",
     "load_generator",
+    "refuse",
+    "refuse_components",
     "run",
     "score_run",
     "trainer",
+    "write_report",
 ]

@@ -12,14 +12,15 @@ from gancore import entrypoints, options
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
-from gancore.errors import CheckpointError, MissingError, PluginError
+from gancore.errors import CheckpointError, InputError, MissingError, PluginError
 from gancore.machine import on_threads
+from gancore.options import shown
 from gancore.plugins import Loaded, Plugins, build, load
 from gancore.randomness import Stream
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated
-from gancore.scoring import score_generator, weights_sha256
+from gancore.scoring import check_scoring, check_section, score_generator, weights_sha256
 from gancore.training import checkpoint
 from gancore.training.environment import choose_device, place
 from gancore.training.folder import Run
@@ -27,6 +28,7 @@ from gancore.training.identity import changes, made_of_in
 from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
+from gancore.training.storage import refuse_taken, refuse_unwritable
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
 
@@ -53,6 +55,7 @@ def run(
     else:
         loaded, name = Recipe.load(recipe, overrides), Path(recipe).stem
     folder = Path(out) if out is not None else default_folder(name, loaded)
+    refuse(loaded, folder, device=device, resume=resume)
     with on_threads(threads):
         made = trainer(loaded, device=device)
         return made.run(folder, resume=resume, threads=threads, display=display)
@@ -61,6 +64,32 @@ def run(
 def default_folder(name: str, recipe: Recipe) -> Path:
     """Return the folder of a run whose user names none."""
     return Path("runs", f"{name}-seed{recipe.train.seed}")
+
+
+@leaving_no_trace
+def refuse(
+    recipe: Recipe, folder: Path | None = None, *, device: str = "cpu", resume: bool = False
+) -> None:
+    """Refuse, before data are loaded, what no data would mend.
+
+    That is a device that is not there, names and options that are wrong, scores that can't be, and
+    a folder that can't be written to, or is taken. Raises InputError, ScoreError.
+    """
+    choose_device(device)
+    if folder is not None:
+        refuse_unwritable(folder)
+        if not resume:
+            refuse_taken(folder)
+    refuse_components(recipe)
+    check_section(recipe.score)
+
+
+@leaving_no_trace
+def refuse_components(recipe: Recipe) -> None:
+    """Raise PluginError, before data are loaded, for names, options and plugins that are wrong."""
+    for kind, section in _components(recipe).items():
+        options.validate(_factory(kind, section), section.options, _section(kind))
+    Plugins(load_plugins(recipe))
 
 
 @leaving_no_trace
@@ -73,6 +102,8 @@ def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None
     on the plugins. Raises InputError for what is missing or does not fit.
     """
     plugins = load_plugins(recipe)
+    for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
+        options.validate(_factory(kind, section), section.options, kind)  # type: ignore[arg-type]
     if data is None:
         data = load_data(recipe)
     seed = recipe.train.seed
@@ -105,8 +136,9 @@ def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None
 def resolve(recipe: Recipe) -> dict[str, Any]:
     """Return the table that a run of this recipe saves: every option, absolute data paths.
 
-    Neither data nor networks are built. Raises PluginError.
+    Neither data nor networks are built. Raises as `refuse`.
     """
+    refuse(recipe)
     return _resolve(recipe, Plugins(load_plugins(recipe)))
 
 
@@ -152,6 +184,14 @@ def check(recipe: Recipe) -> list[str]:
             if error.close:
                 raise
             missing.append(f"{kind} {section.name!r} is not installed here")
+    if recipe.score.weights and not Path(recipe.score.weights).is_file():
+        missing.append(f"score.weights: there is no file {recipe.score.weights} here")
+    try:
+        check_section(recipe.score.model_copy(update={"weights": None}))
+    except MissingError as error:
+        if error.close:
+            raise
+        missing.append(str(error))
     try:
         idle = check_idle(recipe, Plugins(load_plugins(recipe)))
     except MissingError as error:
@@ -181,24 +221,47 @@ def origins(recipe: Recipe) -> dict[str, str]:
 
 @leaving_no_trace
 def score_run(
-    run: Run,
-    section: Score,
+    run: str | Path | Run,
+    section: Score | Mapping[str, Any] | None = None,
     *,
+    generator: nn.Module | None = None,
+    data: Dataset | Tensor | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Score a run by `section` and write its scores.json; return what `gancore.scoring.score` does.
+    """Score a run and write its scores.json; return {"scores": …, "protocol": …, "step": …}.
+
+    section    `[score]`, whole or the keys in which it differs from the run's own
+    generator, data
+               those of a run that was made from Python: a network of the same build, the samples
 
     Scores under the same protocol are added to those there; under another they replace them.
-    That the run was trained on other data is told. Raises InputError and ScoreError.
+    That the run was trained on other data is told. Raises InputError and ScoreError, and does so
+    before it samples for what can be known by then.
     """
-    data = load_data(run.recipe)
+    run = run if isinstance(run, Run) else Run.open(run)
+    recipe = run.recipe
+    if not isinstance(section, Score):
+        section = Score.of({**recipe.score.model_dump(exclude_none=True), **(section or {})})
+    if not section.metrics:
+        raise InputError(
+            f"{shown(str(run.path), 4096)}: its recipe asks for no scores (score.metrics = []), so "
+            "say which: --metrics fid,isc,kid,prc of images, or --metrics w2 of points"
+        )
+    check_section(section)
+    choose_device(device)
+    refuse_unwritable(run.path)
+    _ = run.scores  # a broken file is told before the work, not after it
+    for made, given in ((recipe.generator, generator), (recipe.data, data)):
+        refuse_python(run, made, given, "gancore.score_run({run!r}, generator=…, data=…)")
     saved = _latest(run)
+    data = dataset_of(run, data)
+    check_scoring(data, section)
     if lines := changes(made_of_in(saved.state), {"data": data.fingerprint}):
         tell(f"scored against other data than the run was trained on: {lines[0]}")
     found = score_generator(
-        _generator(run, saved, None, device),
+        _generator(run, saved, generator, device),
         data,
         section,
         seed=run.seed,
@@ -289,13 +352,26 @@ def _rebuild(run: Run, kind: Literal["generator", "critic"]) -> nn.Module:
     """Build a run's network as its recipe says."""
     recipe = run.recipe
     section = recipe.generator if kind == "generator" else recipe.critic
-    if section.name.startswith("python:"):
-        raise PluginError(
-            f"{run.path} was made from Python with {section.name}, which no recipe can build: "
-            f"load_{kind}(run, {kind}=…)"
-        )
+    refuse_python(run, section, None, f"gancore.load_{kind}({{run!r}}, {kind}=…)")
     network: nn.Module = _build(kind, section, load_data(recipe).shape)
     return network
+
+
+def refuse_python(run: Run, section: Component, given: object, call: str) -> None:
+    """Refuse what a run was given in Python, and no recipe can name, unless it is given again."""
+    if given is None and section.name.startswith(entrypoints.MADE_IN_PYTHON):
+        raise PluginError(
+            f"{shown(str(run.path), 4096)} was made from Python with {shown(section.name)}, which "
+            f"no recipe can build: from Python, {call.format(run=str(run.path))}"
+        )
+
+
+def dataset_of(run: Run, data: Dataset | Tensor | None) -> Dataset:
+    """Return a run's data, where they are not given its recipe's."""
+    if data is None:
+        return load_data(run.recipe)
+    name = run.recipe.data.name.removeprefix(entrypoints.MADE_IN_PYTHON)
+    return data if isinstance(data, Dataset) else Dataset(name, data)
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:

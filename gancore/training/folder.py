@@ -90,7 +90,13 @@ class Run:
         """Return an existing run; raises InputError when the folder holds none."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
-            raise InputError(f"{path} is no run folder: it has no {run.recipe_path.name}")
+            lost = (
+                ", but checkpoints: gan run RECIPE --resume --out writes it anew into that folder"
+            )
+            raise InputError(
+                f"{path} is no run folder: it has no {run.recipe_path.name}"
+                f"{lost if run.checkpoints.is_dir() else ''}"
+            )
         return run
 
     @property

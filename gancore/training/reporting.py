@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from gancore.caller import leaving_no_trace
 from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
 from gancore.protocol import shown_protocol, shown_scores
@@ -24,9 +26,10 @@ from gancore.report.page import Page, Picture, Section
 from gancore.report.surface import plot_surface
 from gancore.sampling import Progress, generate
 from gancore.training import checkpoint
-from gancore.training.experiment import load_critic, load_data, load_generator
+from gancore.training.experiment import dataset_of, load_critic, load_generator, refuse_python
 from gancore.training.folder import Run
 from gancore.training.notes import noticed
+from gancore.training.storage import refuse_unwritable
 from gancore.writing import write_bytes, write_text
 
 MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
@@ -64,14 +67,30 @@ def _gap_caption(recipe: Recipe) -> str:
     )
 
 
-def write_report(run: Run, *, device: str = "auto", progress: Progress | None = None) -> None:
+@leaving_no_trace
+def write_report(
+    run: str | Path | Run,
+    *,
+    generator: nn.Module | None = None,
+    critic: nn.Module | None = None,
+    data: Dataset | Tensor | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> None:
     """Write a run's report.html and its animated samples.gif.
 
-    What can't be made (the critic's pictures of a run made from Python, say) is left out, and
+    generator, critic, data
+        those of a run that was made from Python, as `load_generator`, `load_critic` and `score_run`
+        take them
+
+    What can't be made (the critic's pictures of such a run without these, say) is left out, and
     the page tells why. Raises InputError for a run without records, CheckpointError for one
     without a checkpoint.
     """
+    run = run if isinstance(run, Run) else Run.open(run)
     recipe, records = run.recipe, run.records
+    refuse_unwritable(run.path)
+    scores, machine = run.scores, _environment(run)
     if not records:
         raise InputError(f"{run.path} has no records yet: run it first")
     saved = checkpoint.latest(run.checkpoints)
@@ -82,7 +101,7 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
     tell("drawing", 0, 3)
     samples = _samples(run)
     tell("drawing", 1, 3)
-    critic = _critic(run, device)
+    pictures = _critic(run, device, generator, critic, data)
     tell("drawing", 2, 3)
     curves = Section("Curves")
     captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
@@ -97,11 +116,11 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
         summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
         f"{loss}{''.join(f' + {name}' for name in plugins)}, "
         f"{records[-1]['step']} of {recipe.train.steps} steps, seed {run.seed}",
-        **_scores(run.scores),
-        notes=noticed(saved.state, run.scores),
-        sections=[samples, critic, curves],
+        **_scores(scores),
+        notes=noticed(saved.state, scores),
+        sections=[samples, pictures, curves],
         recipe=run.recipe_path.read_text(encoding="utf-8"),
-        environment=_environment(run),
+        environment=machine,
         record={key: value for key, value in records[-1].items() if key != "notes"},
     )
     write_text(run.report_path, page.html())
@@ -144,14 +163,24 @@ def _filmstrip(frames: list[Frame]) -> Picture:
     )
 
 
-def _critic(run: Run, device: str) -> Section:
+def _critic(
+    run: Run,
+    device: str,
+    generator: nn.Module | None,
+    critic: nn.Module | None,
+    data: Dataset | Tensor | None,
+) -> Section:
     """Make the critic's pictures, as far as its network and data can be had."""
     section = Section("Critic")
     try:
-        critic = load_critic(run, device=device)
+        again = "gancore.write_report({run!r}, generator=…, critic=…, data=…)"
+        parts = (run.recipe.generator, generator), (run.recipe.critic, critic)
+        for made, given in (*parts, (run.recipe.data, data)):
+            refuse_python(run, made, given, again)
+        critic = load_critic(run, critic=critic, device=device)
         section.pictures.append(_weights(critic))
-        data = load_data(run.recipe)
-        real, fake = _batches(run, data, device)
+        data = dataset_of(run, data)
+        real, fake = _batches(run, data, load_generator(run, generator=generator, device=device))
         section.pictures.append(_gradients(run, critic, real, fake))
         if data.shape == (2,):
             section.pictures.insert(0, _surface(critic, real, fake))
@@ -160,9 +189,8 @@ def _critic(run: Run, device: str) -> Section:
     return section
 
 
-def _batches(run: Run, data: Dataset, device: str) -> tuple[Tensor, Tensor]:
+def _batches(run: Run, data: Dataset, generator: nn.Module) -> tuple[Tensor, Tensor]:
     """Return as many real and generated samples, as the critic takes them."""
-    generator = load_generator(run, device=device)
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
     real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))

@@ -15,7 +15,7 @@ from gancore.machine import TO_ROUNDING, taken_again, unlike
 from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
-from gancore.report import Display, plot_curves, save_grid
+from gancore.report import Display, plot_curves, save_grid, spared
 from gancore.sampling import SAMPLING, frozen_parts, generate
 from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
@@ -33,7 +33,7 @@ from gancore.training.identity import (
 )
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
-from gancore.training.storage import LOCK
+from gancore.training.storage import refuse_taken
 from gancore.training.tally import Tally
 from gancore.writing import delete, refuse_links_out
 
@@ -85,7 +85,8 @@ class Session:
             if first and not stopped and start < trainer.train.steps:
                 warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
-                plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
+                with spared(self.run.curves_path, self.display.say):
+                    plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):
@@ -226,7 +227,9 @@ class Session:
             seed=trainer.train.seed,
             broken=lambda text: self.notes.broken(text, step),
         )
-        save_grid(samples, self.run.sample_path(step), like=trainer.data.samples)
+        path = self.run.sample_path(step)
+        with spared(path, self.display.say):
+            save_grid(samples, path, like=trainer.data.samples)
         self.notes.grid(samples, step)
         return samples
 
@@ -288,10 +291,8 @@ class Session:
         run = self.run
         refuse_links_out(run.path)
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        if not resume and any(path.name != LOCK for path in run.path.iterdir()):
-            raise InputError(
-                f"{run.path} is not empty: go on with it by --resume, or choose another --out"
-            )
+        if not resume:
+            refuse_taken(run.path)
         before = self._environment() if found is not None else {}
         if found is None:
             self.trainer.use.refuse()

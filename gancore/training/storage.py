@@ -46,6 +46,35 @@ def locked(folder: Path) -> Iterator[None]:
             lock.release()
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raise InputError for a run folder that has anything in it but a lock."""
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise InputError(
+            f"{folder} is not empty: go on with it by --resume, or choose another --out"
+        )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise InputError, before anything slow, for a folder that can't be written to, or made."""
+    there = folder.absolute()
+    with told_of_files(folder):
+        while not _is_there(there):
+            there = there.parent
+        if not there.is_dir():
+            raise OSError(errno.EEXIST, "", str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, "", str(there))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of this name. Raises OSError for what can never be a name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def wait_until_free(folder: Path, seconds: float) -> None:
     """Wait until no process has a run's folder. Raises InputError when one has it for so long."""
     deadline = time.monotonic() + seconds
