@@ -97,7 +97,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "failing"), [(checkpoint, "save_file"), (checkpoint, "_sha256"), (writing, "sync")]
+    ("module", "failing"), [(checkpoint, "save_file"), (checkpoint, "sha256"), (writing, "sync")]
 )
 def test_a_save_that_fails_leaves_the_older_one_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, failing: str

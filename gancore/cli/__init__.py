@@ -75,9 +75,15 @@ def gan() -> None:
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    warnings.formatwarning = _as_line
     with lasting():
         _run()
+
+
+def _as_line(message: Warning | str, *where: object, **line: object) -> str:
+    from gancore.options import printable
+
+    return f"warning: {printable(str(message))}\n"
 
 
 def _run() -> None:
@@ -85,6 +91,9 @@ def _run() -> None:
         with told_of_files():
             gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
+        from gancore.options import printable
+
+        vars(error)["message"] = printable(error.message)
         error.show()
         sys.exit(2)
     except GancoreError as error:

@@ -22,6 +22,7 @@ from gancore.data.cache import Cache
 from gancore.data.listing import File, Listing, listing
 from gancore.data.progress import Progress
 from gancore.errors import DataError
+from gancore.reading import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -62,7 +63,7 @@ def folder(
     scaled to 8. Decoded images are cached (`gancore.data.cache`) until a name, size or time of
     change differs. Raises DataError: the first image that can't be read is named.
     """
-    place = Path(os.path.realpath(Path(path).expanduser()))
+    place = Path(os.path.realpath(expanded(path)))
     source = listing(place)
     try:
         cache = Cache("images", json.dumps([str(place), size, channels]), _key(source))

@@ -92,7 +92,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
     drawn = {}
     for entry in found["entries"]:
         runs = [
-            [record for record in job.run.records if key in record]
+            [record for record in job.run.read_records() if key in record]
             for job in jobs
             if job.entry == entry["name"] and job.state == "done"
         ]
@@ -110,7 +110,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
 def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
     """Return each finished run's last D(real) − D(fake) with its score, by entry."""
     last = {
-        (job.entry, job.seed): job.run.records[-1]["wasserstein"]
+        (job.entry, job.seed): job.run.last_record()["wasserstein"]
         for job in jobs
         if job.state == "done"
     }

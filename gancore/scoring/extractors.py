@@ -7,7 +7,6 @@ class attributes `feature_dim`, `sample_shape` (None in it: any size) and `DEFAU
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,10 @@ from pathlib import Path
 from gancore import entrypoints
 from gancore.errors import PluginError, ScoreError, did_you_mean
 from gancore.protocol import INCEPTION
+from gancore.reading import opened, sha256, unreadable
+
+LARGEST = 16 << 30
+"""Bytes of a weights file; Inception's has ninety million."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class Extractor:
 
 
 def weights_sha256(path: Path) -> str:
-    """Return the hash of a weights file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the hash of a weights file. Raises ScoreError for what can't be read."""
+    try:
+        return sha256(path, LARGEST)
+    except OSError as error:
+        raise ScoreError(f"weights of the extractor: {unreadable(error, path)}") from error
 
 
 def extractor(name: str, weights: str | None = None) -> Extractor:
@@ -50,8 +55,8 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
 
     Raises PluginError for an unknown name, ScoreError for weights that can't be had.
     """
-    if weights is not None and not Path(weights).is_file():
-        raise ScoreError(f"score.weights: there is no file {weights}")
+    if weights is not None:
+        _refuse_unreadable(Path(weights))
     if name == INCEPTION:
         path = Path(weights) if weights else _downloaded_inception()
         _refuse_code(path)
@@ -67,6 +72,16 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
     return Extractor(
         name, registered, cls.feature_dim, cls.sample_shape, Path(weights or cls.DEFAULT_WEIGHTS)
     )
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raise ScoreError for weights that are no file: others open it by its name."""
+    try:
+        opened(path).close()
+    except FileNotFoundError as error:
+        raise ScoreError(f"score.weights: there is no file {path}") from error
+    except OSError as error:
+        raise ScoreError(f"score.weights: {unreadable(error, path)}") from error
 
 
 def _register(registered: str, cls: type) -> None:
@@ -108,6 +123,11 @@ def _refuse_code(path: Path) -> None:
     import torch
 
     try:
-        torch.load(path, map_location="meta", weights_only=True)
+        file = opened(path)
+    except OSError as error:
+        raise ScoreError(f"the Inception weights: {unreadable(error, path)}") from error
+    try:
+        with file:
+            torch.load(file, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
         raise ScoreError(f"{path} is no file of Inception weights: {error}") from error

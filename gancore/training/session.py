@@ -85,7 +85,7 @@ class Session:
             if first and not stopped and start < trainer.train.steps:
                 warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
-                plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
+                plot_curves(self.run.read_records(), self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):
