@@ -81,8 +81,8 @@ class Folder:
         if self._left_out:
             first = _shown(str(path / min(self._left_out)))
             warnings.warn(
-                f"{len(self._left_out):,} folders below {_shown(str(path))} are left out, as they "
-                f"are links to some that are read, or over {DEEPEST} deep: {first} is the first",
+                f"{_shown(str(path))}: folders that are read under another name, or are over "
+                f"{DEEPEST} deep, are left out: {len(self._left_out):,}, the first is {first}",
                 stacklevel=2,
             )
 
