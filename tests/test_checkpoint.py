@@ -160,9 +160,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
-    with pytest.warns(
-        UserWarning, match=r"step-000002.* is damaged: .*train again. Taking step 1$"
-    ):
+    with pytest.warns(UserWarning, match=r"step-000002.* is damaged: .* Taking step 1$"):
         assert latest(tmp_path) is not None
     assert (tmp_path / "step-000002").is_dir()  # readers leave it alone
     told: list[str] = []

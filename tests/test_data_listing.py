@@ -32,9 +32,7 @@ def test_links(tmp_path: Path) -> None:
     once = [*names(path)]
     for name, target in (("ant", path / "dog"), ("eel", real), ("fox", real / "inner")):
         (path / name).symlink_to(target)
-        with pytest.warns(
-            UserWarning, match=rf"left out: \d, the first is {path}/(ant|cow/loop)/$"
-        ):
+        with pytest.warns(UserWarning, match=rf"left out: \d, the first is {path}/ant$"):
             assert names(path) == once
         (real / "loop").symlink_to(path)
         with pytest.warns(UserWarning, match="folders that are read under another name"):
@@ -54,13 +52,13 @@ def test_sisters_that_link_to_each_other_are_listed_once(
         (tmp_path / name / "1.png").write_bytes(PNG)
         for other in "abcdefghijkl".replace(name, ""):
             (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
-    with pytest.warns(UserWarning, match=rf"left out: 132, the first is {tmp_path}/a/to-b/"):
+    with pytest.warns(UserWarning, match=rf"left out: 132, the first is {tmp_path}/a/to-b$"):
         assert names(tmp_path) == [f"{name}/1.png" for name in "abcdefghijkl"]
     monkeypatch.setattr(listing, "MOST_FOLDERS", 144)  # links are counted
     with pytest.raises(DataError, match="over the limit of 144 folders and links to folders. Set"):
         names(tmp_path)
     monkeypatch.setattr(listing, "MOST_FOLDERS", 145)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="left out: 132"):
         names(tmp_path)
 
 
@@ -69,11 +67,11 @@ def test_folders_that_are_too_deep_are_told(tmp_path: Path) -> None:
     (deep / "e").mkdir(parents=True)
     (deep / "1.png").write_bytes(PNG)
     (deep / "e" / "2.png").write_bytes(PNG)
-    with pytest.warns(UserWarning, match=rf"over 16 deep, are left out: 1, the first is {deep}/e/"):
+    with pytest.warns(UserWarning, match=rf"left out: 1, the first is {deep}/e$"):
         assert [Path(name).name for name in names(tmp_path)] == ["1.png"]
 
 
-@pytest.mark.parametrize("place", ["/proc", "/dev", "/proc/self/fd"])
+@pytest.mark.parametrize("place", ["/proc", "/dev"])
 def test_what_the_kernel_lists_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
