@@ -159,7 +159,7 @@ def quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
     escaped = "".join(
-        each if each.isprintable() and each not in "\\%'" else _octal(each) for each in word
+        each if each.isprintable() and each not in "\\%'-" else _octal(each) for each in word
     )
     return f"\"$(printf '{escaped}')\""
 
