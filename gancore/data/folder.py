@@ -50,7 +50,7 @@ def folder(
     """Return the images in a folder or zip file as uint8 (N, channels, size, size).
 
     path: a folder or zip file with .png, .jpg, .jpeg, .bmp or .webp files, directly or in one
-        folder a class.
+        folder a class. Links are followed, and each folder is read once.
     size: of the side: the central square is cut out and resized with Pillow's bicubic filter
         (antialiased when it shrinks); an image of this size already is left as it is.
     channels: 3 for colour, 1 for grey (ITU-R 601 luma).
