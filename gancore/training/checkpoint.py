@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -130,7 +130,8 @@ def latest(
     """
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
-            delete(leftover)
+            with suppress(OSError):  # it is in nobody's way
+                delete(leftover)
     steps = sorted(_steps(folder), reverse=True)
     faults: dict[Path, CheckpointError] = {}
     for step, path in steps:
