@@ -177,12 +177,14 @@ def read_bytes(path: Path, largest: int, *, pipe: bool = False) -> bytes:
     pipe: as `read_toml` has it
     """
     with (_opened_pipe(path) if pipe else None) or opened(path) as file:
-        content = file.read(largest + 1)
-    if content is None:  # some of the kernel's have nothing to tell yet
+        content = bytearray()
+        while block := file.read(min(BLOCK, largest + 1 - len(content))):
+            content += block
+    if block is None:  # some of the kernel's have nothing to tell yet
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
     if len(content) > largest:
         raise InputError(too_large(path, largest))
-    return content
+    return bytes(content)
 
 
 def _opened_pipe(path: Path) -> BufferedReader | None:
