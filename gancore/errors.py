@@ -88,10 +88,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 BARRED = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-        *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
     }
 )
 """What it says of a name that can't be used so, or by this user."""
+
+PASSING = frozenset({errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ETIMEDOUT})
+"""What it says of a file that may well be there the next time."""
 
 MAKE_ROOM = "Make room, and try again"
 
@@ -109,12 +112,14 @@ def of_file(
     if number in FULL:
         told = RunError(f"{place} can't be written to: {os.strerror(number)}. {remedy}")
     elif number in BARRED:
-        reason = os.strerror(number)
+        reason = getattr(error, "strerror", None) or os.strerror(number)
         if number == errno.EEXIST:
             reason = "there is a file, or a link to nowhere, of this name"
         told = InputError(
             f"{place} can't be read or written: {reason}. Choose another, or get the rights to it"
         )
+    elif number in PASSING:
+        told = RunError(f"{place} can't be read or written: {os.strerror(number)}. Try again")
     else:
         return None
     return with_notes_of(error, told)

@@ -1,12 +1,17 @@
-"""Reading files of strangers: TOML, JSON and text, within limits, refused in one clear line."""
+"""Reading files of strangers: what is a regular file, within limits, refused in one clear line."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
+import os
 import re
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +29,97 @@ DEEPEST = 32
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move a terminal's cursor, end a line or turn the direction of writing."""
 
+BLOCK = 1 << 20
+"""Bytes that are read at a time."""
 
-def read_toml(path: Path) -> dict[str, Any]:
+LONGEST = 1 << 20
+"""Bytes of a line that is read; ours have two thousand."""
+
+PLAIN = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+"""Flags by which opening waits for nothing, should a file have become something else."""
+
+KINDS: dict[str, Callable[[int], bool]] = {
+    "a FIFO": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+}
+
+PIPE = re.compile(r"/dev/stdin|/(?:dev|proc/self)/fd/(\d{1,9})")
+"""Where a shell puts what it pipes into a command."""
+
+REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Get the rights to it"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "End other programs, or raise ulimit -n"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.EAGAIN), "Try again, or see to its disk"),
+}
+
+
+def opened(path: Path) -> BufferedReader:
+    """Open a regular file for reading. Raises OSError, for anything else too.
+
+    A FIFO, socket or device is not even opened: that may wait for ever, or set something off. What
+    takes the place of the file in between is seen as well.
+    """
+    _refuse_odd(path, os.stat(path))
+    handle = os.open(path, os.O_RDONLY | PLAIN)
+    try:
+        _refuse_odd(path, os.fstat(handle))
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _refuse_odd(path: Path, about: os.stat_result) -> None:
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    for kind, is_one in KINDS.items():
+        if is_one(about.st_mode):
+            raise OSError(errno.ENXIO, f"it is {kind}, and no regular file", str(path))
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of this name. Raises InputError where that can't be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(unreadable(error, path)) from error
+    return True
+
+
+def unreadable(error: OSError, place: object) -> str:
+    """Return what to say of a file or folder that the system does not let be read."""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{shown(str(place), 4096)}: can't be read: {error.strerror or error}" + (
+        f". {remedy}" if remedy else ""
+    )
+
+
+def expanded(path: str) -> Path:
+    """Return a path with its ~ or ~USER put out in full. Raises InputError for no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = shown(Path(path).parts[0])
+        raise InputError(
+            f"{shown(path, 4096)}: {user} has no home here. Write the folder out, or ./{user} for "
+            "one of that name"
+        ) from error
+
+
+def read_toml(path: Path, *, pipe: bool = False) -> dict[str, Any]:
     """Read a TOML file. Raises RecipeError with the file, line and column.
+
+    pipe: whether it may be one under /dev/fd, /proc/self/fd or /dev/stdin, which the shell made
 
     So are files refused that no recipe or board needs: large ones, deep nesting, absurd numbers,
     control characters in keys and strings.
     """
     where = shown(str(path), 4096)
     try:
-        text = read_text(path, LARGEST)
+        text = read_text(path, LARGEST, pipe=pipe)
     except InputError as error:
         raise RecipeError(str(error)) from error
     if _has_deep_key(text):
@@ -66,26 +152,96 @@ def read_json(path: Path, model: type[BaseModel], remedy: str, *, largest: int) 
     return found
 
 
-def read_text(path: Path, largest: int, *, errors: str = "strict") -> str:
+def read_text(path: Path, largest: int, *, errors: str = "strict", pipe: bool = False) -> str:
     """Read a UTF-8 file of so many bytes at most; Windows' mark of one is none of its text.
 
     errors: what is made of bytes that are none, as `bytes.decode` has it
+    pipe: as `read_toml` has it
 
     Raises InputError.
     """
     where = shown(str(path), 4096)
     try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
-        if len(content) > largest:
-            raise InputError(f"{where}: over the limit of {largest >> 10} KiB for such a file")
-        return content.decode("utf-8-sig", errors)
+        return read_bytes(path, largest, pipe=pipe).decode("utf-8-sig", errors)
     except OSError as error:
-        raise InputError(f"{where}: can't be read: {error.strerror}") from error
+        raise InputError(unreadable(error, path)) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8 text: {error.reason}") from error
     except ValueError as error:  # a name with a null byte
         raise InputError(f"{where}: can't be read: {error}") from error
+
+
+def read_bytes(path: Path, largest: int, *, pipe: bool = False) -> bytes:
+    """Read a regular file of so many bytes at most. Raises OSError; InputError for a larger one.
+
+    pipe: as `read_toml` has it
+    """
+    with (_opened_pipe(path) if pipe else None) or opened(path) as file:
+        content = bytearray()
+        while block := file.read(min(BLOCK, largest + 1 - len(content))):
+            content += block
+    if block is None:  # some of the kernel's have nothing to tell yet
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
+    if len(content) > largest:
+        raise InputError(too_large(path, largest))
+    return bytes(content)
+
+
+def _opened_pipe(path: Path) -> BufferedReader | None:
+    """Return the pipe that a shell has opened for this process under such a name, if it is one."""
+    match = PIPE.fullmatch(str(path))
+    if match is None:
+        return None
+    handle = int(match[1] or 0)
+    return os.fdopen(os.dup(handle), "rb") if stat.S_ISFIFO(os.fstat(handle).st_mode) else None
+
+
+def read_end(path: Path, count: int) -> bytes:
+    """Read the last bytes of a regular file, so many at most. Raises OSError."""
+    with opened(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+        return file.read(count) or b""
+
+
+def read_lines(path: Path, largest: int) -> Iterator[bytes]:
+    """Yield the whole lines of a regular file of so many bytes at most, one at a time.
+
+    A last line that does not end is left out, and what of a line is over a mebibyte.
+    Raises InputError.
+    """
+    try:
+        with opened(path) as file:
+            left, is_new = largest, True
+            while line := file.readline(LONGEST):
+                left -= len(line)
+                if left < 0:
+                    raise InputError(too_large(path, largest))
+                is_whole = line.endswith(b"\n")
+                if is_new and (is_whole or len(line) == LONGEST):
+                    yield line.removesuffix(b"\n")
+                is_new = is_whole
+    except OSError as error:
+        raise InputError(unreadable(error, path)) from error
+
+
+def sha256(path: Path, largest: int) -> str:
+    """Hash a regular file of so many bytes at most. Raises OSError; InputError for a larger one."""
+    digest, left = hashlib.sha256(), largest
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > largest:  # which may take hours to read
+            raise InputError(too_large(path, largest))
+        while block := file.read(min(BLOCK, left + 1)):
+            left -= len(block)
+            if left < 0:  # it grows
+                raise InputError(too_large(path, largest))
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def too_large(path: object, largest: int) -> str:
+    """Return what to say of a file that is over a limit in bytes."""
+    limit = f"{largest >> 30} GiB" if largest >= 1 << 31 else f"{largest >> 10} KiB"
+    return f"{shown(str(path), 4096)}: over the limit of {limit} for such a file"
 
 
 def refuse_absurd(table: Mapping[str, Any], where: str) -> None:

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError, PydanticSerializationError, to_js
 
 from gancore.errors import RecipeError, did_you_mean
 from gancore.options import explain, shown
-from gancore.reading import read_toml, refuse_absurd
+from gancore.reading import expanded, read_toml, refuse_absurd
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -178,7 +178,7 @@ class Score(Section):
     @field_validator("weights")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        return str(Path(path).absolute()) if path else None
+        return str(expanded(path).absolute()) if path else None
 
 
 class Sections(Protocol):
@@ -253,9 +253,11 @@ class Recipe(Section):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
         """Read a recipe file; overrides are {"train.steps": 200} or ["train.steps=200"].
 
+        It may be a pipe that the shell made, under /dev/fd, /proc/self/fd or /dev/stdin.
+
         Raises RecipeError with the file, the key path, what was expected and close names.
         """
-        table = read_toml(Path(path))
+        table = read_toml(Path(path), pipe=True)
         return cls.parse(table, shown(str(path), 4096), overrides)
 
     @classmethod

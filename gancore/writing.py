@@ -82,7 +82,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 before.rename(path)
             raise
     sync(path.parent)
-    delete(before)
+    with suppress(OSError):  # what is another's, say, may be renamed and not deleted
+        delete(before)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

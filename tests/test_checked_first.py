@@ -98,7 +98,7 @@ TOO_LATE: dict[str, tuple[list[str], str]] = {
     ),
     "weights that are a folder": (
         ["run", "digits.toml", "--set", "score.weights=full", "--out", "x"],
-        "score.weights: is no file",
+        "can't be read: Is a directory",
     ),
     "a dry run": (["run", "toy.toml", "--dry-run", "--set", "critic.widht=3"], "widht"),
     "costs": (["bench", "toy.toml", "--set", "critic.widht=3"], "widht: unknown key"),

@@ -1,8 +1,11 @@
 """Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
 
 import contextlib
+import errno
 import itertools
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +20,7 @@ from gancore.errors import CheckpointError
 from gancore.training import checkpoint
 from gancore.training.checkpoint import (
     Checkpoint,
+    UnreadableError,
     join_state,
     latest,
     load,
@@ -97,7 +101,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "failing"), [(checkpoint, "save_file"), (checkpoint, "_sha256"), (writing, "sync")]
+    ("module", "failing"), [(checkpoint, "save_file"), (checkpoint, "sha256"), (writing, "sync")]
 )
 def test_a_save_that_fails_leaves_the_older_one_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, failing: str
@@ -160,7 +164,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         path.write_bytes(content[: len(content) // 2])
     else:
         path.unlink()
-    assert latest(tmp_path) is not None
+    with pytest.warns(UserWarning, match=r"step-000002.* is damaged: .* Taking step 1$"):
+        assert latest(tmp_path) is not None
     assert (tmp_path / "step-000002").is_dir()  # readers leave it alone
     told: list[str] = []
     found = latest(tmp_path, mend=told.append)
@@ -253,3 +258,83 @@ def test_plugin_states_are_split_and_joined() -> None:
 def test_a_plugin_state_that_is_no_tensor_or_scalar_is_refused() -> None:
     with pytest.raises(CheckpointError, match="plugin 'mine': state 'net' is a Linear"):
         split_state({"mine": {"net": nn.Linear(1, 1)}})
+
+
+def refused(patch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Let the system refuse to open what is in a folder; as root nothing else does."""
+    real = os.open
+
+    def opened(path: Any, *args: Any, **options: Any) -> int:
+        if str(path).startswith(f"{folder}/"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **options)
+
+    patch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_only_can_not_be_read_is_told_and_left_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    save(tmp_path, made(1), keep=5)
+    newest = save(tmp_path, made(2), keep=5, best={"step": 2, "score": "fid", "value": 1.0})
+    said = rf"^{newest}/manifest.json: can't be read: {os.strerror(number)}\..* [^.]* step 1$"
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        refused(patch, newest, number)
+        with pytest.warns(UserWarning, match=said):
+            found = latest(tmp_path)
+        assert found is not None
+        assert found.step == 1
+        found = latest(tmp_path, mend=told.append)
+        assert found is not None
+        assert found.step == 1
+        with pytest.raises(UnreadableError, match=os.strerror(number)):
+            load_best(tmp_path)
+        refused(patch, tmp_path, number)
+        with pytest.raises(CheckpointError, match="no checkpoint can be used:\n") as caught:
+            latest(tmp_path, mend=told.append)
+        assert "damaged" not in str(caught.value)
+        assert "train again" not in str(caught.value)
+    (line,) = told
+    assert re.match(said, line)
+    assert line.endswith("Going on from step 1")
+    assert names(tmp_path) == ["best.json", "step-000001", "step-000002"]
+    assert load(newest).step == 2
+    save(tmp_path, made(1), keep=1)  # made again: what is later does not push it out
+    assert names(tmp_path) == ["step-000001", "step-000002"]
+
+
+def test_checkpoints_that_can_not_be_listed_are_not_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would begin anew."""
+    save(tmp_path, made(1), keep=1)
+
+    def fail(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(UnreadableError, match=f"^{tmp_path}: can't be read: Permission"):
+        latest(tmp_path, mend=print)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_makes_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run saves meanwhile, and keeps one: half of the old one is deleted, or all of it."""
+    for left in ("manifest.json", None):
+        old = save(tmp_path, made(1), keep=1)
+
+        def load_late(path: Path, old: Path = old, left: str | None = left) -> Checkpoint:
+            if path == old and path.is_dir():
+                save(tmp_path, made(2), keep=2)
+                (path / "manifest.json").unlink() if left else shutil.rmtree(path)
+            return load(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "load", load_late)
+            found = latest(tmp_path, tell=pytest.fail)
+        assert found is not None
+        assert found.step == 2
+        shutil.rmtree(tmp_path)

@@ -330,22 +330,6 @@ def test_the_tensor_has_a_limit(place: Make, monkeypatch: pytest.MonkeyPatch) ->
     assert len(folder(path=str(path), size=16)) == 2
 
 
-def test_links(tmp_path: Path) -> None:
-    """Links are followed, once: a folder in itself ends."""
-    real, path = tmp_path / "real", tmp_path / "set"
-    real.mkdir()
-    (real / "1.png").write_bytes(png(0))
-    path.mkdir()
-    (path / "cat").symlink_to(real)
-    (path / "dog").symlink_to(real)
-    assert labels(folder(path=str(path))) == [0, 1]
-    (real / "loop").symlink_to(path)
-    assert labels(folder(path=str(path))) == [0, 1]
-    (real / "2.png").symlink_to(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"2\.png: a link to nothing"):
-        folder(path=str(path))
-
-
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(0))
     source = listing.Folder(tmp_path)

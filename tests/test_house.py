@@ -108,6 +108,79 @@ def test_no_import_cycles() -> None:
     assert len(order) == len(MODULES)
 
 
+READERS = {
+    *("read_text", "read_bytes", "open", "load_file", "safe_open", "fromfile", "loadtxt"),
+    *("ZipFile", "GzipFile", "TarFile", "imread", "FileIO", "getsource", "mmap"),
+}
+"""Names of calls that may open a file for reading."""
+
+OPENED = {
+    "reading": {"os.open"},  # the one that does
+    "writing": {"open", "os.open"},  # to write
+    "training.checkpoint": {"load_file"},  # of names that `opened` has had a look at
+    "data.cache": {"safe_open"},
+    "scoring.classifier": {"load_file"},
+    "data.listing": {"zipfile.ZipFile", "self._zip.open"},  # of what `opened` has opened
+    "data.mnist": {"gzip.GzipFile"},
+    "data.cifar": {"tarfile.open"},
+    "data.decoding": {"Image.open"},
+    "report.filmstrip": {"Image.open"},
+    "scoring.extractors": {"torch.load"},
+    "sources": {"path.read_bytes", "inspect.getsource"},  # what is installed
+    "entrypoints": {"path.read_bytes"},
+    "scaffold": {"item.read_text"},
+    "leaderboard.page": {"resources.files(__package__).joinpath('sort.js').read_text"},
+    "machine": {"path.read_text"},  # /proc/cpuinfo
+    "cli.streams": {"open"},  # the null device
+}
+"""Those of each module that are no way around `gancore.reading.opened`."""
+
+OURS = {"Run.open", "read_text", "read_bytes"}
+"""Our own functions of such names."""
+
+
+def reads(source: str) -> set[str]:
+    """Return the calls in a text that may open a file for reading."""
+    calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    found = set()
+    for call in calls:
+        name = call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "")
+        text = ast.unparse(call)
+        if (name in READERS and text not in OURS) or text in ("torch.load", "np.load"):
+            found.add(text)
+    return found
+
+
+def test_the_finder_of_reads_finds_them() -> None:
+    source = (
+        "open(x)\npath.open('rb')\nx = (a / b).read_text()\nImage.open(path)\nRun.open(x)\n"
+        "def f():\n    with zipfile.ZipFile(p) as z:\n        torch.load(z)\nos.open(x, 0)\n"
+    )
+    assert reads(source) == {
+        *("open", "path.open", "(a / b).read_text", "Image.open", "zipfile.ZipFile", "torch.load"),
+        "os.open",
+    }
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_are_opened_for_reading_by_one_function(module: str) -> None:
+    found = reads(MODULES[module].read_text(encoding="utf-8"))
+    assert found <= OPENED.get(module.partition(".")[2], set())
+
+
+def test_commands_print_by_what_escapes_control_characters() -> None:
+    for module, path in MODULES.items():
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        }
+        mine = {"cli": {"click.echo"}, "cli.tables": {"click.echo"}, "report.display": {"print"}}
+        mine |= {f"scoring.{name}_train": {"print"} for name in ("digits", "fashion")}
+        allowed = mine.get(module.partition(".")[2], set())
+        assert calls & {"click.echo", "click.secho", "print"} <= allowed, module
+
+
 METHODS = {
     "digits": "wgan_gp wgan_clip none sngan r1 r2 r1_r2 wgan_gp_lazy r1_lazy",
     "fashion": "wgan_gp wgan_clip none sngan r1 r1_r2",

@@ -82,9 +82,7 @@ def test_the_reader_of_sources_finds_what_unpickles() -> None:
 def test_no_source_unpickles() -> None:
     found = {path.relative_to(ROOT).as_posix(): unpickling(path.read_text()) for path in SOURCES}
     assert len(found) > 80
-    assert {name: uses for name, uses in found.items() if uses} == {
-        "gancore/scoring/extractors.py": {"pickle", "pickle.UnpicklingError"},
-    }
+    assert not any(found.values())
 
 
 # leaderboards
@@ -326,7 +324,7 @@ def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
     for endless in (Path("/dev/zero"), tmp_path / "link"):
         if endless.name == "link":
             endless.symlink_to("/dev/zero")
-        with pytest.raises(RecipeError, match="over the limit"):
+        with pytest.raises(RecipeError, match="can't be read: it is a device, and no regular file"):
             Recipe.load(endless)
 
 

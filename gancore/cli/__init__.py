@@ -76,11 +76,17 @@ def gan() -> None:
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
-    warnings.formatwarning = lambda message, *where, **line: f"warning: {message}\n"
+    warnings.formatwarning = _as_line
     if sys.warnoptions:  # of PYTHONWARNINGS=error, say: a warning, whosever it is, ends no run
         warnings.filters = [each for each in warnings.filters if each[0] != "error"]
     with lasting():
         _run()
+
+
+def _as_line(message: Warning | str, *where: object, **line: object) -> str:
+    from gancore.options import printable
+
+    return f"warning: {printable(str(message))}\n"
 
 
 def _run() -> None:
@@ -89,6 +95,9 @@ def _run() -> None:
             _refuse_nowhere()
             gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
+        from gancore.options import printable
+
+        vars(error)["message"] = printable(error.message)
         error.show()
         sys.exit(2)
     except GancoreError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.tables import tell
 from gancore.errors import RunError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def bench(
     del about["plugins"]  # each entry has its own
     entries = [_entry(name, each, costs.get(name)) for name, each in recipes.items()]
     if as_json:
-        click.echo(json.dumps({"recipe": loaded.table(), "environment": about, "entries": entries}))
+        tell(json.dumps({"recipe": loaded.table(), "environment": about, "entries": entries}))
     else:
         _show(entries, loaded, about, rounds)
     if failed := [entry["name"] for entry in entries if entry["cost"] is None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.tables import tell
 from gancore.errors import InputError
 
 
@@ -54,9 +55,9 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     console().print(table)
     names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
     if unmatched := sorted((names[0] | names[1]) - found.keys()):
-        click.echo(f"not compared, for want of a score in both: {', '.join(unmatched)}")
-    click.echo(f"decided by: {method(map(vars, found.values())) or 'nothing, with too few seeds'}")
+        tell(f"not compared, for want of a score in both: {', '.join(unmatched)}")
+    tell(f"decided by: {method(map(vars, found.values())) or 'nothing, with too few seeds'}")
     if lost:
         name = score_name(metric, after["protocol"])
-        click.echo(f"regression in {name}: {', '.join(lost)}", err=True)
+        tell(f"regression in {name}: {', '.join(lost)}", err=True)
         sys.exit(1)

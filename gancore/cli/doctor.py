@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.tables import tell
+
 
 @click.command()
 def doctor() -> None:
@@ -20,21 +22,21 @@ def doctor() -> None:
     from gancore.options import shown
     from gancore.training.environment import PACKAGES
 
-    click.echo(f"python {sys.version.split()[0]}, {os.cpu_count()} cores")
-    click.echo(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    tell(f"python {sys.version.split()[0]}, {os.cpu_count()} cores")
+    tell(", ".join(f"{name} {version(name)}" for name in PACKAGES))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            click.echo(f"cuda:{index}: {torch.cuda.get_device_name(index)}")
+            tell(f"cuda:{index}: {torch.cuda.get_device_name(index)}")
     else:
-        click.echo("no CUDA device: runs use the CPU")
+        tell("no CUDA device: runs use the CPU")
     broken = 0
     for found in entrypoints.find("plugin"):
         error = details(found).get("error")
         broken += error is not None
-        click.echo(shown(f"plugin {found}: {error or 'ok'}", 4096))
-    click.echo(f"extractor inception-v3-compat: {_inception()}")
+        tell(shown(f"plugin {found}: {error or 'ok'}", 4096))
+    tell(f"extractor inception-v3-compat: {_inception()}")
     for found in entrypoints.find("extractor"):
-        click.echo(shown(f"extractor {found}: installed", 4096))
+        tell(shown(f"extractor {found}: installed", 4096))
     sys.exit(1 if broken else 0)
 
 

@@ -6,10 +6,10 @@ import sys
 import time
 from contextlib import nullcontext
 
-import click
 import tomli_w
 import torch
 
+from gancore.cli.tables import tell
 from gancore.probe import unprobed
 from gancore.training import Trainer
 from gancore.training.idle import warn_idle
@@ -23,20 +23,20 @@ def show(trainer: Trainer) -> None:
     seconds = _seconds_a_step(trainer)
     if not trainer.ranks.is_first:
         return
-    click.echo(tomli_w.dumps(trainer.recipe).rstrip())
-    click.echo("")
+    tell(tomli_w.dumps(trainer.recipe).rstrip())
+    tell("")
     for name in ("generator", "critic"):
         module = getattr(trainer, name)
         count = sum(parameter.numel() for parameter in module.parameters())
-        click.echo(f"{name}: {type(module).__name__}, {count:,} parameters")
+        tell(f"{name}: {type(module).__name__}, {count:,} parameters")
     data = trainer.data
     size = data.samples.numel() * data.samples.element_size()
     about = data.about and f", {data.about}"
-    click.echo(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB{about}")
-    click.echo("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
+    tell(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB{about}")
+    tell("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
     if (peak := _peak_bytes(trainer)) is not None:
-        click.echo(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")
-    click.echo(
+        tell(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")
+    tell(
         f"time: {seconds * 1e3:.0f} ms a step, about "
         f"{_duration(seconds * trainer.train.steps)} for {trainer.train.steps:,} steps, "
         "scoring not counted"

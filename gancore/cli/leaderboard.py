@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gancore.cli.device import device_option
+from gancore.cli.paths import Target
+from gancore.cli.tables import tell
 from gancore.errors import told_of_files
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("board", type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Target(file_okay=False),
     help="The board's folder; by default boards/BOARD.",
 )
 @click.option(
@@ -67,6 +69,7 @@ def leaderboard(
     from gancore.leaderboard.plan import plan, tables
     from gancore.leaderboard.result import result
     from gancore.leaderboard.stale import made_again
+    from gancore.leaderboard.text import markdown
     from gancore.training.storage import refuse_unwritable
 
     loaded = Board.load(board)
@@ -91,14 +94,14 @@ def leaderboard(
             display.say(line)
         if commands:
             for job in left_to_do(planned):
-                click.echo(shell_line(job, threads=loaded.threads, device=executor.device))
+                tell(shell_line(job, threads=loaded.threads, device=executor.device))
             return
         executor.sweep(planned, display.show)
     found = result(loaded, planned, spent)
     with told_of_files(out):
         write(found, planned, out)
-    click.echo((out / "leaderboard.md").read_text(encoding="utf-8"))
-    click.echo(f"in {out}")
+    tell(markdown(found))
+    tell(f"in {out}")
     if any(entry["failed"] for entry in found["entries"]):
         sys.exit(1)
 
@@ -111,7 +114,8 @@ def _executor(
         from gancore.leaderboard.sweep import Here
         from gancore.training.environment import choose_device
 
-        return nullcontext(Here(jobs or 1, board.threads, str(choose_device(device))))
+        device = str(choose_device(device))
+        return nullcontext(Here(jobs or 1, board.threads, device, display.say))
     from gancore.leaderboard.cluster import connected
 
     return connected(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gancore import entrypoints
-from gancore.cli.tables import as_json, console, styled
+from gancore.cli.tables import as_json, console, styled, tell
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
 from gancore.options import shown
@@ -42,14 +42,14 @@ def plugins(context: click.Context, verbose: bool, to_json: bool) -> None:
         return
     rows = [_row(found, verbose) for found in entrypoints.find("plugin")]
     if to_json:
-        click.echo(as_json(rows))
+        tell(as_json(rows))
     elif verbose:
         _show_verbose(rows)
     else:
         table = [[shown(row[key]) for key in COLUMNS] for row in rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for cells in table:
-            click.echo("  ".join(map(str.ljust, cells, widths)))
+            tell("  ".join(map(str.ljust, cells, widths)))
 
 
 COLUMNS = ("name", "version", "distribution")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.paths import Target
+from gancore.cli.tables import tell
 from gancore.errors import told_of_files
+from gancore.options import quoted
 
 
 @click.command()
@@ -14,7 +17,7 @@ from gancore.errors import told_of_files
 @click.option(
     "--in",
     "parent",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Target(file_okay=False),
     default=Path(),
     help="The folder to write it into; here if left out.",
 )
@@ -24,7 +27,7 @@ def new(name: str, parent: Path) -> None:
 
     with told_of_files(parent):
         folder = write_plugin(name, parent)
-    click.echo(f"wrote {folder}; next:")
-    click.echo(f"  python3 -m pip install -e {folder}")
-    click.echo(f"  gan plugins check {name}")
-    click.echo(f"  edit {folder}/src/gancore_{name}/__init__.py")
+    tell(f"wrote {folder}; next:")
+    tell(f"  python3 -m pip install -e {quoted(str(folder))}")
+    tell(f"  gan plugins check {name}")
+    tell(f"  edit {folder}/src/gancore_{name}/__init__.py")

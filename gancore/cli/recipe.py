@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.tables import tell
 from gancore.errors import GancoreError
 
 
@@ -36,9 +37,9 @@ def check(recipes: tuple[Path, ...]) -> None:
         except GancoreError as error:
             failed = True
             text = "\n".join(lines(str(error)))
-            click.echo(text if text.startswith(where) else f"{where}: {text}", err=True)
+            tell(text if text.startswith(where) else f"{where}: {text}", err=True)
         else:
-            click.echo("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
+            tell("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
     sys.exit(2 if failed else 0)
 
 
@@ -47,4 +48,4 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     from gancore.recipe import Recipe
 
-    click.echo(json.dumps(Recipe.model_json_schema(by_alias=True), indent=2, ensure_ascii=False))
+    tell(json.dumps(Recipe.model_json_schema(by_alias=True), indent=2, ensure_ascii=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.tables import tell
 from gancore.errors import told_of_files
 
 
@@ -33,4 +34,4 @@ def report(run: Path, device: str) -> None:
             write_report(found, device=device, progress=display.count)
     finally:
         display.end()
-    click.echo(f"report in {found.report_path}")
+    tell(f"report in {found.report_path}")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.paths import Target
+from gancore.cli.tables import tell
 from gancore.errors import RunError, told_of_files
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="The same as --set train.seed=N.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Target(file_okay=False),
     help="The run folder; by default runs/RECIPE-seedN.",
 )
 @device_option("Where to train.")
@@ -66,7 +68,7 @@ def run(
     from gancore.recipe import Recipe
 
     if force and not resume:
-        click.echo("warning: --force has no effect without --resume", err=True)
+        tell("warning: --force has no effect without --resume", err=True)
     if seed is not None:
         overrides = (*overrides, f"train.seed={seed}")
     with _as_one(), _ending_in_words():
@@ -156,4 +158,4 @@ def _show(done: Run) -> None:
     scores = done.scores
     if scores is not None:
         show_scores(scores)
-    click.echo(f"in {done.path}")
+    tell(f"in {done.path}")

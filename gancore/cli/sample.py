@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.paths import Target
+from gancore.cli.tables import tell
 from gancore.errors import InputError, told_of_files
 from gancore.writing import replacing
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=Target(),
     metavar="samples.npz|grid.png|DIR/",
     help="An array (key arr_0), a picture of all of them, or a folder with a picture of each.",
 )
@@ -59,7 +61,7 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
     with told_of_files(out):
         _write(samples, out)
-    click.echo(f"{count} samples in {out}")
+    tell(f"{count} samples in {out}")
 
 
 def _write(samples: Tensor, out: Path) -> None:

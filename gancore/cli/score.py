@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.tables import tell
 from gancore.errors import told_of_files
 
 
@@ -47,4 +48,4 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
     finally:
         display.end()
     show_scores(scores)
-    click.echo(f"in {found.scores_path}")
+    tell(f"in {found.scores_path}")

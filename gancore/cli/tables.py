@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gancore.options import shown
+import click
+
+from gancore.options import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +22,11 @@ NARROWEST = 40
 def lines(text: str) -> list[str]:
     """Return text from elsewhere line by line, as a terminal may have it."""
     return [shown(line, 4096) for line in text.split("\n")]
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Print text line by line, whatever it quotes: a terminal obeys control characters."""
+    click.echo(printable(text), err=err)
 
 
 def styled(text: str, style: str = "") -> Text:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gancore.reading import opened
 from gancore.writing import replacing
 
 
@@ -46,6 +47,7 @@ class Cache:
         from safetensors import safe_open
 
         try:
+            opened(self.file).close()  # it is a regular file then, which is read by its name
             with safe_open(self.file, framework="pt") as stored:
                 about = stored.metadata() or {}
                 if about.get("key") != self.key:

@@ -15,6 +15,7 @@ from gancore.data.cifar_pickle import pixels, unpickled
 from gancore.data.fetch import fetch
 from gancore.errors import DataError
 from gancore.options import shown
+from gancore.reading import expanded, is_there, opened, unreadable
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -50,7 +51,7 @@ def cifar10(*, path: str = "data", split: Literal["train", "test"] = "train") ->
     taken as it is.
     Raises DataError.
     """
-    root = Path(path).expanduser().absolute()
+    root = expanded(path).absolute()
     samples, labels = [], []
     for where, content in _batches(root, split):
         images, classes = _parse(content, where)
@@ -63,14 +64,14 @@ def _batches(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
     """Yield where each file is, and its content, in the published order."""
     names = BATCHES[split]
     for folder in (root / FOLDER, root):
-        if folder is root and not any((root / name).is_file() for name in names):
+        if folder is root and not any(is_there(root / name) for name in names):
             continue
         if folder.is_dir():
             for name in names:
                 yield str(folder / name), _read(folder / name, len(names))
             return
     archive = root / ARCHIVE
-    if not archive.is_file():
+    if not is_there(archive):
         fetch([URL], archive, ARCHIVE_MD5)
     found = _unpack(archive, names)
     for name in names:
@@ -79,9 +80,11 @@ def _batches(root: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 def _read(file: Path, count: int) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             content = stream.read(LARGEST + 1)
     except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(unreadable(error, file)) from error
         raise DataError(
             f"{file}: {error.strerror}; expected all {count} files of this split. "
             f"Unpack {ARCHIVE} again, or delete the folder to have it downloaded"
@@ -99,7 +102,7 @@ def _unpack(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     again = f"Delete it to have it downloaded again, or get it from {URL}"
     found: dict[str, bytes] = {}
     try:
-        with archive.open("rb") as file:
+        with opened(archive) as file:
             md5 = hashlib.file_digest(file, _md5).hexdigest()
             if md5 != ARCHIVE_MD5:
                 raise DataError(
@@ -113,6 +116,8 @@ def _unpack(archive: Path, names: Collection[str]) -> dict[str, bytes]:
                     if name in names and (stream := tar.extractfile(member)):
                         found[name] = stream.read()
     except OSError as error:
+        if error.errno:  # else it is damaged
+            raise DataError(unreadable(error, archive)) from error
         raise DataError(f"{archive}: can't be read ({error}). {again}") from error
     return found
 

@@ -23,6 +23,7 @@ from gancore.data.listing import SUFFIXES, File, Listing, listing
 from gancore.data.progress import Progress
 from gancore.errors import DataError
 from gancore.options import shown
+from gancore.reading import expanded
 
 LARGEST = 64 << 30
 """Bytes of all images, decoded."""
@@ -44,7 +45,7 @@ def folder(
     """Return the images in a folder or zip file as uint8 (N, channels, size, size).
 
     path: a folder or zip file with .png, .jpg, .jpeg, .bmp or .webp files, directly or in one
-        folder a class.
+        folder a class. Links are followed, and each folder is read once.
     size: of the side: the central square is cut out and resized with Pillow's bicubic filter
         (antialiased when it shrinks); an image of this size already is left as it is.
     channels: 3 for colour, 1 for grey (ITU-R 601 luma).
@@ -59,7 +60,7 @@ def folder(
     Decoded images are cached (`gancore.data.cache`) until a name, size, time of change or inode
     differs. Raises DataError, which names the images that can't be read, and what they are.
     """
-    place = Path(os.path.realpath(Path(path).expanduser()))
+    place = Path(os.path.realpath(expanded(path)))
     source = listing(place)
     try:
         cache = Cache("images", json.dumps([str(place), size, channels]), _key(source))

@@ -6,19 +6,23 @@ import hashlib
 import os
 import re
 import stat
+import warnings
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from gancore.errors import DataError
 from gancore.options import shown
+from gancore.reading import is_there, opened, unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MOST_FILES = 5_000_000
+MOST_FOLDERS = 200_000
 LARGEST_FILE = 64 << 20
 LARGEST_TOTAL = 256 << 30
 DEEPEST = 16
@@ -68,42 +72,73 @@ def listing(path: Path) -> Listing:
     """Return the listing of a folder or zip file. Raises DataError."""
     if path.is_dir():
         return Folder(path)
-    if path.is_file():
+    if is_there(path):
         return Zip(path)
     raise DataError(f"{path}: no such folder or zip file. Set data.path to one with images")
 
 
 class Folder:
-    """A folder on disk. Links are followed, loops of them are not."""
+    """A folder on disk. Links are followed, and each folder is read once, whatever leads to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._left_out: list[str] = []
         self.others: str | None
         try:
-            self._files, self.others = _chosen(self._walk(path, "", ()), path)
+            self._files, self.others = _chosen(self._walk(), path)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{_shown(str(error.filename or path))}: gone while {_shown(str(path))} was "
+                "listed. Set data.path to a folder that stays as it is"
+            ) from error
         except OSError as error:
-            place = error.filename or path
-            raise DataError(f"{place}: can't be read: {error.strerror}") from error
+            raise DataError(unreadable(error, error.filename or path)) from error
+        if self._left_out:
+            first = _shown(str(path / min(self._left_out)))
+            warnings.warn(
+                f"{_shown(str(path))}: folders that are read under another name, or are over "
+                f"{DEEPEST} deep, are left out: {len(self._left_out):,}, the first is {first}",
+                stacklevel=2,
+            )
 
-    def _walk(
-        self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[File]:
-        about = folder.stat()
-        here = (about.st_dev, about.st_ino)
-        if here in above or len(above) > DEEPEST:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                name = f"{prefix}{entry.name}"
-                if entry.is_dir():
-                    yield from self._walk(folder / entry.name, f"{name}/", (*above, here))
-                elif entry.is_file():
-                    found = entry.stat()
-                    yield File(name, found.st_size, _state(found))
-                elif entry.is_symlink() and name.lower().endswith(SUFFIXES):
-                    raise DataError(f"{folder / entry.name}: a link to nothing. Remove it")
+    def _walk(self) -> Iterator[File]:
+        """Yield the files of all folders: those that are here first, then what links lead to.
+
+        So a folder has its own name here if it has one, else that of the first link to it.
+        """
+        read: set[tuple[int, int]] = set()
+        here, links, count = [""], list[str](), 1
+        while here or links:
+            prefix = here.pop() if here else heappop(links)
+            folder = self.path / prefix
+            about = folder.stat()
+            place = (about.st_dev, about.st_ino)
+            if place in read or prefix.count("/") > DEEPEST:
+                self._left_out.append(prefix)
+                continue
+            read.add(place)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        continue
+                    name = f"{prefix}{entry.name}"
+                    if entry.is_dir():
+                        count += 1
+                        if count > MOST_FOLDERS:
+                            raise DataError(
+                                f"{_shown(str(self.path))}: over the limit of {MOST_FOLDERS:,} "
+                                "folders and links to folders. Set data.path to the one with the "
+                                "class folders"
+                            )
+                        if entry.is_symlink():
+                            heappush(links, f"{name}/")
+                        else:
+                            here.append(f"{name}/")
+                    elif entry.is_file():
+                        found = entry.stat()
+                        yield File(name, found.st_size, _state(found))
+                    elif name.lower().endswith(SUFFIXES):
+                        _refuse_odd(folder / entry.name)
 
     def stamp(self) -> str:
         """Return a hash of all names, sizes, times of change and inodes."""
@@ -119,10 +154,10 @@ class Folder:
     def read(self, file: File) -> bytes:
         """Return the content of an image."""
         try:
-            with (self.path / file.name).open("rb") as stream:
+            with opened(self.path / file.name) as stream:
                 content = stream.read(LARGEST_FILE + 1)
         except OSError as error:
-            raise DataError(f"{self.where(file)}: can't be read: {error.strerror}") from error
+            raise DataError(unreadable(error, self.where(file))) from error
         if len(content) > LARGEST_FILE:
             raise DataError(_too_large(self.where(file)))
         return content
@@ -145,6 +180,7 @@ class Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.others: str | None = None
+        self._file: BinaryIO | None = None
         self._zip: zipfile.ZipFile | None = None
 
     def stamp(self) -> str:
@@ -153,20 +189,24 @@ class Zip:
         Those have the central directory with the entries' CRCs; of a smaller file, everything.
         """
         try:
-            with self.path.open("rb") as stream:
+            with opened(self.path) as stream:
                 about = os.fstat(stream.fileno())
                 digest = hashlib.sha256(f"{about.st_size} {_state(about)}\n".encode())
                 stream.seek(max(0, about.st_size - TAIL))
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise DataError(f"{self.path}: can't be read: {error.strerror}") from error
+            raise DataError(unreadable(error, self.path)) from error
         return digest.hexdigest()
 
     def files(self) -> list[File]:
         """Return the images, sorted by name; refuse the archive if any entry is suspicious."""
         try:
-            self._zip = zipfile.ZipFile(self.path)
+            self._file = opened(self.path)
+        except OSError as error:
+            raise DataError(unreadable(error, self.path)) from error
+        try:
+            self._zip = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(
                 f"{self.path}: not a folder, and not a zip file that can be read ({error})"
@@ -233,8 +273,9 @@ class Zip:
 
     def close(self) -> None:
         """Close the file."""
-        if self._zip is not None:
-            self._zip.close()
+        for each in (self._zip, self._file):
+            if each is not None:
+                each.close()
 
 
 def _state(about: os.stat_result) -> tuple[int, int, int]:
@@ -281,6 +322,17 @@ def _counted(others: Counter[str]) -> str:
     if rest := sum(count for _, count in endings[ENDINGS:]):
         parts.append(f"{rest:,} of other endings")
     return ", ".join(parts)
+
+
+def _refuse_odd(path: Path) -> None:
+    """Raise DataError for what has an image's name, and is no file."""
+    try:
+        opened(path).close()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DataError(f"{path}: a link to nothing. Remove it") from error
+    except OSError as error:
+        raise DataError(f"{unreadable(error, path)}. Remove it") from error
 
 
 def _hidden(parts: Sequence[str]) -> bool:

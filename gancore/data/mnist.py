@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -15,6 +17,7 @@ import torch
 from gancore.data import Dataset
 from gancore.data.fetch import fetch
 from gancore.errors import DataError
+from gancore.reading import expanded, is_there, opened, unreadable
 
 LARGEST = 1 << 30
 """Bytes in an IDX file; the published ones have 47 million."""
@@ -69,7 +72,7 @@ def mnist(
 
     Raises DataError.
     """
-    return _load(MNIST, Path(path), split, size)
+    return _load(MNIST, expanded(path), split, size)
 
 
 def fashion_mnist(
@@ -88,11 +91,11 @@ def fashion_mnist(
 
     Raises DataError.
     """
-    return _load(FASHION, Path(path), split, size, DEBIAN)
+    return _load(FASHION, expanded(path), split, size, DEBIAN)
 
 
 def _load(published: _Published, path: Path, split: str, size: int, *others: Path) -> Dataset:
-    root = path.expanduser().absolute()
+    root = path.absolute()
     raw = root / published.folder / "raw"
     prefix = "train" if split == "train" else "t10k"
     stems = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
@@ -130,7 +133,7 @@ def _find(folder: Path, stem: str) -> Path | None:
     head, _, tail = stem.partition("-idx")
     for name in (stem, f"{head}.idx{tail}"):
         for file in (folder / name, folder / f"{name}.gz"):
-            if file.is_file():
+            if is_there(file):
                 return file
     return None
 
@@ -152,6 +155,8 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]]
                 raise DataError(f"{file}: says {shape}, over the limit of {LARGEST >> 20} MiB")
             content = stream.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:  # else it is damaged
+            raise DataError(unreadable(error, file)) from error
         raise DataError(f"{file}: can't be read ({error}). Delete it and get it again") from error
     if len(content) != count:
         more = "more" if len(content) > count else f"{len(content):,}"
@@ -159,5 +164,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]]
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _open(file: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
+@contextmanager
+def _open(file: Path) -> Iterator[IO[bytes]]:
+    with opened(file) as stream:
+        yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if file.suffix == ".gz" else stream

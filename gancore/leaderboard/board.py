@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError, to_json
 from gancore.errors import RecipeError
 from gancore.options import explain, shown
 from gancore.protocol import NAMES
-from gancore.reading import read_toml
+from gancore.reading import expanded, read_toml
 from gancore.recipe import Count, Recipe, Section
 
 Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
@@ -90,7 +90,7 @@ class Board(Section):
     @classmethod
     def load(cls, path: str | Path) -> Board:
         """Read a board file. Raises RecipeError with file, key path and what was expected."""
-        table = read_toml(Path(path))
+        table = read_toml(Path(path), pipe=True)
         try:
             return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
         except ValidationError as error:
@@ -101,10 +101,12 @@ class Board(Section):
 
         folder: what paths in the board are relative to
         """
-        return {
-            entry.name: Recipe.load(folder / (entry.recipe or self.recipe), (*self.set, *entry.set))
-            for entry in self.entry
-        }
+        found = {}
+        for entry in self.entry:
+            path = folder / expanded(entry.recipe or self.recipe)
+            table = read_toml(path)  # which no pipe may be: the board may be a stranger's
+            found[entry.name] = Recipe.parse(table, shown(str(path), 4096), (*self.set, *entry.set))
+        return found
 
     def within_budget(
         self, recipes: Mapping[str, Recipe], flops_ratios: Mapping[str, float]

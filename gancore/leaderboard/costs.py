@@ -16,7 +16,7 @@ from gancore.leaderboard.job import Executor
 from gancore.leaderboard.plan import versions
 from gancore.machine import on_threads
 from gancore.protocol import Number, Stored
-from gancore.reading import read_json
+from gancore.reading import is_there, read_json
 from gancore.recipe import Recipe
 from gancore.sources import file_code
 from gancore.writing import write_text
@@ -49,7 +49,7 @@ def measure_costs(
     made_of = {name: [each.table(), versions(each)] for name, each in recipes.items()}
     about = [executor.where, board.threads, file_code(Path(cost.__file__)), made_of]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    if path.is_file():
+    if is_there(path):
         kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)
         if kept["key"] == key:
             found: dict[str, dict[str, Any]] = kept["costs"]

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Self
 
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
+from gancore.options import printable
 from gancore.report import clock
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class BoardDisplay:
 
     def say(self, text: str) -> None:
         """Tell one line."""
-        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, emoji=False, soft_wrap=True)
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Take the state of all runs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,15 +13,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gancore.errors import InputError
-from gancore.options import shown
+from gancore.options import quoted, shown
 from gancore.protocol import answers
 from gancore.ranks import die_with_parent
+from gancore.reading import LONGEST, read_end
 from gancore.recipe import Recipe
 from gancore.training import Run
 from gancore.writing import growing, make_folder
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""
+
+LOCKED = 120.0
+"""Seconds to wait for the folder while the same run, of a board or node that has ended, saves."""
 
 LOG = "log.txt"
 """In a run's folder: what its process said."""
@@ -77,19 +80,25 @@ class Job:
         anew, and leaves out the other. Records that are gone are gone; no score depends on them.
         """
         try:
-            _, _, scores = self.run.records, self.run.environment, self.run.scores
+            _, scores = self.run.environment, self.run.scores
+            for _ in self.run.read_records():
+                pass
             return answers(scores, self.recipe["score"], self.steps)
         except InputError:  # whoever goes on with the run tells it
             return False
 
-    def whole_records(self) -> list[dict[str, Any]]:
-        """Return the records of a finished run; none where they do not reach to its end."""
-        records = self.run.records
-        return records if records and records[-1]["step"] == self.steps else []
+    def has_whole_records(self) -> bool:
+        """Whether the records reach to the end of the run."""
+        return self._last_record().get("step") == self.steps
+
+    def whole_records(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of a finished run; none where they do not reach to its end."""
+        if self.has_whole_records():
+            yield from self.run.read_records()
 
     def _last_record(self) -> dict[str, Any]:
         try:
-            return (self.run.records or [{}])[-1]
+            return self.run.last_record()
         except InputError:
             return {}
 
@@ -110,7 +119,10 @@ class Job:
             self.state = "done"
             return
         log = self.path / LOG
-        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        try:
+            lines = read_end(log, LONGEST).decode(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
         errors = [line for line in lines if line.startswith("error: ")]
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self.fail((errors or lines or [how])[-1])
@@ -178,7 +190,7 @@ def shell_line(job: Job, *, threads: int, device: str) -> str:
     """Return a run's command for a shell, its folder prepared; from any folder it is the same."""
     job.prepare()
     limit = f"OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads}"
-    return f"{limit} {shlex.join(command(job.path.absolute(), device))}"
+    return f"{limit} {' '.join(map(quoted, command(job.path.absolute(), device)))}"
 
 
 def surroundings(threads: int) -> dict[str, str]:

@@ -28,6 +28,7 @@ from gancore.leaderboard.text import (
     title,
     verdict,
 )
+from gancore.reading import read_bytes
 from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render
@@ -306,7 +307,7 @@ def _small(path: Path) -> tuple[bytes, str]:
     """Return a grid as a file that suits a page of many, and its type. Raises DataError."""
     small = read_grid(path)
     if path.stat().st_size <= LARGEST:
-        return path.read_bytes(), "image/png"
+        return read_bytes(path, LARGEST), "image/png"
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85, subsampling=0)

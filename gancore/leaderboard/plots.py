@@ -113,8 +113,8 @@ def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
     last = {
         (job.entry, job.seed): record["wasserstein"]
         for job in jobs
-        if job.state == "done"
-        for record in job.whole_records()[-1:]
+        if job.state == "done" and job.has_whole_records()
+        for record in [job.run.last_record()]
         if "wasserstein" in record
     }
     drawn = {}

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gancore.errors import GancoreError, RunError
-from gancore.leaderboard.job import LOG, POLL, start
+from gancore.errors import GancoreError, InputError, RunError
+from gancore.leaderboard.job import LOCKED, LOG, POLL, start
 from gancore.leaderboard.plan import versions
 from gancore.options import shown
+from gancore.reading import read_bytes, read_text
 from gancore.recipe import Recipe
 from gancore.training import Run
+from gancore.training.checkpoint import LARGEST_TENSORS
 from gancore.training.storage import LOCK, told_when_full, wait_until_free
 from gancore.writing import replacing_folder, write_bytes
-
-LOCKED = 120.0
-"""Seconds to wait for the folder while the same run, of a node that is going down, saves."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ def _is_shared(order: Order) -> bool:
     """Whether the folder here is the very one of the board; another may have the same name."""
     name, content = order.token
     try:
-        found = (order.folder.parent / name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        found = read_text(order.folder.parent / name, 1 << 10)
+    except InputError:
         return False
     return found == content and os.access(order.folder, os.W_OK)
 
@@ -131,7 +130,7 @@ def _train(folder: Path, order: Order) -> tuple[int, float]:
 def pack(folder: Path) -> dict[str, bytes]:
     """Return the files of a run's folder by their names in it."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+        path.relative_to(folder).as_posix(): read_bytes(path, LARGEST_TENSORS)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.is_symlink() and path.name != LOCK
     }

@@ -111,7 +111,7 @@ def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
             for job in done
             for note in (
                 *job.run.scores.get("notes", []),  # type: ignore[union-attr]
-                *([] if job.whole_records() or not job.steps else [NO_RECORDS]),
+                *([] if job.has_whole_records() or not job.steps else [NO_RECORDS]),
             )
         ],
     }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gancore.errors import InputError
 from gancore.leaderboard.costs import measure_here
-from gancore.leaderboard.job import POLL, Job, Watch, interruptible, left_to_do, start
+from gancore.leaderboard.job import LOCKED, POLL, Job, Watch, interruptible, left_to_do, start
 from gancore.recipe import Recipe
+from gancore.training.storage import InUseError, wait_until_free
+from gancore.writing import make_folder
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Here:
     parallel: int
     threads: int
     device: str
+    tell: Callable[[str], None] = print
 
     @property
     def where(self) -> str:
@@ -34,12 +38,14 @@ class Here:
         """Make the runs; see `Executor`."""
         waiting = left_to_do(jobs)
         running: dict[Job, subprocess.Popen[bytes]] = {}
+        until: dict[Job, float] = {}
         with interruptible() as stopped:
             try:
                 while (waiting or running) and not stopped:
-                    while waiting and len(running) < self.parallel:
-                        job = waiting.pop(0)
-                        running[job] = self._start(job)
+                    for job in list(waiting):
+                        if len(running) < self.parallel and not self._is_held(job, until):
+                            waiting.remove(job)
+                            running[job] = self._start(job)
                     for job, process in list(running.items()):
                         if process.poll() is not None:
                             _finish(job, process.returncode)
@@ -58,6 +64,26 @@ class Here:
                 watch(jobs)
         if stopped:
             raise KeyboardInterrupt
+
+    def _is_held(self, job: Job, until: dict[Job, float]) -> bool:
+        """Whether another process has the run's folder: that of a board that was killed, say.
+
+        It saves, and ends; after `LOCKED` seconds no more is waited for it. until: when that is
+        """
+        make_folder(job.path, inside=job.path.parents[1])  # the board's
+        try:
+            wait_until_free(job.path, 0)
+        except InUseError as error:
+            if job not in until:
+                until[job] = time.monotonic() + LOCKED
+                self.tell(
+                    f"{job.entry} seed {job.seed}: waits up to {LOCKED:.0f} seconds until its "
+                    f"folder is free: {error}"
+                )
+            return time.monotonic() < until[job]
+        except InputError:  # its process tells it
+            return False
+        return False
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         job.prepare()

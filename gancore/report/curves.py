@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ PANELS = (
 )
 """Each panel's title and the keys it shows; a key that ends in / stands for all below it."""
 
-Records = Sequence[Mapping[str, Any]]
+Records = Iterable[Mapping[str, Any]]
+
+Columns = Mapping[str, tuple["array[float]", "array[float]"]]
+"""The steps and values of each key of records."""
 
 
 def bounding(recipe: Mapping[str, Any]) -> list[str]:
@@ -51,7 +55,8 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
     """
     from matplotlib.figure import Figure
 
-    panels = _panels(records, recipe)
+    columns = _columns(records)
+    panels = _panels(columns, recipe)
     if not panels:
         return
     rows = -(-len(panels) // 2)
@@ -60,7 +65,7 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for (title, keys), axes in zip(panels.items(), grid, strict=False):
-        _draw(axes, records, keys)
+        _draw(axes, columns, keys)
         axes.set_title(title, loc="left", fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
@@ -71,16 +76,27 @@ def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figu
     """Draw the records of a run over generator updates: a figure a panel, by its title."""
     from matplotlib.figure import Figure
 
-    figures = {}
-    for title, keys in _panels(records, recipe).items():
+    figures, columns = {}, _columns(records)
+    for title, keys in _panels(columns, recipe).items():
         figures[title] = Figure(figsize=(5.5, 3), layout="constrained")
-        _draw(figures[title].subplots(), records, keys)
+        _draw(figures[title].subplots(), columns, keys)
     return figures
 
 
-def _panels(records: Records, recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+def _columns(records: Records) -> Columns:
+    """Return what is drawn of records, which are not held themselves: they may be many."""
+    columns: dict[str, tuple[array[float], array[float]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if key != "notes":
+                steps, values = columns.setdefault(key, (array("d"), array("d")))
+                steps.append(record["step"])
+                values.append(value)
+    return columns
+
+
+def _panels(keys: Iterable[str], recipe: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the keys of each panel that has any, by its title."""
-    keys = dict.fromkeys(key for record in records for key in record)
     gap = ESTIMATE if bounding(recipe) else GAP
     panels = {
         gap if title == GAP else title: [
@@ -91,12 +107,12 @@ def _panels(records: Records, recipe: Mapping[str, Any]) -> dict[str, list[str]]
     return {title: shown for title, shown in panels.items() if shown}
 
 
-def _draw(axes: Axes, records: Records, keys: Sequence[str]) -> None:
+def _draw(axes: Axes, columns: Columns, keys: Sequence[str]) -> None:
     for key in keys:
-        points = [(record["step"], record[key]) for record in records if key in record]
+        steps, values = columns[key]
         name = GAP if key == "wasserstein" else key
         label = name.replace("$", r"\$")  # a plugin's name may hold what begins a formula
-        axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 20 else "")
+        axes.plot(steps, values, label=label, marker="." if len(steps) < 20 else "")
     axes.set_xlabel("generator updates", fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
+from gancore.options import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.progress import TaskID
@@ -69,7 +71,7 @@ class LinesDisplay(Display):
 
     def say(self, text: str) -> None:
         """Tell one line."""
-        print(text, file=self._file, flush=True)
+        print(printable(text), file=self._file, flush=True)
 
 
 class LiveDisplay(Display):
@@ -122,7 +124,7 @@ class LiveDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self._console.print(text, highlight=False, markup=False, emoji=False)
+        self._console.print(printable(text), highlight=False, markup=False, emoji=False)
 
     def end(self) -> None:
         """Leave the last state on the screen."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gancore.errors import DataError
 from gancore.options import shown
+from gancore.reading import opened, unreadable
 from gancore.report.style import our_style
 
 if TYPE_CHECKING:
@@ -69,9 +70,13 @@ def read_grid(path: Path) -> Image:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            picture = Image.open(path, formats=["PNG"])
-        with picture:
+        file = opened(path)
+    except OSError as error:
+        raise DataError(unreadable(error, path.name)) from error
+    try:
+        with file:
+            with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+                picture = Image.open(file, formats=["PNG"])
             width, height = picture.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width}×{height} is over the limit of {MOST_PIXELS:,} pixels")

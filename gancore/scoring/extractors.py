@@ -7,7 +7,6 @@ class attributes `feature_dim`, `sample_shape` (None in it: any size) and `DEFAU
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,10 @@ from gancore import entrypoints
 from gancore.errors import MissingError, ScoreError, close_to, did_you_mean
 from gancore.options import shown
 from gancore.protocol import INCEPTION
+from gancore.reading import opened, sha256, unreadable
+
+LARGEST = 16 << 30
+"""Bytes of a weights file; Inception's has ninety million."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class Extractor:
 
 
 def weights_sha256(path: Path) -> str:
-    """Return the hash of a weights file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the hash of a weights file. Raises ScoreError for what can't be read."""
+    try:
+        return sha256(path, LARGEST)
+    except OSError as error:
+        raise ScoreError(f"weights of the extractor: {unreadable(error, path)}") from error
 
 
 def found_extractor(name: str, weights: str | None = None) -> Extractor:
@@ -50,9 +55,8 @@ def found_extractor(name: str, weights: str | None = None) -> Extractor:
 
     Raises MissingError for an unknown name, ScoreError where there is no such file of weights.
     """
-    if weights is not None and not Path(weights).is_file():
-        what = "is no file" if Path(weights).exists() else "there is no file"
-        raise ScoreError(f"score.weights: {what} {shown(weights, 4096)}")
+    if weights is not None:
+        _refuse_unreadable(Path(weights))
     if name == INCEPTION:
         return Extractor(
             name, name, 2048, (3, None, None), Path(weights) if weights else inception_path()
@@ -83,6 +87,16 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
             _downloaded_inception()
         _refuse_code(chosen.weights)
     return chosen
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raise ScoreError for weights that are no file: others open it by its name."""
+    try:
+        opened(path).close()
+    except FileNotFoundError as error:
+        raise ScoreError(f"score.weights: there is no file {shown(str(path), 4096)}") from error
+    except OSError as error:
+        raise ScoreError(f"score.weights: {unreadable(error, path)}") from error
 
 
 def _register(registered: str, cls: type) -> None:
@@ -124,7 +138,12 @@ def _refuse_code(path: Path) -> None:
     import torch
 
     try:
-        torch.load(path, map_location="meta", weights_only=True)
+        file = opened(path)
+    except OSError as error:
+        raise ScoreError(f"the Inception weights: {unreadable(error, path)}") from error
+    try:
+        with file:
+            torch.load(file, map_location="meta", weights_only=True)
     except Exception as error:  # torch raises anything for a file that is something else
         reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 500)
         raise ScoreError(

@@ -6,10 +6,12 @@ it gets its name in one rename; older ones go only after that.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
-from gancore.reading import read_text
+from gancore.reading import opened, read_bytes, sha256, unreadable
 from gancore.writing import TEMPORARY, delete, replacing, replacing_folder, write_text
 
 FORMAT = 2
@@ -37,7 +39,22 @@ COPY_AGAIN = "Copy the run folder anew, or train again"
 LARGEST_TEXT = 64 << 20
 """Bytes of a manifest or state; ours have two thousand."""
 
+LARGEST_TENSORS = 256 << 30
+"""Bytes of a file of tensors."""
+
+NO_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        errno.ENXIO,
+    }
+)
+"""What the system says where a file is missing, or something else has its name."""
+
 Tensors = Mapping[str, Tensor]
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint that is not known to be damaged: the system does not let it be read now."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +82,11 @@ def save(
                 save_file(plain, file.name)
         state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
         write_text(writing / STATE, json.dumps(state, indent=1))
-        hashes = {path.name: _sha256(path) for path in sorted(writing.iterdir())}
+        hashes = {path.name: sha256(path, LARGEST_TENSORS) for path in sorted(writing.iterdir())}
         write_text(writing / MANIFEST, json.dumps(hashes, indent=1))
     mark_best(folder, best)  # before the one that was marked goes
-    for step, old in sorted(_steps(folder), reverse=True)[keep:]:
+    made = [each for each in _steps(folder) if each[0] <= checkpoint.step]  # later ones: unreadable
+    for step, old in sorted(made, reverse=True)[keep:]:
         if best is None or step != best["step"]:
             delete(old)
     return final
@@ -84,42 +102,56 @@ def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
 
 def load_best(folder: Path) -> Checkpoint:
     """Load the checkpoint that scored best. Raises CheckpointError where none is marked."""
-    if not (folder / BEST).exists():
+    if not os.path.lexists(folder / BEST):
         raise CheckpointError(
             f"{folder} has no best checkpoint: only a run with score.every marks one"
         )
-    step = _table(folder / BEST).get("step")
+    with _told(folder / BEST):
+        step = _table(folder / BEST).get("step")
     if type(step) is not int:
         raise CheckpointError(f"{folder / BEST} is damaged: it has no step. {COPY_AGAIN}")
     return load(folder / f"step-{step:06d}")
 
 
-def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkpoint | None:
-    """Load the latest checkpoint that is whole, or None if there is none.
+def latest(
+    folder: Path,
+    *,
+    mend: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = warnings.warn,
+) -> Checkpoint | None:
+    """Load the latest checkpoint that is whole and can be read, or None if there is none.
 
-    mend: sweep the leftovers of an interrupted save, and where an older checkpoint has to do, set
-    the damaged ones aside under other names; it is called with a line about each. Only for whoever
-    goes on with the run, as others may read while it saves.
+    tell: called with a line about each later one, where an older one has to do
+    mend: the same, and the leftovers of an interrupted save are swept, and what is damaged is set
+        aside under another name, but not what can't be read now. Only for whoever goes on with
+        the run, as others may read while it saves.
 
-    Raises CheckpointError when there are checkpoints but all are damaged.
+    Raises CheckpointError when there are checkpoints but none of them will do.
     """
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
-            delete(leftover)
-    faults: dict[Path, str] = {}
-    for step, path in sorted(_steps(folder), reverse=True):
+            with suppress(OSError):  # it is in nobody's way
+                delete(leftover)
+    steps = sorted(_steps(folder), reverse=True)
+    faults: dict[Path, CheckpointError] = {}
+    for step, path in steps:
         try:
             found = load(path)
         except CheckpointError as error:
-            faults[path] = str(error)
+            if sorted(_steps(folder), reverse=True) != steps:  # the run goes on, and has saved
+                return latest(folder, mend=mend, tell=tell)
+            faults[path] = error
             continue
-        if mend:
-            for damaged, fault in faults.items():
-                mend(f"{fault} Going on from step {step}")
-                damaged.rename(_unused(folder / f"{INVALID}{damaged.name}"))
+        going_on = "Going on from" if mend else "Taking"
+        for later, fault in faults.items():
+            (mend or tell)(f"{str(fault).rstrip('.')}. {going_on} step {step}")
+            if mend and not isinstance(fault, UnreadableError):
+                later.rename(_unused(folder / f"{INVALID}{later.name}"))
         return found
     if faults:
-        raise CheckpointError("no checkpoint is whole:\n" + "\n".join([*faults.values()][:5]))
+        raise CheckpointError(
+            "no checkpoint can be used:\n" + "\n".join(map(str, [*faults.values()][:5]))
+        )
     return None
 
 
@@ -129,7 +161,7 @@ def load(path: Path) -> Checkpoint:
     Its files are what the manifest names, all in its folder, and nothing else is read. Nothing is
     allocated by what a file says of itself: safetensors first compares that with its size.
     """
-    try:
+    with _told(path):
         manifest = _table(path / MANIFEST)
         files = {file.name for file in path.glob("*.safetensors")} | {STATE}
         if manifest.keys() != files:
@@ -139,14 +171,12 @@ def load(path: Path) -> Checkpoint:
                 f"{', '.join(map(shown, odd))}. {COPY_AGAIN}"
             )
         for name, expected in manifest.items():
-            if _sha256(path / name) != expected:
+            if sha256(path / name, LARGEST_TENSORS) != expected:
                 raise CheckpointError(
                     f"{path / name} is damaged: its SHA-256 is not the saved one. {COPY_AGAIN}"
                 )
         state = _table(path / STATE)
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
-    except OSError as error:
-        raise CheckpointError(f"{path} is damaged: {error}. {COPY_AGAIN}") from error
     found = state.get("format")
     if type(found) is not int or found not in (BY_POSITION, FORMAT):
         raise CheckpointError(
@@ -156,6 +186,23 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / STATE} is damaged: it has no step. {COPY_AGAIN}")
     tensors.path = path
     return Checkpoint(state["step"], tensors, state)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the system says of a checkpoint's files into a CheckpointError."""
+    try:
+        yield
+    except InputError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged: {error}. {COPY_AGAIN}") from error
+    except OSError as error:
+        place = error.filename or path
+        if error.errno in NO_FILE:
+            reason = error.strerror or error
+            raise CheckpointError(f"{place} is damaged: {reason}. {COPY_AGAIN}") from error
+        raise UnreadableError(unreadable(error, place)) from error
 
 
 class _Files(dict[str, Tensors]):
@@ -168,9 +215,9 @@ class _Files(dict[str, Tensors]):
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """Read a JSON table. Raises CheckpointError."""
+    """Read a JSON table. Raises CheckpointError and OSError."""
     try:
-        found: object = json.loads(read_text(path, LARGEST_TEXT))
+        found: object = json.loads(read_bytes(path, LARGEST_TEXT).decode("utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("expected a table")
     except (InputError, ValueError, RecursionError) as error:
@@ -183,7 +230,10 @@ def _table(path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> Tensors:
     """Read a safetensors file. Raises CheckpointError for any other, a pickle among them."""
     try:
+        opened(path).close()  # it is a regular file then, which is read by its name
         tensors: Tensors = load_file(path)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # safetensors' own, and whatever torch makes of an odd dtype
         reason = shown(str(error), 200)
         raise CheckpointError(
@@ -252,20 +302,20 @@ def join_state(tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isascii() and number.isdigit():
-            yield int(number), path
+    """Yield the checkpoints of a folder. Raises UnreadableError; it must not be taken for empty."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UnreadableError(unreadable(error, folder)) from error
+    for name in names:
+        number = name.removeprefix("step-")
+        if name.startswith("step-") and number.isascii() and number.isdigit():
+            yield int(number), folder / name
 
 
 def _unused(path: Path) -> Path:
     """Return a name that nothing has yet: this one, or it with a number."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(each for each in chain([path], names) if not os.path.lexists(each))
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():  # a device, say, which never ends
-        raise FileNotFoundError(f"{path} is no file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

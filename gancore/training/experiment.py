@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from gancore.machine import on_threads
 from gancore.options import shown
 from gancore.plugins import Loaded, Plugins, build, load
 from gancore.randomness import Stream
+from gancore.reading import expanded, is_there
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated
@@ -215,7 +217,8 @@ def origins(recipe: Recipe) -> dict[str, str]:
         if each.name == recipe.score.extractor:
             found["extractor"] = entrypoints.origin(each)
     weights = Path(recipe.score.weights or "")
-    named = {"score.weights": weights_sha256(weights)} if weights.is_file() else {}
+    is_named = recipe.score.weights and is_there(weights)
+    named = {"score.weights": weights_sha256(weights)} if is_named else {}
     return {**{str(kind): each for kind, each in found.items()}, **named}
 
 
@@ -255,7 +258,7 @@ def score_run(
     _ = run.scores  # a broken file is told before the work, not after it
     for made, given in ((recipe.generator, generator), (recipe.data, data)):
         refuse_python(run, made, given, "gancore.score_run({run!r}, generator=…, data=…)")
-    saved = _latest(run)
+    saved = _latest(run, tell)
     data = dataset_of(run, data)
     check_scoring(data, section)
     if lines := changes(made_of_in(saved.state), {"data": data.fingerprint}):
@@ -341,8 +344,8 @@ def load_critic(
     return place(critic, choose_device(device)).eval()
 
 
-def _latest(run: Run) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(run.checkpoints)
+def _latest(run: Run, tell: Callable[[str], None] = warnings.warn) -> checkpoint.Checkpoint:
+    found = checkpoint.latest(run.checkpoints, tell=tell)
     if found is None:
         raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
     return found
@@ -413,5 +416,5 @@ def _resolved(kind: Kind, section: Component) -> dict[str, Any]:
     """Return a section with every option, so that it means the same from any folder."""
     table = options.complete(_factory(kind, section), section.options)
     if "path" in table:
-        table["path"] = str(Path(table["path"]).expanduser().absolute())
+        table["path"] = str(expanded(table["path"]).absolute())
     return {"name": section.name, **table}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,18 @@ from pydantic import Field
 from gancore.errors import InputError
 from gancore.options import shown
 from gancore.protocol import Number, Protocol, Stored, Text, Whole
-from gancore.reading import read_json, read_text, read_toml
+from gancore.reading import (
+    LONGEST,
+    is_there,
+    read_end,
+    read_json,
+    read_lines,
+    read_toml,
+    unreadable,
+)
 from gancore.recipe import Recipe
 from gancore.training.identity import MadeOf
-from gancore.writing import growing, sync, write_text
+from gancore.writing import growing, replacing, sync, write_text
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""
@@ -89,7 +98,7 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """Return an existing run; raises InputError when the folder holds none."""
         run = cls(Path(path))
-        if not run.recipe_path.is_file():
+        if not is_there(run.recipe_path):
             lost = (
                 ", but checkpoints: gan run RECIPE --resume --out writes it anew into that folder"
             )
@@ -174,7 +183,7 @@ class Run:
 
         Raises InputError for a broken file.
         """
-        if not self.expected_path.is_file():
+        if not is_there(self.expected_path):
             return {}
         return read_json(self.expected_path, MadeOf, BOARD_AGAIN, largest=LARGEST)
 
@@ -197,20 +206,36 @@ class Run:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records so far; a last line that was cut off is left out.
+        """The records so far, all in memory; see `read_records`."""
+        return list(self.read_records())
+
+    def read_records(self) -> Iterator[dict[str, Any]]:
+        """Yield the records so far, one at a time; a last line that was cut off is left out.
 
         Raises InputError with the line that is broken.
         """
-        return [self._record(line, number) for number, line in enumerate(self._lines(), 1)]
+        for number, line in enumerate(self._lines(), 1):
+            yield self._record(line, number)
 
-    def _lines(self) -> list[str]:
-        if not self.metrics_path.is_file():
-            return []
-        # each line is judged alone: bytes that are no text make none that is a record
-        text = read_text(self.metrics_path, LARGEST_METRICS, errors="surrogateescape")
-        return text.split("\n")[:-1]
+    def last_record(self) -> dict[str, Any]:
+        """Return the last record, whatever is before it, or {}. Raises InputError if it is broken.
 
-    def _record(self, line: str, number: int) -> dict[str, Any]:
+        Only the end of the file is read.
+        """
+        if not is_there(self.metrics_path):
+            return {}
+        try:
+            end = read_end(self.metrics_path, LONGEST)
+        except OSError as error:
+            raise InputError(unreadable(error, self.metrics_path)) from error
+        *before, line = (b"\n" + end).split(b"\n")[:-1]
+        return self._record(_text(line), "last") if before else {}
+
+    def _lines(self) -> Iterator[str]:
+        if is_there(self.metrics_path):
+            yield from map(_text, read_lines(self.metrics_path, LARGEST_METRICS))
+
+    def _record(self, line: str, number: int | str) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads(line)
         except (ValueError, RecursionError):
@@ -228,7 +253,7 @@ class Run:
 
         Raises InputError for a broken file.
         """
-        if not self.scores_path.is_file():
+        if not is_there(self.scores_path):
             return None
         remedy = "Delete it, and score the run again: gan score RUN"
         return read_json(self.scores_path, Scores, remedy, largest=LARGEST)
@@ -240,20 +265,22 @@ class Run:
 
     def cut_records(self, step: int, tell: Callable[[str], None]) -> None:
         """Drop the records after a step, and the unreadable ones, the first of which is told."""
-        kept, faults = [], []
-        for number, line in enumerate(self._lines(), 1):
-            try:
-                kept.append(self._record(line, number))
-            except InputError as error:
-                faults.append(str(error))
+        faults, first = 0, ""
+        with replacing(self.metrics_path) as file:
+            for number, line in enumerate(self._lines(), 1):
+                try:
+                    record = self._record(line, number)
+                except InputError as error:
+                    faults, first = faults + 1, first or str(error)
+                    continue
+                if record["step"] <= step:
+                    file.write(f"{json.dumps(record)}\n".encode())
         if faults:
-            tell(faults[0] + (f", and {len(faults) - 1:,} more" if faults[1:] else ""))
-        text = "".join(json.dumps(each) + "\n" for each in kept if each["step"] <= step)
-        write_text(self.metrics_path, text)
+            tell(first + (f", and {faults - 1:,} more" if faults > 1 else ""))
 
     def sync_records(self) -> None:
         """Bring the records to the disk, where a checkpoint after them will be."""
-        if self.metrics_path.is_file():
+        if is_there(self.metrics_path):
             sync(self.metrics_path)
 
     def write_scores(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -275,6 +302,11 @@ class Run:
     def write_json(self, path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one of the run's JSON files."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _text(line: bytes) -> str:
+    """Return a line as text; it is judged alone, and bytes that are none make no record."""
+    return line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
 
 
 def _is_record(found: object) -> bool:

@@ -13,6 +13,7 @@ from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
 from gancore.protocol import shown_protocol, shown_scores
 from gancore.randomness import Order, Stream
+from gancore.reading import LARGEST, is_there, read_text
 from gancore.recipe import Recipe
 from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
@@ -88,10 +89,10 @@ def write_report(
     without a checkpoint.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe, records = run.recipe, run.records
+    recipe, last = run.recipe, run.last_record()
     refuse_unwritable(run.path)
     scores, machine = run.scores, _environment(run)
-    if not records:
+    if not last:
         raise InputError(f"{run.path} has no records yet: run it first")
     saved = checkpoint.latest(run.checkpoints)
     if saved is None:
@@ -105,9 +106,9 @@ def write_report(
     tell("drawing", 2, 3)
     curves = Section("Curves")
     captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
-    for title, figure in curve_figures(records, recipe.table()).items():
+    for title, figure in curve_figures(run.read_records(), recipe.table()).items():
         text = f"{title[0].upper()}{title[1:]}"
-        alt = f"{text} over {records[-1]['step']} generator updates, as lines"
+        alt = f"{text} over {last['step']} generator updates, as lines"
         curves.pictures.append(Picture.of(figure, title=text, caption=captions[title], alt=alt))
 
     loss, plugins = recipe.loss.name, [each.called for each in recipe.plugin]
@@ -115,13 +116,13 @@ def write_report(
         title=run.path.resolve().name,
         summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
         f"{loss}{''.join(f' + {name}' for name in plugins)}, "
-        f"{records[-1]['step']} of {recipe.train.steps} steps, seed {run.seed}",
+        f"{last['step']} of {recipe.train.steps} steps, seed {run.seed}",
         **_scores(scores),
         notes=noticed(saved.state, scores),
         sections=[samples, pictures, curves],
-        recipe=run.recipe_path.read_text(encoding="utf-8"),
+        recipe=read_text(run.recipe_path, LARGEST),
         environment=machine,
-        record={key: value for key, value in records[-1].items() if key != "notes"},
+        record={key: value for key, value in last.items() if key != "notes"},
     )
     write_text(run.report_path, page.html())
     tell("drawing", 3, 3)
@@ -246,7 +247,7 @@ def _scores(found: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _environment(run: Run) -> dict[str, str]:
     """Return the versions of plugins and packages, and the machine."""
-    if not run.environment_path.is_file():
+    if not is_there(run.environment_path):
         return {}
     found = run.environment
     git = found["git"]

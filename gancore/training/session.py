@@ -86,7 +86,7 @@ class Session:
                 warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
                 with spared(self.run.curves_path, self.display.say):
-                    plot_curves(self.run.records, self.run.curves_path, trainer.recipe)
+                    plot_curves(self.run.read_records(), self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):

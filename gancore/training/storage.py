@@ -16,12 +16,17 @@ from safetensors import SafetensorError
 
 from gancore.errors import InputError, of_file, told_of_files
 from gancore.options import shown
+from gancore.reading import opened
 from gancore.writing import delete, growing, refuse_shared
 
 LOCK = ".lock"
 
 LOCKLESS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """What the system says where files can't be locked."""
+
+
+class InUseError(InputError):
+    """Another process has a run's folder."""
 
 
 @contextmanager
@@ -78,12 +83,11 @@ def _is_there(path: Path) -> bool:
 def wait_until_free(folder: Path, seconds: float) -> None:
     """Wait until no process has a run's folder. Raises InputError when one has it for so long."""
     deadline = time.monotonic() + seconds
-    refuse_shared(folder / LOCK)  # no waiting mends that
     while True:
         try:
             with locked(folder):
                 return
-        except InputError:
+        except InUseError:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.2)
@@ -98,7 +102,7 @@ def _acquired(path: Path) -> BaseFileLock:
         lock.acquire()
     except Timeout as error:
         holder = shown(_holder(path), 200)
-        raise InputError(
+        raise InUseError(
             f"{path.parent} is in use by {holder or 'another process'}: wait until that "
             "ends, or choose another --out"
         ) from error
@@ -121,7 +125,7 @@ def _acquired(path: Path) -> BaseFileLock:
 def _holder(path: Path) -> str:
     """Return what the process that holds a lock has written of itself, if that can be read."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return file.read(200).decode(errors="replace").strip()
     except OSError:
         return ""

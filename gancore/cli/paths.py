@@ -1,0 +1,25 @@
+"""The type of the options that name what is written."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import click
+
+
+class Target(click.Path):
+    """A path whose ~ is put out in full, which no shell does in `--out=~/x`."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay)
+
+    def convert(
+        self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path. Raises InputError for a user that is none."""
+        from gancore.reading import expanded
+
+        found = super().convert(expanded(str(value)), param, ctx)
+        assert isinstance(found, Path)
+        return found

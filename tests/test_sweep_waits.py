@@ -1,0 +1,75 @@
+"""A board whose runs' folders are still held: by what a board that was killed has started."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gancore.leaderboard import sweep
+from gancore.leaderboard.job import Job
+from gancore.leaderboard.sweep import Here
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Two runs, which are done as soon as they are begun."""
+
+    def start(folder: Path, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["true"])
+
+    def finish(job: Job, code: int, seconds: float) -> None:
+        job.state = "done"
+
+    monkeypatch.setattr(sweep, "start", start)
+    monkeypatch.setattr(Job, "finish", finish)
+    monkeypatch.setattr(sweep, "POLL", 0.01)
+    table = {"train": {"steps": 1}, "score": {"metrics": ["w2"]}}
+    return [Job("a", seed, table, tmp_path / "runs" / f"a-{seed}") for seed in (0, 1)]
+
+
+def test_a_board_waits_for_a_run_that_another_process_has(jobs: list[Job]) -> None:
+    """It says so, and makes the others meanwhile."""
+    states: list[tuple[str, str]] = []
+    told: list[str] = []
+    jobs[0].path.mkdir(parents=True)
+    with (jobs[0].path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def watch(jobs: Sequence[Job]) -> None:
+            states.append((jobs[0].state, jobs[1].state))
+            if states[-1] == ("waiting", "done"):
+                fcntl.flock(held, fcntl.LOCK_UN)
+
+        Here(1, 1, "cpu", told.append).sweep(jobs, watch)
+    assert ("waiting", "done") in states
+    assert states[-1] == ("done", "done")
+    (line,) = told
+    assert line.startswith("a seed 0: waits up to 120 seconds until its folder is free: ")
+    assert f"{jobs[0].path} is in use by another process" in line
+
+
+def test_it_does_not_wait_for_ever(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "LOCKED", 0.5)
+    jobs[0].path.mkdir(parents=True)
+    began = time.monotonic()
+    with (jobs[0].path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Here(2, 1, "cpu", lambda line: None).sweep(jobs, lambda jobs: None)
+    assert 0.5 < time.monotonic() - began < 20
+    assert [job.state for job in jobs] == ["done", "done"]  # its process tells that it is in use
+
+
+def test_it_waits_for_nothing_else(jobs: list[Job]) -> None:
+    """A lock that is a link, say, is told by the run's own process."""
+    jobs[0].path.mkdir(parents=True)
+    (jobs[0].path / ".lock").symlink_to(jobs[0].path / "x")
+    began = time.monotonic()
+    Here(2, 1, "cpu", pytest.fail).sweep(jobs, lambda jobs: None)
+    assert time.monotonic() - began < 20
+    assert [job.state for job in jobs] == ["done", "done"]
