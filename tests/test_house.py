@@ -21,7 +21,17 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"guard", "hooks"},
-    {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
+    {
+        "buffers",
+        "compiling",
+        "options",
+        "entrypoints",
+        "leftovers",
+        "marks",
+        "randomness",
+        "samples",
+        "sources",
+    },
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},

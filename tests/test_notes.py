@@ -245,7 +245,8 @@ class Checkpointed(Critic):
     """Checkpoints its first layer in its own updates; in the generator's that would raise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_leaf:
+        made_by = x.grad_fn.next_functions[0][0] if x.grad_fn else None
+        if made_by is None or "AccumulateGrad" not in made_by.name():  # no copy of a leaf
             return super().forward(x)
         hidden = checkpoint(self.layers[:2], x, use_reentrant=True)
         out: Tensor = self.layers[2:](hidden)
