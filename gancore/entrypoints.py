@@ -22,9 +22,8 @@ from gancore.errors import ContractError, MissingError, PluginError, close_to, d
 
 Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
 
-OURS = frozenset({"gp", "r1", "r2", "lazy", "clip", "sn"})
+OURS = frozenset({"clip", "cr", "dragan", "gp", "lazy", "lecam", "r1", "r2", "sn", "tensorboard"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
-
 
 MADE_IN_PYTHON = "python:"
 """Begins the names of networks and data that a run was given in Python."""

@@ -73,12 +73,13 @@ def generator_penalty(step: GeneratorStep) -> Tensor | None:
 
 
 @hookspec
-def penalty_scale(plugin: str, update: int) -> float | None:
+def penalty_scale(plugin: str, update: int, hook: str) -> float | None:
     """Answer a factor for the penalty of the plugin with this recipe name, or None for 1.
 
     Called each update for each penalty; the core multiplies all answers, and at 0 the penalty
-    is not called at all. `update` counts from 0: critic updates for `penalty`, generator
-    updates for `generator_penalty`.
+    is not called at all. `hook` says which of a plugin's two it is, "penalty" or
+    "generator_penalty". `update` counts from 0: critic updates for `penalty`, generator updates
+    for `generator_penalty`.
     """
 
 

@@ -219,7 +219,7 @@ class Plugins:
 
     def due(self, hook: str, update: int) -> dict[str, float]:
         """Return the penalties whose scale is not 0 in this update, by name, with that scale."""
-        scales = {each.name: self.scale(each, update) for each, _ in self._callers[hook]}
+        scales = {each.name: self.scale(each, update, hook) for each, _ in self._callers[hook]}
         return {name: scale for name, scale in scales.items() if scale}
 
     def answer_penalties(
@@ -238,15 +238,17 @@ class Plugins:
                 for value in self._guard(each, hook, call, step=step):
                     yield each, scales[each.name], value
 
-    def scale(self, penalty: Loaded, update: int) -> float:
+    def scale(self, penalty: Loaded, update: int, hook: str = "penalty") -> float:
         """Return the product of all answers to `penalty_scale` for this penalty.
+
+        hook: which of a plugin's penalties: "penalty", or "generator_penalty"
 
         Raises ContractError for an answer that is no finite number.
         """
         product = 1.0
         for each, call in self._callers["penalty_scale"]:
             for answer in self._guard(
-                each, "penalty_scale", call, plugin=penalty.name, update=update
+                each, "penalty_scale", call, plugin=penalty.name, update=update, hook=hook
             ):
                 if not (isinstance(answer, int | float) and math.isfinite(answer)):
                     raise ContractError(
@@ -269,7 +271,7 @@ class Plugins:
     def sample(self, samples: Tensor, step: int) -> None:
         """Call the hook `sample` of every plugin."""
         for each, call in self._callers["sample"]:
-            self._guard(each, "sample", call, samples=samples, step=step)
+            self._guard(each, "sample", call, samples=samples.contiguous(), step=step)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Call the hook `log` of every plugin."""
@@ -376,7 +378,7 @@ class Plugins:
             except ValueError as error:
                 raise PluginError(f"plugin {each}: {error}") from error
 
-    def _guard(self, each: Loaded, hook: str, call: Caller, **arguments: Any) -> Any:
+    def _guard(self, each: Loaded, hook: str, call: Caller, /, **arguments: Any) -> Any:
         """Call a hook of a plugin: seeded, watched, and named in what goes wrong."""
         who = f"{hook}/{each.name}"
         if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each
@@ -388,7 +390,7 @@ class Plugins:
         finally:
             self._running = outer
 
-    def _part(self, each: Loaded, hook: str, call: Caller, part: int, **arguments: Any) -> Any:
+    def _part(self, each: Loaded, hook: str, call: Caller, part: int, /, **arguments: Any) -> Any:
         """Call a part of a wrapper, which draws apart from what it wraps."""
         inner, given = self._running
         step: Any = given.get("step")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from gancore.buffers import buffers_kept
+from gancore.compiling import refuse_compiled
 from gancore.errors import ContractError
 from gancore.randomness import kept
 
@@ -33,7 +34,8 @@ def refuse_dependence(
 ) -> None:
     """Raise ContractError where a score depends on other samples than its own.
 
-    scores: (B,) the critic's for x (B, *), with the graph to x. Where it is allowed, a
+    scores: (B,) the critic's for x (B, *), with the graph to x. One that can't be differentiated
+    twice, as torch.compile made a part of it, is refused too. Where it is allowed, a
     BatchStatisticsWarning says what a penalty of them means, once a critic.
 
     It takes one first-order backward pass, of the score in the middle, once a critic: what passed
@@ -47,6 +49,7 @@ def refuse_dependence(
     parts = _parts(critic)
     if parts in _PASSED or (allow_batch_statistics and parts in _WARNED):
         return
+    refuse_compiled(scores)
     own = len(x) // 2
     # a checkpointed critic runs again in its backward pass
     modules = [part for part in parts if isinstance(part, nn.Module)]
@@ -75,7 +78,7 @@ def refuse_dependence(
         f"{what}, which is allowed: what is penalized is a sample's effect on the sum of all "
         "scores, not the gradient of its own score",
         BatchStatisticsWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

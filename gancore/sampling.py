@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,17 @@ Progress = Callable[[str, int, int], None]
 def latent_size(generator: nn.Module) -> int:
     """Return the size of a generator's noise vector, its attribute `latent`."""
     size = getattr(generator, "latent", None)
-    if not isinstance(size, int):
+    if isinstance(size, bool) or not isinstance(size, Integral):
         raise InputError(
             f"{type(generator).__name__} does not say how long its noise vector is: "
             "give it an attribute `latent`, an int"
         )
-    return size
+    if size < 1:
+        raise InputError(
+            f"{type(generator).__name__}.latent is {size}: make it the length of its noise "
+            "vector, 1 or more"
+        )
+    return int(size)
 
 
 def frozen_parts(network: nn.Module) -> list[str]:

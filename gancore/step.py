@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gancore import guard
+from gancore.compiling import refuse_unfit, uncompiled
 from gancore.errors import ContractError
 from gancore.probe import refuse_dependence
 from gancore.randomness import Randomness
+from gancore.samples import refuse_unusable
 from gancore.zeros import StructuralZeros
 
 Critic = Callable[[Tensor], Tensor]
@@ -22,9 +25,10 @@ Critic = Callable[[Tensor], Tensor]
 def critic_scores(critic: Critic, x: Tensor) -> Tensor:
     """Return the critic's outputs for x (B, *) as (B,), in float32 at least.
 
-    Raises ContractError when the critic answers anything but one number a sample.
+    The critic is given a copy, which it may change in place: x stays, and the scores are functions
+    of it. Raises ContractError when the critic answers anything but one number a sample.
     """
-    out = critic(x)
+    out = _answer(critic, x)
     if not isinstance(out, Tensor):
         raise ContractError(
             f"the critic returned {type(out).__name__}, expected a tensor of one score a sample: "
@@ -35,9 +39,25 @@ def critic_scores(critic: Critic, x: Tensor) -> Tensor:
             f"the critic returned shape {tuple(out.shape)} for {x.shape[0]} samples, expected "
             "(B,), (B, 1) or (B, 1, 1, 1): reduce its output to one score a sample"
         )
+    if not out.is_floating_point():
+        raise ContractError(
+            f"the critic returned scores of {out.dtype}, from which nothing can be learned: let it "
+            "return floating-point numbers"
+        )
     if out.dim() != 1:
         out = out.reshape(x.shape[0])
     return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+
+
+def _answer(critic: Critic, x: Tensor) -> object:
+    """Return what a critic makes of a copy of x; what it raises is told of it, not of who asks."""
+    if torch.compiler.is_compiling():
+        return critic(x.clone())
+    try:
+        return critic(x.clone())
+    except BaseException as error:
+        guard.name(error, f"the critic, given {x.dtype} {tuple(x.shape)} on {x.device}")
+        raise
 
 
 Uniform = Callable[..., Tensor]
@@ -65,9 +85,14 @@ def interpolate(
     generator   where α is drawn from; torch's global generator if None
     uniform     what draws α instead, such as `step.rand`
 
-    Gulrajani et al., 2017, Algorithm 1, lines 4 to 6. Raises ContractError when their shapes
-    differ.
+    Gulrajani et al., 2017, Algorithm 1, lines 4 to 6. Raises ContractError when their shapes or
+    devices differ, and for what are no floating-point samples.
     """
+    refuse_unusable(real=real, fake=fake)
+    if real.device != fake.device:
+        raise ContractError(
+            f"real is on {real.device}, fake on {fake.device}: move one to the other"
+        )
     if real.shape != fake.shape:
         raise ContractError(
             f"real has shape {tuple(real.shape)}, fake {tuple(fake.shape)}: "
@@ -80,14 +105,17 @@ def interpolate(
     return x.requires_grad_()
 
 
+@uncompiled
 def input_gradient(critic: Critic, x: Tensor, *, allow_batch_statistics: bool = False) -> Tensor:
     """Return ∇ₓ Σ D(x), the gradient of each score by its own sample, differentiable once more.
 
-    x: (B, *), left as it was; the answer has its shape. Raises ContractError for a critic whose
-    scores have no path to x, whose scores depend on other samples than their own, or that can't be
-    differentiated twice (`refuse_unfit`). With allow_batch_statistics scores may depend on others:
-    it is then the gradient of their sum.
+    x: (B, *), left as it was; the answer has its shape. Raises ContractError for x that is no
+    floating-point tensor, or empty, and for a critic whose scores have no path to x, whose scores
+    depend on other samples than their own, or that can't be differentiated twice (`refuse_unfit`).
+    Within a function of yours that is compiled it runs uncompiled. With allow_batch_statistics
+    scores may depend on others: it is then the gradient of their sum.
     """
+    refuse_unusable(x=x)
     refuse_unfit(critic)
     x = x.detach().requires_grad_()
     with StructuralZeros():
@@ -114,21 +142,6 @@ def gradient_of(scores: Tensor, x: Tensor) -> Tensor:
             "requires_grad_(False) instead)"
         )
     return gradient
-
-
-def refuse_unfit(critic: Critic) -> None:
-    """Raise ContractError for torch.compile around the critic alone, or a part of it.
-
-    Its input gradients can't be differentiated a second time.
-    """
-    if not isinstance(critic, nn.Module):
-        return
-    for name, module in critic.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise ContractError(
-                f"the critic's {name or 'whole'!r} is torch.compile'd, and its gradient can't be "
-                "differentiated a second time: give the module itself"
-            )
 
 
 Count = int | Callable[[], int]
@@ -296,6 +309,8 @@ class _Scores:
                 return known
         with self._apart(x):
             scores = critic_scores(self.critic, x)
+        if scores.dtype == torch.float64 != self.real.dtype:  # of a critic that casts by itself
+            scores = scores.float()
         known = _Known(x, _version(x), scores, torch.is_grad_enabled(), x.requires_grad)
         self._hand("the answer of step.scores", scores)
         self._known[keys[-1]] = known
@@ -330,6 +345,7 @@ class CriticStep(_Scores):
         randomness: Randomness | None = None,
         allow_batchnorm: bool = False,
     ) -> None:
+        refuse_unusable(real=real, fake=fake)
         super().__init__(critic, labels, update, average, randomness)
         self.real = real.detach().requires_grad_()
         self.fake = fake.detach().requires_grad_()
@@ -348,6 +364,7 @@ class CriticStep(_Scores):
     def _alpha(self, *shape: int) -> Tensor:
         return self._numbers("interpolates", 0, shape, shared=False, normal=False)
 
+    @uncompiled
     def input_gradient(self, x: Tensor) -> Tensor:
         """Return ∇ₓ Σ D(x) in the shape of x, differentiable once more: computed once a step.
 
@@ -402,6 +419,7 @@ class GeneratorStep(_Scores):
         average: Average | None = None,
         randomness: Randomness | None = None,
     ) -> None:
+        refuse_unusable(real=real, fake=fake)
         super().__init__(critic, labels, update, average, randomness)
         self.generator = generator
         self.real = real

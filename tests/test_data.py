@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,51 @@ def test_to_a_device_is_the_same_data() -> None:
     assert (moved.name, moved.split, moved.sha256) == ("i", "test", Dataset("", IMAGES).sha256)
     assert moved.labels is not None
     assert torch.equal(moved.labels, LABELS)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("rows", "said"), [([1], "1"), ([0, 2, 3, 5, 8], "0, 2, 3 and 2 more")])
+def test_points_that_are_not_finite_are_named_by_their_rows(
+    broken: float, rows: list[int], said: str
+) -> None:
+    points = torch.arange(20, dtype=torch.float32).reshape(10, 2)
+    Dataset("p", points)
+    points[rows, 1] = broken
+    with pytest.raises(DataError, match=f"^data set 'p': of its 10 points those at {said}, .* nan"):
+        Dataset("p", points)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (IMAGES.numpy(), "is a ndarray, expected a tensor: torch.as_tensor"),
+        (POINTS.tolist(), "is a list, expected a tensor"),
+        (None, "is a NoneType, expected a tensor"),
+        (IMAGES.float(), r"; gancore\.data\.to_uint8 makes the first of floats in \[−1, 1\]$"),
+        (IMAGES.float() * np.nan, r"to_uint8 .*, and these hold nan or inf$"),
+        (POINTS.double(), r"; x\.float\(\) makes the second$"),
+    ],
+)
+def test_what_makes_samples_of_it_is_told(samples: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Dataset("x", samples)
+
+
+def test_samples_that_require_grad_are_taken_without() -> None:
+    asking = Dataset("p", POINTS.clone().requires_grad_())
+    assert asking.sha256 == Dataset("p", POINTS).sha256
+    assert not asking.to("cpu").batch(torch.tensor([0])).requires_grad
+
+
+@pytest.mark.parametrize("mirror", [None, torch.tensor([True, False])])
+def test_batches_are_contiguous(mirror: Tensor | None) -> None:
+    permuted = IMAGES.movedim(1, 3).contiguous().movedim(3, 1)
+    assert not permuted.is_contiguous()
+    index = torch.tensor([2, 0])
+    batch = Dataset("i", permuted).batch(index, mirror=mirror)
+    assert batch.is_contiguous()
+    assert torch.equal(batch, Dataset("i", IMAGES).batch(index, mirror=mirror))
+    assert Dataset("p", POINTS.T.contiguous().T).batch(index).is_contiguous()
 
 
 def test_sha256_tells_content_dtype_and_shape_apart() -> None:

@@ -213,13 +213,23 @@ def test_missing_without_a_close_name_lists_all(install: Install) -> None:
     assert not caught.value.close
 
 
-@pytest.mark.parametrize("name", ["gp", "r1", "r2", "lazy", "clip", "sn"])
+PUBLISHED = sorted((Path(__file__).parents[1] / "plugins").glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_ours_are_the_packages_of_this_repository(path: Path) -> None:
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    (name,) = project["entry-points"]["gancore.plugins"]
+    assert project["name"] == path.parent.name == f"gancore-{name}"
+    assert name in OURS
+    assert len(PUBLISHED) == len(OURS) > 9
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
 def test_ours_missing_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entrypoints, "entry_points", lambda group: EntryPoints(()))
     with pytest.raises(MissingError, match=rf"'{name}'.*gancore-{name}\b.*pip install"):
         get("plugin", name)
-    assert name in OURS
-    assert len(OURS) == 6
 
 
 def test_two_distributions_with_one_name(install: Install) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers import DIGITS, LATENT, Critic, Gan, Generator, images, networks, weights
+from helpers import DIGITS, LATENT, Critic, Gan, Generator, assert_same, images, networks, weights
 from torch import Tensor, nn
 
 from gancore import Trainer
 from gancore.data import Dataset
-from gancore.errors import InputError, NonFiniteError, ScoreError
+from gancore.errors import GancoreError, InputError, NonFiniteError, ScoreError
 from gancore.report import Display
 from gancore.sampling import generate
 from gancore.training import Run, load_generator
 from gancore.training.fit import ModeWarning
+from gancore_gp import GradientPenalty
+from gancore_lecam import LeCam
+from gancore_r1 import R1
 
 
 class Told(Display):
@@ -76,6 +80,8 @@ WRONG = {
     "none": (lambda x: None, images(), "a NoneType"),
     "integers": (lambda x: x.mul(127).to(torch.int32), images(), r"a torch\.int32"),
     "complex": (lambda x: x.to(torch.complex64), images(), r"a torch\.complex64"),
+    "a dict": (lambda x: {"images": x}, images(), "a dict"),
+    "elsewhere": (lambda x: x.to("meta"), images(), "a tensor on meta"),
 }
 
 
@@ -95,6 +101,210 @@ def test_samples_that_are_not_like_the_data_s_are_refused_before_all(
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(InputError):
         trainer.critic_update(0)
+
+
+class Networks(NamedTuple):
+    generator: nn.Module
+    critic: nn.Module
+
+
+class Conditional(nn.Module):
+    """Wants labels too."""
+
+    latent = LATENT
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        out: Tensor = self.network(x)
+        return out
+
+
+class Scoring(Critic):
+    """Answers a function of what it should."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(super().forward(x))
+
+
+class Astray(Critic):
+    """Has a tensor that does not move with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + torch.zeros(1, device="meta"))
+
+
+def of_latent(generator: nn.Module, latent: object) -> nn.Module:
+    generator.latent = latent  # type: ignore[assignment]
+    return generator
+
+
+CONVOLUTION = nn.ConvTranspose2d(LATENT, 1, 4)
+
+UNFIT: dict[str, tuple[Callable[[], Networks], str]] = {
+    **{
+        f"a generator of {dtype}": (
+            lambda dtype=dtype: Networks(Generator().to(dtype), Critic()),
+            r"^the generator can't take noise, torch\.float32 \(4, 5\) on cpu: RuntimeError: .*"
+            rf"has parameters of {dtype}, and a run is float32: call generator\.float\(\)$",
+        )
+        for dtype in (torch.float64, torch.float16, torch.bfloat16)
+    },
+    **{
+        f"a critic of {dtype}": (
+            lambda dtype=dtype: Networks(Generator(), Critic().to(dtype)),
+            r"^the critic can't take samples, torch\.float32 \(4, 1, 4, 4\) on cpu: Run.* \(helpers"
+            rf"\.py, line \d+\)\. .*has parameters of {dtype}, .*: call critic\.float\(\)$",
+        )
+        for dtype in (torch.float64, torch.float16, torch.bfloat16)
+    },
+    "a wrong latent": (
+        lambda: Networks(of_latent(Generator(), 7), Critic()),
+        r"\(4, 7\).*attribute `latent` is 7: make it the length",
+    ),
+    "noise as an image": (
+        lambda: Networks(of_latent(CONVOLUTION, LATENT), Critic()),
+        r"It takes noise \(B, 5, 1, 1\): give nn\.Sequential\(nn\.Unflatten\(1, \(5, 1, 1\)\)",
+    ),
+    "a conditional generator": (
+        lambda: Networks(Conditional(Generator()), Critic()),
+        "the generator can't take noise.*missing 1 .*'labels'.*called with that alone",
+    ),
+    "a conditional critic": (
+        lambda: Networks(Generator(), Conditional(Critic())),
+        "the critic can't take samples.*missing 1 .*'labels'.*called with that alone",
+    ),
+    "a critic of other images": (
+        lambda: Networks(Generator(), nn.Sequential(nn.Flatten(), nn.Linear(48, 1))),
+        "can't take samples.*Build it for samples of that shape, the data's",
+    ),
+    "a tensor elsewhere": (
+        lambda: Networks(Generator(), Astray()),
+        r"can't take samples.* \(test_fit\.py, line \d+\)\. Register tensors of its own as buffers",
+    ),
+    "a critic of pairs": (
+        lambda: Networks(Generator(), Scoring(lambda out: (out, out))),
+        "the critic returned tuple",
+    ),
+    "a critic of patches": (
+        lambda: Networks(Generator(), Scoring(lambda out: out.repeat(1, 9))),
+        r"the critic returned shape \(4, 9\) for 4 samples",
+    ),
+    "a critic of integers": (
+        lambda: Networks(Generator(), Scoring(lambda out: out.long())),
+        r"the critic returned scores of torch\.int64.*floating-point",
+    ),
+    "a critic of complex numbers": (
+        lambda: Networks(Generator(), Scoring(lambda out: out.to(torch.complex64))),
+        r"the critic returned scores of torch\.complex64.*floating-point",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_networks_that_can_t_take_what_they_get_are_told_before_all(
+    tmp_path: Path, kind: str
+) -> None:
+    networks, said = UNFIT[kind]
+    trainer = made(*networks())
+    before = weights(trainer.critic) | weights(trainer.generator)
+    with pytest.raises(GancoreError, match=said) as caught:
+        trainer.run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    after = weights(trainer.critic) | weights(trainer.generator)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_what_is_told_as_the_remedy_works(tmp_path: Path) -> None:
+    generator = nn.Sequential(nn.Unflatten(1, (LATENT, 1, 1)), nn.ConvTranspose2d(LATENT, 1, 4))
+    made(of_latent(generator, np.int64(LATENT)), Critic().double().float()).run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("latent", [0, -1, True, "5", 5.0, None])
+def test_lengths_of_noise_that_are_none(latent: object) -> None:
+    with pytest.raises(InputError, match=r"^Generator.* noise vector.*(an int|1 or more)$"):
+        made(of_latent(Generator(), latent))
+
+
+@pytest.mark.parametrize("side", ["generator", "critic"])
+def test_networks_without_values_are_refused(side: str) -> None:
+    pair = {"generator": Generator(), "critic": Critic()}
+    pair[side] = pair[side].to("meta")
+    with pytest.raises(InputError, match=f"^the {side} is on the meta device, .*to_empty"):
+        made(**pair)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "whose"),
+    [((2, 2, 4), (4, 2, 2), "the generator's"), ((4, 2, 2), (2, 2, 4), "the data's")],
+)
+def test_channels_that_are_last_are_named(
+    ours: tuple[int, ...], theirs: tuple[int, ...], whose: str
+) -> None:
+    trainer = made(Answering(lambda x: x.view(-1, *ours)), data=torch.zeros(9, *theirs).byte())
+    with pytest.raises(InputError, match=rf"{whose} have their channels last: x\.permute\(0, 3"):
+        trainer.critic_samples(0)
+
+
+class Viewing(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.repeat(1, 2, 1, 1).permute(0, 2, 3, 1).view(len(x), -1)[:, :16])
+
+
+def test_a_view_that_can_t_be_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\(test_fit\.py, line \d+\)\. Use reshape, not view"):
+        made(Generator(), Viewing()).run(tmp_path / "run")
+
+
+class Mixed(nn.Module):
+    """Computes in float64, and answers that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = Critic().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.critic(x.double())
+        return out
+
+
+def test_a_critic_that_answers_another_precision_trains(tmp_path: Path) -> None:
+    plugins = [R1(), GradientPenalty(), LeCam()]
+    run = made(Generator(), Mixed(), plugins=plugins).run(tmp_path / "run")
+    assert run.records[-1]["step"] == 2
+
+
+def test_the_trial_of_a_critic_leaves_no_trace(tmp_path: Path) -> None:
+    """Statistics and random numbers are those of two updates made by hand."""
+
+    class Normed(Critic):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.dropout = nn.BatchNorm2d(1), nn.Dropout(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.dropout(self.norm(x)))
+
+    found = []
+    for by_hand in (True, False):
+        torch.manual_seed(0)
+        trainer = made(Generator(), Normed())
+        if by_hand:
+            for number in range(2):
+                trainer.set_rates(number)
+                trainer.critic_update(number)
+                trainer.generator_update(number)
+        else:
+            trainer.run(tmp_path / "run")
+        found.append(weights(trainer.critic))
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -23,7 +23,7 @@ SPECS = {
     "sample": ("samples step", False),
     "start": ("folder step", False),
     "penalty": ("step", False),
-    "penalty_scale": ("plugin update", False),
+    "penalty_scale": ("plugin update hook", False),
     "post_step": ("critic update", False),
     "prepare_critic": ("critic", False),
 }
@@ -64,8 +64,8 @@ class Witness:
         self.calls["generator_penalty"] = (step,)
 
     @hookimpl
-    def penalty_scale(self, plugin: Any, update: Any) -> float:
-        self.calls["penalty_scale"] = (plugin, update)
+    def penalty_scale(self, plugin: Any, update: Any, hook: Any) -> float:
+        self.calls["penalty_scale"] = (plugin, update, hook)
         return 1.0
 
     @hookimpl
@@ -108,10 +108,10 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
     plugins.prepare_critic(critic)
     answers = list(plugins.answer_penalties("penalty", critic_step))
     assert [(each.name, scale, float(value)) for each, scale, value in answers] == [("it", 1, 3)]
-    assert witness.calls["penalty_scale"] == ("it", 7)
+    assert witness.calls["penalty_scale"] == ("it", 7, "penalty")
     assert float(plugins.answer_loss("critic_loss", critic_step)) == 1
     assert list(plugins.answer_penalties("generator_penalty", generator_step)) == []  # None
-    assert witness.calls["penalty_scale"] == ("it", 8)
+    assert witness.calls["penalty_scale"] == ("it", 8, "generator_penalty")
     assert float(plugins.answer_loss("generator_loss", generator_step)) == 2
     plugins.post_step(critic, 9)
     plugins.log(record)
@@ -125,7 +125,7 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
         "generator_loss": (generator_step,),
         "penalty": (critic_step,),
         "generator_penalty": (generator_step,),
-        "penalty_scale": ("it", 8),
+        "penalty_scale": ("it", 8, "generator_penalty"),
         "post_step": (critic, 9),
         "log": (record,),
         "start": (Path("run"), 3),

@@ -21,7 +21,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors"},
     {"guard", "hooks", "randomness", "writing"},
-    {"buffers", "options", "entrypoints", "leftovers", "marks", "sources"},
+    {"buffers", "compiling", "options", "entrypoints", "leftovers", "marks", "samples", "sources"},
     {"plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},

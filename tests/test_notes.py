@@ -245,7 +245,8 @@ class Checkpointed(Critic):
     """Checkpoints its first layer in its own updates; in the generator's that would raise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_leaf:
+        made_by = x.grad_fn.next_functions[0][0] if x.grad_fn else None
+        if made_by is None or "AccumulateGrad" not in made_by.name():  # no copy of a leaf
             return super().forward(x)
         hidden = checkpoint(self.layers[:2], x, use_reentrant=True)
         out: Tensor = self.layers[2:](hidden)
@@ -433,7 +434,10 @@ def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(seed: int, **scores: Any) -> SimpleNamespace:
         run = SimpleNamespace(scores={"spread": 1.0, **scores}, environment={"plugins": {}})
         recipe = {"train": {"steps": 1, "critic_steps": 1}}
-        return SimpleNamespace(state="done", seed=seed, run=run, recipe=recipe, seconds=1.0)
+        made = SimpleNamespace(
+            state="done", seed=seed, run=run, recipe=recipe, seconds=1.0, steps=1
+        )
+        return SimpleNamespace(**vars(made), has_whole_records=lambda: True)
 
     jobs = [job(0), job(1, notes=["It sat | still."])]
     entry = _about(Entry(name="gp", label="penalty"), jobs)  # type: ignore[arg-type]

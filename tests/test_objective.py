@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
+from dataclasses import field
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -106,6 +107,43 @@ def test_the_generators_objective() -> None:
     (gradient,) = torch.autograd.grad(result.total, generator.weight)
     by_hand = 2 * generator.weight - critic.weight.T
     torch.testing.assert_close(gradient, by_hand)
+
+
+@plugin
+class Apart:
+    """Scales a plugin's two penalties each by its own factor, and keeps what it is asked."""
+
+    asked: list[tuple[str, int, str]] = field(init=False, default_factory=list)
+
+    @hookimpl
+    def penalty_scale(self, plugin: str, update: int, hook: str) -> float:
+        self.asked.append((plugin, update, hook))
+        return {"penalty": 3.0, "generator_penalty": 0.0}[hook]
+
+
+@plugin
+class Around:
+    """A wrapper that doubles what others answer for the critic's penalties."""
+
+    @hookimpl(wrapper=True)
+    def penalty_scale(self, hook: str) -> Generator[None, Any, Any]:
+        answers = yield
+        return [2 * each for each in answers] if hook == "penalty" else answers
+
+
+def test_a_plugin_s_two_penalties_have_their_own_scales() -> None:
+    both = Says(critic=lambda step: weights(step).sum(), generator=lambda step: 1 / 0)
+    apart = Apart()
+    plugins = Plugins([load("wasserstein"), wrap(both, "b"), wrap(apart), wrap(Around())])
+    made = step()
+    result = objective(plugins, made, nullcontext())
+    assert result.total.item() == -5 + 6 * 5
+    generator = nn.Linear(1, 2)
+    fake = generator(torch.ones(3, 1))
+    other = GeneratorStep(generator, made.critic, torch.ones(3, 2), fake, update=4)
+    assert list(objective(plugins, other, nullcontext()).terms) == ["generator_loss"]
+    assert apart.asked == [("b", 6, "penalty"), ("b", 4, "generator_penalty")]
+    assert plugins.scale(wrap(both, "b"), 1) == 6  # the critic's, unless asked otherwise
 
 
 def test_a_penaltys_forward_pass_serves_the_loss() -> None:

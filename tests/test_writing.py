@@ -232,6 +232,9 @@ ELSEWHERE = {
 }
 """Methods and functions that write or delete."""
 
+OPENERS = {"gancore/writing.py", "gancore/reading.py"}
+"""The modules that open files by the system's own call."""
+
 NO_PATHS = {"copy", "remove", "move"}
 """Of which lists, sets and tensors have namesakes: those of `shutil` and `os` count."""
 

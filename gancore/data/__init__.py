@@ -56,19 +56,37 @@ class Dataset:
     doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check dtypes and shapes."""
+        """Check dtypes and shapes, and that points are finite."""
+        if not isinstance(self.samples, Tensor):
+            raise DataError(
+                f"data set {self.name!r} is a {type(self.samples).__name__}, expected a tensor: "
+                "torch.as_tensor makes one of arrays and lists"
+            )
         found = f"{str(self.samples.dtype).removeprefix('torch.')} {tuple(self.samples.shape)}"
         if (self.samples.dtype, self.samples.dim()) not in ((torch.uint8, 4), (torch.float32, 2)):
             raise DataError(
                 f"data set {self.name!r} is {found}: expected uint8 (N, C, H, W) images or "
-                "float32 (N, d) points"
+                f"float32 (N, d) points{_remedy(self.samples)}"
             )
         if 0 in self.samples.shape:
             raise DataError(f"data set {self.name!r} is empty: {found}")
+        self._refuse_broken_rows()
         if self.labels is not None and (
             self.labels.dtype != torch.int64 or self.labels.shape != (len(self),)
         ):
             raise DataError(f"labels of data set {self.name!r}: expected int64 ({len(self)},)")
+
+    def _refuse_broken_rows(self) -> None:
+        if self.is_images or self.samples.is_meta:
+            return
+        rows = (~self.samples.isfinite().all(1)).nonzero().flatten().tolist()
+        if rows:
+            more = f" and {len(rows) - 3:,} more" if len(rows) > 3 else ""
+            raise DataError(
+                f"data set {self.name!r}: of its {len(self):,} points those at "
+                f"{', '.join(map(str, rows[:3]))}{more}, counted from 0, hold nan or inf: leave "
+                "them out, or fill them in"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,7 +110,7 @@ class Dataset:
     @cached_property
     def sha256(self) -> str:
         """A hash of the samples' bytes, dtype and shape."""
-        samples = self.samples.cpu().contiguous()
+        samples = self.samples.detach().cpu().contiguous()
         digest = hashlib.sha256(f"{samples.dtype} {tuple(samples.shape)}".encode())
         digest.update(samples.numpy().data)
         return digest.hexdigest()
@@ -112,20 +130,28 @@ class Dataset:
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on a device."""
         labels = None if self.labels is None else self.labels.to(device)
-        moved = replace(self, samples=self.samples.to(device), labels=labels)
+        moved = replace(self, samples=self.samples.detach().to(device), labels=labels)
         hashes = ("sha256", "fingerprint")  # that were made before stay, as samples are the same
         vars(moved).update({name: vars(self)[name] for name in hashes if name in vars(self)})
         return moved
 
     def batch(self, index: Tensor, *, mirror: Tensor | None = None) -> Tensor:
-        """Return the samples at index (B,) as float32 (B, *), images scaled to [−1, 1].
+        """Return the samples at index (B,) as float32 (B, *), contiguous, images in [−1, 1].
 
         mirror: bool (B,), which images to flip left to right.
         """
         samples = self.samples[index.to(self.samples.device, non_blocking=True)]
         if mirror is not None:
             samples = torch.where(mirror[:, None, None, None], samples.flip(-1), samples)
-        return to_unit(samples) if self.is_images else samples
+        return (to_unit(samples) if self.is_images else samples).contiguous()
+
+
+def _remedy(samples: Tensor) -> str:
+    """Return what makes samples of what was given, to be said after what was expected."""
+    if samples.dim() == 4 and samples.is_floating_point():
+        broken = "" if bool(samples.isfinite().all()) else ", and these hold nan or inf"
+        return f"; gancore.data.to_uint8 makes the first of floats in [−1, 1]{broken}"
+    return "; x.float() makes the second" if samples.dim() == 2 else ""
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -66,6 +66,14 @@ def arranged(tensor: Tensor) -> Tensor:
     return tensor.to(memory_format=layout) if layout and tensor.dim() == 4 else tensor
 
 
+def dense(samples: Tensor) -> Tensor:
+    """Return samples as views take them: contiguous, or in the layout that suits their device."""
+    layout = MEMORY_FORMATS.get(samples.device.type)
+    if layout and samples.dim() == 4 and samples.is_contiguous(memory_format=layout):
+        return samples
+    return samples.contiguous()
+
+
 def place(module: M, device: torch.device) -> M:
     """Move a module to a device, its tensors arranged for that; return it."""
     module.to(device)._apply(arranged)  # type: ignore[no-untyped-call]

@@ -23,10 +23,10 @@ from gancore.recipe import Log, Optimizer, Sample, Score, Train
 from gancore.report import Display
 from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
-from gancore.step import Average, Count, CriticStep, GeneratorStep
+from gancore.step import Average, Count, CriticStep, GeneratorStep, critic_scores
 from gancore.training.checkpoint import Tensors, join_state, split_state
-from gancore.training.environment import arranged, choose_device, place
-from gancore.training.fit import into_training, refuse_other_samples
+from gancore.training.environment import arranged, choose_device, dense, place
+from gancore.training.fit import fitting, into_training, refuse_other_samples
 from gancore.training.folder import Run
 from gancore.training.identity import network_origin
 from gancore.training.idle import warn_idle
@@ -183,8 +183,8 @@ class Trainer:
         when the disk is full; ScoreError for scores that can't be taken; NonFiniteError and
         ContractError before the optimizer step they concern.
         """
-        with buffers_kept([self.generator]):
-            self._draw(0)  # which may raise, and has left no trace yet
+        with buffers_kept([self.generator, self.critic]):
+            self._try()  # which may raise, and has left no trace yet
         run = Run(Path(out))
         warn_idle(self)
         display = display if display and self.ranks.is_first else Display()
@@ -226,10 +226,17 @@ class Trainer:
         self.randomness.seed("critic/generator", update, alone=True)
         with torch.no_grad(), self._autocast():
             noise = self._noise("critic", update, size)
-            fake = self.generator(noise)
+            with fitting(self.generator, "generator", noise):
+                fake = self.generator(noise.clone())
             refuse_other_samples(fake, noise, self.data)
-            fake = fake.float()
+            fake = dense(fake.float())
         return self._real("critic", update, size), fake
+
+    def _try(self) -> None:
+        """Let both networks make a pass. Raises InputError and ContractError as they don't fit."""
+        for x in self._draw(0):
+            with fitting(self.critic, "critic", x), self._autocast():
+                critic_scores(self.critic, x.detach().requires_grad_())
 
     @leaving_no_trace
     def update_critic(self, update: int, real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -386,7 +393,7 @@ class Trainer:
         if isinstance(update, int):  # a graph can't hold a seeding
             self.randomness.seed("generator/generator", update, alone=True)
         with self._autocast():
-            fake = self.generator(latents).float()
+            fake = dense(self.generator(latents.clone()).float())
         return GeneratorStep(
             self.generator,
             self.critic,

@@ -217,8 +217,8 @@ def test_hook_is_the_function_and_shares_the_forward_pass(options: dict[str, flo
     assert (loaded.name, scale) == ("r1", 1)
     assert torch.equal(value, expected)
     assert len(seen) == 2
-    assert seen[0] is step.real
-    assert seen[1] is step.fake
+    assert torch.equal(seen[0], step.real)
+    assert torch.equal(seen[1], step.fake)
     (loss + value).backward()  # both graphs are whole
     assert loss.item() == pytest.approx((critic(fake).mean() - critic(real).mean()).item())
 

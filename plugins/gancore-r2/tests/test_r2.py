@@ -217,8 +217,8 @@ def test_hook_is_the_function_and_shares_the_forward_pass(options: dict[str, flo
     assert (loaded.name, scale) == ("r2", 1)
     assert torch.equal(value, expected)
     assert len(seen) == 2
-    assert seen[0] is step.fake
-    assert seen[1] is step.real
+    assert torch.equal(seen[0], step.fake)
+    assert torch.equal(seen[1], step.real)
     (loss + value).backward()  # both graphs are whole
     assert loss.item() == pytest.approx((critic(fake).mean() - critic(real).mean()).item())
 

@@ -24,16 +24,18 @@ from gancore_tensorboard import TensorBoard
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def read(folder: str = "board") -> dict[str, list[tuple[int, float]]]:
+def read(folder: str = "board/run") -> dict[str, list[tuple[int, float]]]:
     found = EventAccumulator(folder)
     found.Reload()
     tags = found.Tags()["scalars"]
     return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in tags}
 
 
-def started(step: int = 0) -> TensorBoard:
+def started(step: int = 0, run: str = "run", state: dict[str, Any] | None = None) -> TensorBoard:
     board = TensorBoard(folder="board")
-    board.start(Path("run"), step)
+    if state is not None:
+        board.load_state_dict(state)
+    board.start(Path(run), step)
     return board
 
 
@@ -72,7 +74,7 @@ def test_a_record_is_on_disk_at_once() -> None:
 
 
 def test_the_board_is_in_the_runs_own_folder_unless_named() -> None:
-    for folder, expected in (("", "run/tensorboard"), ("elsewhere", "elsewhere")):
+    for folder, expected in (("", "run/tensorboard"), ("elsewhere", "elsewhere/run")):
         board = TensorBoard(folder=folder)
         with pytest.raises(RuntimeError, match="call start"):
             board.log(record(1))
@@ -88,7 +90,7 @@ def test_a_sample_grid_is_a_picture_of_its_pixels(channels: int) -> None:
     board.sample(samples, 7)
     board.sample(torch.rand(4, 2), 8)  # points have no picture
     board.sample(torch.zeros(4, 2, 8, 8, dtype=torch.uint8), 9)  # nor have two channels
-    found = EventAccumulator("board")
+    found = EventAccumulator("board/run")
     found.Reload()
     (event,) = found.Images("samples")
     assert event.step == 7
@@ -108,7 +110,7 @@ def test_one_event_file_a_run() -> None:
     board = started()
     for step in range(1, 5):
         board.log(record(step))
-    assert len(list(Path("board").iterdir())) == 1
+    assert len(list(Path("board/run").iterdir())) == 1
 
 
 def test_resume_hides_what_came_after_the_checkpoint() -> None:
@@ -116,12 +118,15 @@ def test_resume_hides_what_came_after_the_checkpoint() -> None:
     for step in (1, 2, 3, 4):
         board.log(record(step))
     next_second()
-    resumed = started(2)
+    resumed = started(2, state=board.state_dict())
     resumed.log(record(4, loss=-1.0))
     assert read()["loss"] == [(1, 0.25), (2, 0.5), (4, -1.0)]
 
 
-def test_in_a_run_that_is_resumed(tmp_path: Path) -> None:
+def test_in_a_run_that_is_resumed_beside_another(tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    (folder / "run").mkdir(parents=True)
+
     def trainer(steps: int) -> Trainer:
         torch.manual_seed(0)
         generator, critic = MLPGenerator((1, 8, 8), width=4), MLPCritic((1, 8, 8), width=4)
@@ -129,7 +134,7 @@ def test_in_a_run_that_is_resumed(tmp_path: Path) -> None:
             generator,
             critic,
             torch.full((16, 1, 8, 8), 128, dtype=torch.uint8),
-            plugins=[TensorBoard()],
+            plugins=[TensorBoard(folder=str(folder))],
             train={"steps": steps, "batch_size": 4},
             log={"every": 1},
             sample={"count": 4},
@@ -140,17 +145,38 @@ def test_in_a_run_that_is_resumed(tmp_path: Path) -> None:
     trainer(2).run(tmp_path / "run")
     next_second()
     run = trainer(4).run(tmp_path / "run", resume=True)
-    written = read(str(run.path / "tensorboard"))["critic_loss"]
+    written = read(str(folder / "run-2"))["critic_loss"]
     assert written == [(each["step"], pytest.approx(each["critic_loss"])) for each in run.records]
 
 
-def test_another_run_in_the_same_folder_hides_the_first() -> None:
-    for loss in (1.0, 2.0):
-        board = started()
-        for step in (1, 2):
-            board.log(record(step, loss=loss))
-        next_second()
-    assert read()["loss"] == [(1, 2.0), (2, 2.0)]
+def test_runs_that_share_a_folder_keep_what_each_has_written() -> None:
+    """Of one name or not, after each other or at once; each goes on in its own when resumed."""
+    first = started()
+    for step in (1, 2, 3):
+        first.log(record(step, loss=1.0))
+    others = {"run-2": started(), "other": started(run="elsewhere/other"), "run-3": started()}
+    for number, board in enumerate(others.values()):
+        board.log(record(1, loss=10.0 + number))
+    assert read()["loss"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    next_second()
+    resumed = started(1, run="moved", state=others["run-2"].state_dict())
+    resumed.log(record(2, loss=20.0))
+    assert read()["loss"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert read("board/run-2")["loss"] == [(1, 10.0), (2, 20.0)]
+    assert read("board/other")["loss"] == [(1, 11.0)]
+    assert read("board/run-3")["loss"] == [(1, 12.0)]
+    names = sorted(path.name for path in Path("board").iterdir())
+    assert names == ["other", "run", "run-2", "run-3"]
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "..", ".", 3, "a/b"])
+def test_a_stranger_s_checkpoint_leads_nowhere_else(name: object) -> None:
+    started(0, state={"name": name}).log(record(1))
+    (folder,) = Path("board").iterdir()
+    assert folder.name in ("run", str(name))
+    assert folder.parent.resolve() == Path("board").resolve()
+    assert not Path("out").exists()
+    assert read(str(folder))["loss"] == [(1, 0.25)]
 
 
 @pytest.mark.parametrize("wrong", [1, True, ["x"], {}])

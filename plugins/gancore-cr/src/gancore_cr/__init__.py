@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gancore import CriticStep, critic_scores, hookimpl, plugin
 from gancore.errors import PluginError
+from gancore.samples import refuse_unusable
 from gancore.step import Critic, uniform_like
 
 __all__ = ["ConsistencyRegularization", "ImageError", "consistency_penalty", "flip_and_shift"]
@@ -45,8 +46,10 @@ def consistency_penalty(
     generator  where flips and shifts are drawn from; torch's global generator if None
 
     Returns a scalar with the graph to the critic's parameters. Raises ImageError, a ValueError,
-    for samples that are no images, or are no larger than `shift`.
+    for samples that are no images, or are no larger than `shift`, and gancore.errors.ContractError
+    for what is no floating-point tensor, or empty.
     """
+    refuse_unusable(x=x)
     x = x.detach()
     moved = flip_and_shift(x, shift=shift, flip=flip, generator=generator)
     return weight * _distance(critic_scores(critic, x), critic_scores(critic, moved))
@@ -68,8 +71,10 @@ def flip_and_shift(
 
     Shifts are uniform on −shift … shift, drawn for each image and axis; what comes in at the border
     is the image reflected (without repeating its edge). Raises ImageError for samples that are no
-    images, or are no larger than `shift`.
+    images, or are no larger than `shift`, and gancore.errors.ContractError for what is no
+    floating-point tensor, or empty.
     """
+    refuse_unusable(x=x)
     if x.dim() != 4:
         raise ImageError(
             f"samples of shape {tuple(x.shape)} have neither flips nor shifts: consistency "

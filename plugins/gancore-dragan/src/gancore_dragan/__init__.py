@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, input_gradient, plugin
+from gancore.samples import refuse_unusable
 from gancore.step import Critic, uniform_like
 
 __all__ = ["DRAGAN", "dragan_penalty"]
@@ -44,9 +45,11 @@ def dragan_penalty(
 
     Returns a scalar with the graph to the critic's parameters, in the dtype of `real`. Under
     torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
-    in their own. Raises ValueError for another `noise`, and gancore.errors.ContractError for a
-    critic whose scores have no path to its input, or depend on other samples than their own.
+    in their own. Raises ValueError for another `noise`, and gancore.errors.ContractError for
+    samples that are no floating-point tensor, or none, and for a critic whose scores have no path
+    to its input, or depend on other samples than their own.
     """
+    refuse_unusable(real=real)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=real.dtype, device=real.device)

@@ -40,8 +40,9 @@ def gradient_penalty(
 
     Returns a scalar with the graph to the critic's parameters, in the dtype of `real`. Under
     torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
-    in their own. Raises gancore.errors.ContractError for a critic whose scores have no path to its
-    input, or depend on other samples than their own.
+    in their own. Raises gancore.errors.ContractError for samples that are no
+    floating-point tensor, or none, and for a critic whose scores have no path to its input, or
+    depend on other samples than their own.
     """
     x = interpolate(real, fake, generator=generator)
     gradient = input_gradient(critic, x, allow_batch_statistics=allow_batch_statistics)

@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, plugin
+from gancore.samples import refuse_unusable
 
 __all__ = ["Anchors", "LeCam", "lecam_penalty"]
 
@@ -39,8 +40,10 @@ def lecam_penalty(
     weight       λ
     relu         only count real scores above α_F, and fake ones below α_R (the authors' code)
 
-    Returns a scalar with the graph of the scores.
+    Returns a scalar with the graph of the scores. Raises gancore.errors.ContractError for scores
+    that are no floating-point tensor, or none.
     """
+    refuse_unusable(0, real_scores=real_scores, fake_scores=fake_scores)
     above, below = real_scores - fake_anchor, real_anchor - fake_scores
     if relu:
         above, below = above.relu(), below.relu()
@@ -64,7 +67,8 @@ class Anchors:
 
     @torch.no_grad()
     def update(self, real_scores: Tensor, fake_scores: Tensor) -> None:
-        """Take in the scores of a batch, of any shape."""
+        """Take in the scores of a batch, of any shape. Raises as `lecam_penalty`."""
+        refuse_unusable(0, real_scores=real_scores, fake_scores=fake_scores)
         real, fake = real_scores.mean(), fake_scores.mean()
         self.count = self.decay * self.count.to(real) + 1
         self.real = torch.lerp(self.real.to(real), real, 1 / self.count)

@@ -31,8 +31,9 @@ def r2_penalty(
 
     Returns a scalar with the graph to the critic's parameters, in the dtype of `fake`. Under
     torch.autocast the critic and its gradient are computed in autocast's precision; outside of it,
-    in their own. Raises gancore.errors.ContractError for a critic whose scores have no path to its
-    input, or depend on other samples than their own.
+    in their own. Raises gancore.errors.ContractError for samples that are no
+    floating-point tensor, or none, and for a critic whose scores have no path to its input, or
+    depend on other samples than their own.
     """
     gradient = input_gradient(critic, fake, allow_batch_statistics=allow_batch_statistics)
     return gamma / 2 * _mean_square(gradient)

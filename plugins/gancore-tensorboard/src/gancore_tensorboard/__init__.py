@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -21,19 +23,33 @@ __all__ = ["TensorBoard"]
 class TensorBoard:
     """Write every number of every record, and every sample grid, at its generator step.
 
-    folder: where the event files go; `tensorboard` in the run's own folder if empty.
+    folder: where the event files go, in a folder of each run's own, which has its name and, if
+        that is taken, a number; `tensorboard` in the run's own folder if empty.
     """
 
     folder: str = ""
     _writer: SummaryWriter | None = field(default=None, init=False, repr=False)
+    _name: str = field(default="", init=False, repr=False)
+    """Of the folder within `folder`: what one holds is hidden by whatever else writes there."""
 
     @hookimpl
     def start(self, folder: Path, step: int) -> None:
         """Open the board; hide what an interrupted run wrote after the step it goes on from."""
-        self._writer = SummaryWriter(
-            self.folder or str(folder / "tensorboard"), purge_step=step + 1
-        )
+        place = folder / "tensorboard"
+        if self.folder:
+            self._name = self._name or _taken(Path(self.folder), folder.absolute().name)
+            place = Path(self.folder) / self._name
+        self._writer = SummaryWriter(str(place), purge_step=step + 1)
         weakref.finalize(self, self._writer.close)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in `folder` this run is, for it to go on there."""
+        return {"name": self._name} if self._name else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was, within `folder` only."""
+        name = str(state.get("name", ""))
+        self._name = name if name == Path(name).name != ".." else ""
 
     @hookimpl
     def log(self, record: Mapping[str, Any]) -> None:
@@ -55,3 +71,14 @@ class TensorBoard:
         if self._writer is None:
             raise RuntimeError("the board is not open: call start(folder, step) first")
         return self._writer
+
+
+def _taken(folder: Path, name: str) -> str:
+    """Make a folder of this name, or of it and the first number that is free; return its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    while True:
+        own = next(names)
+        with suppress(FileExistsError):
+            (folder / own).mkdir()
+            return own
