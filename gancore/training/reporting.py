@@ -81,7 +81,7 @@ def write_report(run: Run, *, device: str = "auto", progress: Progress | None = 
     tell("drawing", 0, 3)
     samples = _samples(run)
     tell("drawing", 1, 3)
-    critic = _critic(run, device)
+    critic = _critic(run, device, progress)
     tell("drawing", 2, 3)
     curves = Section("Curves")
     captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
@@ -143,14 +143,14 @@ def _filmstrip(frames: list[Frame]) -> Picture:
     )
 
 
-def _critic(run: Run, device: str) -> Section:
+def _critic(run: Run, device: str, progress: Progress | None) -> Section:
     """Make the critic's pictures, as far as its network and data can be had."""
     section = Section("Critic")
     try:
         critic = load_critic(run, device=device)
         section.pictures.append(_weights(critic))
         data = load_data(run.recipe)
-        real, fake = _batches(run, data, device)
+        real, fake = _batches(run, data, device, progress)
         section.pictures.append(_gradients(run, critic, real, fake))
         if data.shape == (2,):
             section.pictures.insert(0, _surface(critic, real, fake))
@@ -159,9 +159,11 @@ def _critic(run: Run, device: str) -> Section:
     return section
 
 
-def _batches(run: Run, data: Dataset, device: str) -> tuple[Tensor, Tensor]:
+def _batches(
+    run: Run, data: Dataset, device: str, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
     """Return as many real and generated samples, as the critic takes them."""
-    generator = load_generator(run, device=device)
+    generator = load_generator(run, device=device, progress=progress)
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
     real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.machine import TO_ROUNDING, taken_again, unlike
@@ -16,7 +16,7 @@ from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid
-from gancore.sampling import SAMPLING, frozen_parts, generate
+from gancore.sampling import CALIBRATING, SAMPLING, frozen_parts, generate
 from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
@@ -68,6 +68,7 @@ class Session:
         self.notes = trainer.notes = Notes(networks, trainer.data, self.tally, display.say)
         self.stopped = ""
         self._scores: dict[str, Any] | None = None
+        self._calibrated: nn.Module | None = None
         self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
 
     def go(self, *, resume: bool, force: bool, threads: int | None = None) -> None:
@@ -130,11 +131,13 @@ class Session:
         def count(what: str, done: int, total: int) -> None:
             self.display.count(what, done, total)
             # while all sample, one can't leave
-            if self.stopped and (self.trainer.ranks.count == 1 or what != SAMPLING):
+            if self.stopped and (
+                self.trainer.ranks.count == 1 or what not in (CALIBRATING, SAMPLING)
+            ):
                 raise _StoppedError
 
         try:
-            return self.trainer.scores(count)
+            return self.trainer.scores(count, sampler=self._calibrated)
         except _StoppedError:
             return {}
 
@@ -174,7 +177,9 @@ class Session:
         scored = bool(score.metrics and score.every and step % score.every == 0)
         record = self._record(step, values)
         self.display.advance(step, record)
-        found = trainer.scores(self.display.count) if scored else {}
+        if scored or (last and score.metrics):
+            self._sampler()  # by all at once, not by the first for its grid and then by the others
+        found = trainer.scores(self.display.count, sampler=self._calibrated) if scored else {}
         self._scores = found if scored and last else None
         if trainer.ranks.is_first:
             self._report(step, record, found, last=last)
@@ -182,7 +187,18 @@ class Session:
         is_due = last or scored or stop or step % trainer.checkpoint.every == 0
         if is_due and trainer.ranks.is_first:
             self._save(step)
+        if not last:
+            self._calibrated = None
         return stop
+
+    def _sampler(self) -> nn.Module:
+        """Return the generator of this step to sample from: calibrated once, which takes a while.
+
+        The grid, the scores and the checkpoint share it.
+        """
+        if self._calibrated is None:
+            self._calibrated = self.trainer.sampler(self.display.count)
+        return self._calibrated
 
     def _report(
         self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
@@ -220,7 +236,7 @@ class Session:
     def _save_samples(self, step: int) -> Tensor:
         trainer = self.trainer
         samples = generate(
-            trainer.sampler(),
+            self._sampler(),
             trainer.sample.count,
             seed=trainer.train.seed,
             broken=lambda text: self.notes.broken(text, step),
@@ -230,7 +246,7 @@ class Session:
         return samples
 
     def _save(self, step: int) -> None:
-        tensors, plugins = self.trainer.state()
+        tensors, plugins = self.trainer.state(self._calibrated)
         state = {
             **self.tally.state(),
             "plugins": plugins,

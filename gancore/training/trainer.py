@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancore.buffers import buffers_kept
+from gancore.buffers import buffers_kept, buffers_of
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import InputError
@@ -274,16 +274,21 @@ class Trainer:
         return self._updates["critic"].were_due | self._updates["generator"].were_due
 
     @leaving_no_trace
-    def sampler(self) -> nn.Module:
+    def sampler(self, progress: Progress | None = None) -> nn.Module:
         """Return the generator to sample from: the moving average if there is one, calibrated."""
         generator = self.generator if self.ema is None else self.ema.module
-        return calibrated(generator, self.train.seed)
+        return calibrated(generator, self.train.seed, progress=progress)
 
     @leaving_no_trace
-    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Return scores and protocol of the generator as it is now; {} but on the first process."""
+    def scores(
+        self, progress: Progress | None = None, *, sampler: nn.Module | None = None
+    ) -> dict[str, Any]:
+        """Return scores and protocol of the generator as it is now; {} but on the first process.
+
+        sampler: what `sampler` returned since the last update, which then is not made again
+        """
         return score_generator(
-            self.sampler(),
+            self.sampler(progress) if sampler is None else sampler,
             self.data,
             self.score,
             seed=self.train.seed,
@@ -305,8 +310,10 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    def state(self, sampler: nn.Module | None = None) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON.
+
+        sampler: what `sampler` returned since the last update, whose statistics are added
 
         Raises CheckpointError for a plugin that keeps anything else, ContractError for a network
         that has got parameters meanwhile.
@@ -324,6 +331,8 @@ class Trainer:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
+        if sampler is not None and (statistics := buffers_of(sampler)):
+            tensors["calibrated"] = statistics
         return tensors, plugin_scalars
 
     def load_state(
