@@ -68,7 +68,6 @@ class Session:
         self.notes = trainer.notes = Notes(networks, trainer.data, self.tally, display.say)
         self.stopped = ""
         self._scores: dict[str, Any] | None = None
-        self._calibrated: nn.Module | None = None
         self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
 
     def go(self, *, resume: bool, force: bool, threads: int | None = None) -> None:
@@ -101,6 +100,7 @@ class Session:
             if best := self.tally.best:
                 self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
         finally:
+            trainer.calibrated = None
             self.display.end()
 
     def _is_scored(self, start: int) -> bool:
@@ -137,7 +137,7 @@ class Session:
                 raise _StoppedError
 
         try:
-            return self.trainer.scores(count, sampler=self._calibrated)
+            return self.trainer.scores(count)
         except _StoppedError:
             return {}
 
@@ -179,7 +179,7 @@ class Session:
         self.display.advance(step, record)
         if scored or (last and score.metrics):
             self._sampler()  # by all at once, not by the first for its grid and then by the others
-        found = trainer.scores(self.display.count, sampler=self._calibrated) if scored else {}
+        found = trainer.scores(self.display.count) if scored else {}
         self._scores = found if scored and last else None
         if trainer.ranks.is_first:
             self._report(step, record, found, last=last)
@@ -188,7 +188,7 @@ class Session:
         if is_due and trainer.ranks.is_first:
             self._save(step)
         if not last:
-            self._calibrated = None
+            trainer.calibrated = None
         return stop
 
     def _sampler(self) -> nn.Module:
@@ -196,9 +196,9 @@ class Session:
 
         The grid, the scores and the checkpoint share it.
         """
-        if self._calibrated is None:
-            self._calibrated = self.trainer.sampler(self.display.count)
-        return self._calibrated
+        if self.trainer.calibrated is None:
+            self.trainer.calibrated = self.trainer.sampler(self.display.count)
+        return self.trainer.calibrated
 
     def _report(
         self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
@@ -246,7 +246,7 @@ class Session:
         return samples
 
     def _save(self, step: int) -> None:
-        tensors, plugins = self.trainer.state(self._calibrated)
+        tensors, plugins = self.trainer.state()
         state = {
             **self.tally.state(),
             "plugins": plugins,

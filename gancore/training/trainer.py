@@ -156,6 +156,8 @@ class Trainer:
         }
         self._session: Session | None = None
         self.notes: Notes | None = None
+        self.calibrated: nn.Module | None = None
+        """What `sampler` made after the update that the session is at, which makes it once."""
 
     @leaving_no_trace
     def run(
@@ -280,15 +282,10 @@ class Trainer:
         return calibrated(generator, self.train.seed, progress=progress)
 
     @leaving_no_trace
-    def scores(
-        self, progress: Progress | None = None, *, sampler: nn.Module | None = None
-    ) -> dict[str, Any]:
-        """Return scores and protocol of the generator as it is now; {} but on the first process.
-
-        sampler: what `sampler` returned since the last update, which then is not made again
-        """
+    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
-            self.sampler(progress) if sampler is None else sampler,
+            self.sampler(progress) if self.calibrated is None else self.calibrated,
             self.data,
             self.score,
             seed=self.train.seed,
@@ -310,10 +307,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-    def state(self, sampler: nn.Module | None = None) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON.
-
-        sampler: what `sampler` returned since the last update, whose statistics are added
 
         Raises CheckpointError for a plugin that keeps anything else, ContractError for a network
         that has got parameters meanwhile.
@@ -331,7 +326,7 @@ class Trainer:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
-        if sampler is not None and (statistics := buffers_of(sampler)):
+        if self.calibrated is not None and (statistics := buffers_of(self.calibrated)):
             tensors["calibrated"] = statistics
         return tensors, plugin_scalars
 
