@@ -194,7 +194,7 @@ def _batch_size(generator: nn.Module, latents: Tensor, noise: Stream) -> int | N
         samples: Tensor = generator(few)
         if samples.shape[0] != len(few):
             raise ValueError("expected a sample for each latent")
-        return samples[-1].float().nan_to_num()
+        return samples[-1].float()
 
     try:
         with kept(), buffers_kept([generator]):
