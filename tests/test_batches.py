@@ -229,12 +229,17 @@ def test_a_step_is_calibrated_once(
     passes: int,
 ) -> None:
     """For its grid, its scores and its checkpoint together; the last step's final scores too."""
-    section = scored(monkeypatch)
-    whole = made(kind, score=section).run(tmp_path / "whole")
+
+    class FromThere(Display):
+        def advance(self, step: int, values: Any) -> None:
+            if step == 1:
+                asked.clear()
+
+    section, shown = scored(monkeypatch), FromThere()
+    whole = made(kind, score=section).run(tmp_path / "whole", display=shown)
     assert asked[True].count(256) == 2 * passes  # steps 2 and 4
     assert asked[False] == [1, 2, 20, 1, 2, 4] * 2  # scores and grid
-    asked.clear()
-    made(kind, score={**section, "every": None}).run(tmp_path / "late")
+    made(kind, score={**section, "every": None}).run(tmp_path / "late", display=shown)
     assert asked[True].count(256) == 2 * passes
     assert asked[False] == [1, 2, 4, 1, 2, 4, 1, 2, 20]
     asked.clear()
