@@ -31,6 +31,16 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
                 module._buffers[name] = buffer
 
 
+def buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of a network that its state has."""
+    state = module.state_dict()
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers(remove_duplicate=False)
+        if name in state
+    }
+
+
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are alike, nan being nan."""
     return bool(((one == other) | ((one != one) & (other != other))).all())

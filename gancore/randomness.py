@@ -194,6 +194,13 @@ def kept(*, numpy_is_at: int | None = None) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def states() -> list[object]:
+    """Return the states of the global generators: equal to those before if nothing has drawn."""
+    _, words, *numpy_state = np.random.get_state(legacy=True)
+    torch_states = [each.get_state().numpy().tobytes() for each in _generators()]
+    return [*torch_states, random.getstate(), np.asarray(words).tobytes(), numpy_state]
+
+
 def _generators() -> list[torch.Generator]:
     """Return torch's global generators: the CPU's, and those of CUDA if that is up."""
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]

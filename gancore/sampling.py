@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from numbers import Integral
 
@@ -10,18 +11,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from gancore.buffers import buffers_kept
 from gancore.data import to_uint8
 from gancore.errors import InputError, NonFiniteError
-from gancore.randomness import Stream, kept
+from gancore.randomness import Stream, kept, states
 from gancore.ranks import Ranks
 
 BATCH = 256
-"""Latents a batch: part of what identifies samples, so it is fixed."""
+"""Latents a block, which are drawn together: part of what identifies samples, so it is fixed."""
+
+LARGEST = 2**24
+"""Numbers in a batch of samples, at most, where a generator does not need whole blocks."""
+
+ROUNDING = 1e-2
+"""How far a sample in a batch may be from the same one alone, as a share of its norm."""
 
 CALIBRATION_BATCHES = 16
 
 SAMPLING = "sampling"
 """What goes on, to a `Progress`, while samples are generated."""
+
+CALIBRATING = "calibrating"
+"""And while the statistics of normalization are estimated."""
+
+PATIENCE = 2.0
+"""Seconds of that after which its progress is told."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what goes on, how much of it is done, and how much there is."""
@@ -49,7 +63,11 @@ def frozen_parts(network: nn.Module) -> list[str]:
 
 
 def calibrated(
-    generator: nn.Module, seed: int, *, frozen: Collection[str] | None = None
+    generator: nn.Module,
+    seed: int,
+    *,
+    frozen: Collection[str] | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Return a copy in eval mode whose normalization has the statistics of its own weights.
 
@@ -59,6 +77,7 @@ def calibrated(
 
     frozen: names of the modules that were in eval mode while it trained, by default those that are
     now; in a generator that is in eval mode as a whole, none
+    progress: called after each batch of an estimate that takes longer than two seconds
     """
     generator = copy.deepcopy(generator)
     if frozen is not None:
@@ -69,11 +88,11 @@ def calibrated(
     device = next(generator.parameters()).device
     with torch.no_grad(), kept():
         Stream(seed, "global/calibration", device).seed_global(0)  # for dropout
-        _estimate(generator, _latents(generator, seed, "calibration", range(CALIBRATION_BATCHES)))
+        _estimate(generator, seed, progress)
     return generator.eval()
 
 
-def _estimate(generator: nn.Module, batches: Iterable[Tensor]) -> None:
+def _estimate(generator: nn.Module, seed: int, progress: Progress | None) -> None:
     """Give normalization that trains the mean over batches of their statistics."""
     momenta: dict[_NormBase, float | None] = {
         module: module.momentum
@@ -82,12 +101,16 @@ def _estimate(generator: nn.Module, batches: Iterable[Tensor]) -> None:
     }
     if not momenta:
         return
+    began = time.perf_counter()
     for module in momenta:
         module.reset_running_stats()
-    for number, batch in enumerate(batches, 1):
+    latents = _latents(generator, seed, "calibration", range(CALIBRATION_BATCHES))
+    for number, batch in enumerate(latents, 1):
         for module in momenta:  # without a momentum, batch normalization alone takes a mean
             module.momentum = None if isinstance(module, _BatchNorm) else 1 / number
         generator(batch)
+        if progress and time.perf_counter() - began > PATIENCE:
+            progress(CALIBRATING, number, CALIBRATION_BATCHES)
     for module, momentum in momenta.items():
         module.momentum = momentum
 
@@ -109,9 +132,14 @@ def generate(
 ) -> Tensor:
     """Return `count` samples on the CPU: uint8 (count, C, H, W), or float32 (count, d) points.
 
-    A function of the generator, its device and the seed, for one that draws noise of its own too;
-    the first n of many are the n of few. Mode and gradients of the generator are left alone:
-    `calibrated` comes first.
+    A function of the generator, its device, the seed and the count, for a generator that draws
+    noise of its own too. Latents are drawn in blocks of 256, so the first n of many are the n of
+    few; to rounding, as products of another size are rounded otherwise. Mode and gradients of the
+    generator are left alone: `calibrated` comes first.
+
+    A generator is given no more latents than samples are asked for, and at a time the largest power
+    of two up to 256 of which the samples have at most 2²⁴ numbers. One that draws noise, or whose
+    samples depend on the others of their batch, is given whole blocks, each seeded by its number.
 
     ranks: processes that share the work; the first has the samples, the others have none (0, …)
     broken: called, on the first, with a line that counts the samples that hold inf or nan, if any
@@ -120,26 +148,84 @@ def generate(
     ranks = ranks or Ranks()
     numbers = range(ranks.index, -(-count // (BATCH * ranks.count)) * ranks.count, ranks.count)
     noise = Stream(seed, "global/samples", next(generator.parameters()).device)
-    batches: list[Tensor] = []
+    first = next(_latents(generator, seed, "samples", range(1)))[:count]
+    size = _batch_size(generator, first, noise)
+    if ranks.any(size is None):
+        size = None
+    blocks: list[Tensor] = []
     finite: list[Tensor] = []
-    samples = torch.empty(0)
+    made = torch.empty(0)
     for number, latents in zip(numbers, _latents(generator, seed, "samples", numbers), strict=True):
+        wanted = BATCH if size is None else min(BATCH, max(count - BATCH * number, 1))
+        parts = []
         with kept():
             noise.seed_global(number)
-            samples = generator(latents)
-        finite += ranks.gather(samples.flatten(1).isfinite().all(1).to(torch.uint8).cpu())
-        samples = (to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu()
-        batches += ranks.gather(samples)
-        if progress:
-            progress(SAMPLING, min(len(batches) * BATCH, count), count)
-    if not batches:
-        return samples[:0]
+            for batch in torch.split(latents[:wanted], size or BATCH):
+                parts.append(_made(generator, batch))
+                if progress:
+                    here = sum(len(samples) for samples, _ in parts) * ranks.count
+                    done = BATCH * (number - ranks.index) + here
+                    progress(SAMPLING, min(done, count), count)
+        made, are_finite = (torch.cat(each) for each in zip(*parts, strict=True))
+        blocks += ranks.gather(_padded(made, min(BATCH, count), ranks))
+        finite += ranks.gather(_padded(are_finite, min(BATCH, count), ranks))
+    if not blocks:
+        return made[:0]
     if wrong := int((torch.cat(finite)[:count] == 0).sum()):
         broken(
             f"{wrong:,} of {count:,} generated samples hold inf or nan: lower the learning rate, "
             "or look for what divides by zero in the generator"
         )
-    return torch.cat(batches)[:count]
+    return torch.cat(blocks)[:count]
+
+
+def _made(generator: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return samples on the CPU, as `generate` does, and uint8 (B,), whether each is finite."""
+    samples = generator(latents)
+    are_finite = samples.flatten(1).isfinite().all(1).to(torch.uint8)
+    return (to_uint8(samples) if samples.dim() == 4 else samples.float()).cpu(), are_finite.cpu()
+
+
+def _batch_size(generator: nn.Module, latents: Tensor, noise: Stream) -> int | None:
+    """Return how many latents a generator is given at a time; None where it needs whole blocks.
+
+    The first sample is made alone, and then again after the second. A generator needs whole blocks
+    that draws meanwhile, makes another sample then, or can't make one alone.
+
+    latents: (n, latent), of which up to two are tried
+    """
+
+    def tried(few: Tensor) -> Tensor:
+        noise.seed_global(0)
+        samples: Tensor = generator(few)
+        if samples.shape[0] != len(few):
+            raise ValueError("expected a sample for each latent")
+        return samples[-1].float()
+
+    try:
+        with kept(), buffers_kept([generator]):
+            noise.seed_global(0)
+            fresh = states()
+            alone = tried(latents[:1].clone())
+            size = min(BATCH, 1 << max(LARGEST // alone.numel(), 1).bit_length() - 1)
+            if states() != fresh:
+                return None
+            if min(size, len(latents)) > 1:
+                beside = tried(latents[:2].flip(0))
+                if (beside - alone).norm() > ROUNDING * alone.norm():
+                    return None
+    except Exception:  # what is wrong with whole blocks too is raised there
+        return None
+    return size
+
+
+def _padded(rows: Tensor, count: int, ranks: Ranks) -> Tensor:
+    """Return as many rows as the other processes have, as gathering needs."""
+    if ranks.count == 1:
+        return rows
+    padded = rows.new_zeros(count, *rows.shape[1:])
+    padded[: len(rows)] = rows[:count]
+    return padded
 
 
 @torch.no_grad()

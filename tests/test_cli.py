@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,25 @@ def test_sample_in_three_forms(done: tuple[Path, str], gan: Gan, tmp_path: Path)
             assert np.array_equal(np.asarray(picture), pixels[:, :, 0])
     with Image.open(tmp_path / "grid.png") as grid:
         assert np.array_equal(np.asarray(grid)[2:66:8, 2:66:8, 0], array[0, :, :, 0])
+
+
+@after_a_run
+def test_sample_tells_a_long_calibration_and_repeats_its_bytes(
+    done: tuple[Path, str], gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gancore import training
+
+    def slow(*args: Any, progress: Any, **options: Any) -> Any:
+        progress("calibrating", 7, 16)
+        return load(*args, progress=progress, **options)
+
+    load = training.load_generator
+    monkeypatch.setattr(training, "load_generator", slow)
+    for name in ("one.npz", "two.npz"):
+        code, out, err = gan("sample", done[0], "-n", 9, "--out", tmp_path / name)
+        assert (code, out) == (0, f"9 samples in {tmp_path / name}\n")
+        assert "calibrating 7/16\n" in err
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
 @after_a_run

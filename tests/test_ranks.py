@@ -253,17 +253,26 @@ def test_a_signal_at_any_moment_is_for_all(tmp_path: Path) -> None:
     assert together(work, tmp_path) == [4, 4]
 
 
-def test_samples_are_those_of_one_process(tmp_path: Path) -> None:
-    generator = calibrated(Generator(), seed=3)
-    expected = generate(generator, 1000, seed=3)
+def test_samples_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of 64 of two processes' blocks, and whole blocks of a generator that draws."""
+    monkeypatch.setattr("gancore.sampling.LARGEST", 1024)
+    generators = [calibrated(Generator(), seed=3), calibrated(Plain(noise=0.5), seed=3)]
+
+    def work() -> list[Tensor]:
+        ranks = Ranks.join(torch.device("cpu"))
+        return [
+            generate(generator, count, seed=3, ranks=ranks)
+            for generator in generators
+            for count in (1, 300, 1000)
+        ]
+
+    expected = work()
+    assert [len(each) for each in expected] == [1, 300, 1000] * 2
     for count in (2, 3, 5):
-        found = together(
-            lambda: generate(generator, 1000, seed=3, ranks=Ranks.join(torch.device("cpu"))),
-            tmp_path,
-            count,
-        )
-        assert torch.equal(found[0], expected)
-        assert [len(each) for each in found[1:]] == [0] * (count - 1)
+        first, *others = together(work, tmp_path, count)
+        for mine, theirs in zip(first, expected, strict=True):
+            assert torch.equal(mine, theirs)
+        assert [len(each) for other in others for each in other] == [0] * 6 * (count - 1)
 
 
 def test_scores_are_those_of_one_process(tmp_path: Path) -> None:

@@ -382,6 +382,7 @@ def test_run_folder(tmp_path: Path) -> None:
         "samples/step-000006.png",
         "checkpoints/step-000006/generator.safetensors",
         "checkpoints/step-000006/critic.safetensors",
+        "checkpoints/step-000006/calibrated.safetensors",
         "checkpoints/step-000006/optimizers.safetensors",
         "checkpoints/step-000006/plugins.safetensors",
         "checkpoints/step-000006/state.json",

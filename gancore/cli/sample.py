@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +37,15 @@ if TYPE_CHECKING:
 def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     """Write samples of the run folder RUN: images as uint8 NHWC, points as float32 (N, d).
 
-    The same run gives the same samples on the same kind of machine with as many threads, and the
-    first of many are the few.
+    The same run and number give the same samples on the same kind of machine with as many threads,
+    and the first of many are the few, to rounding.
     """
     if out.suffix not in (".npz", ".png", ""):
         raise InputError(f"--out {out}: expected a name that ends in .npz or .png, or a folder")
     if out.is_file() if out.suffix == "" else out.is_dir():
         raise InputError(f"--out {out}: there is something else of this name already")
 
+    from gancore.report import display_for
     from gancore.report.grids import refuse_no_pictures, refuse_others
     from gancore.sampling import generate, shape_of_samples
     from gancore.training import Run, load_generator
@@ -55,7 +57,11 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     if out.suffix == "":
         refuse_others(out)
     found = Run.open(run)
-    generator = load_generator(found, device=device, best=best)
+    display = display_for(sys.stderr)
+    try:
+        generator = load_generator(found, device=device, best=best, progress=display.count)
+    finally:
+        display.end()
     if out.suffix == "":
         refuse_no_pictures(shape_of_samples(generator))
     samples = generate(generator, count, seed=found.seed, broken=warnings.warn)

@@ -28,7 +28,7 @@ class Display:
         """Take a logged record."""
 
     def count(self, what: str, done: int, total: int) -> None:
-        """Take the progress of sampling or scoring."""
+        """Take the progress of calibrating, sampling or scoring."""
 
     def say(self, text: str) -> None:
         """Tell one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -264,7 +265,7 @@ def score_run(
     if lines := changes(made_of_in(saved.state), {"data": data.fingerprint}):
         tell(f"scored against other data than the run was trained on: {lines[0]}")
     found = score_generator(
-        _generator(run, saved, generator, device),
+        _generator(run, saved, generator, device, progress),
         data,
         section,
         seed=run.seed,
@@ -282,10 +283,13 @@ def load_generator(
     generator: nn.Module | None = None,
     device: str = "cpu",
     best: bool = False,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Return a run's trained generator, ready to sample from: in eval mode, calibrated.
 
     best: that of the step which scored best during the run, not that of the last one
+    progress: of the calibration, where the checkpoint's step had neither grid nor scores, and it
+    takes longer than two seconds
 
     It has the moving average's weights where there are any. For a run made from Python, whose
     recipe can't name the network, give a `generator` of the same build. Raises InputError,
@@ -293,11 +297,15 @@ def load_generator(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     found = checkpoint.load_best(run.checkpoints) if best else _latest(run)
-    return _generator(run, found, generator, device)
+    return _generator(run, found, generator, device, progress)
 
 
 def _generator(
-    run: Run, found: checkpoint.Checkpoint, generator: nn.Module | None, device: str
+    run: Run,
+    found: checkpoint.Checkpoint,
+    generator: nn.Module | None,
+    device: str,
+    progress: Progress | None,
 ) -> nn.Module:
     if generator is None:
         generator = _rebuild(run, "generator")
@@ -307,14 +315,18 @@ def _generator(
         for key, tensor in found.tensors.get("ema", found.tensors["generator"]).items()
         if key != "n_averaged"
     }
-    _fill(generator, weights, run)
+    statistics = found.tensors.get("calibrated", {})
+    _fill(generator, {**weights, **statistics}, run)
     frozen = found.state.get("frozen")  # which older checkpoints don't say
     if frozen is not None and not (isinstance(frozen, list) and all(map(_is_text, frozen))):
         raise CheckpointError(
             f"{run.path}: the checkpoint's state.json: frozen: expected names of modules. "
             f"{checkpoint.COPY_AGAIN}"
         )
-    return calibrated(place(generator, choose_device(device)), run.seed, frozen=frozen)
+    generator = place(generator, choose_device(device))
+    if statistics:
+        return copy.deepcopy(generator).eval()
+    return calibrated(generator, run.seed, frozen=frozen, progress=progress)
 
 
 def _is_text(value: object) -> bool:

@@ -102,7 +102,7 @@ def write_report(
     tell("drawing", 0, 3)
     samples = _samples(run)
     tell("drawing", 1, 3)
-    pictures = _critic(run, device, generator, critic, data)
+    pictures = _critic(run, device, progress, generator, critic, data)
     tell("drawing", 2, 3)
     curves = Section("Curves")
     captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
@@ -167,6 +167,7 @@ def _filmstrip(frames: list[Frame]) -> Picture:
 def _critic(
     run: Run,
     device: str,
+    progress: Progress | None,
     generator: nn.Module | None,
     critic: nn.Module | None,
     data: Dataset | Tensor | None,
@@ -181,7 +182,8 @@ def _critic(
         critic = load_critic(run, critic=critic, device=device)
         section.pictures.append(_weights(critic))
         data = dataset_of(run, data)
-        real, fake = _batches(run, data, load_generator(run, generator=generator, device=device))
+        generator = load_generator(run, generator=generator, device=device, progress=progress)
+        real, fake = _batches(run, data, generator)
         section.pictures.append(_gradients(run, critic, real, fake))
         if data.shape == (2,):
             section.pictures.insert(0, _surface(critic, real, fake))

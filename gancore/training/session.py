@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.machine import TO_ROUNDING, taken_again, unlike
@@ -16,7 +16,7 @@ from gancore.options import shown
 from gancore.protocol import answers
 from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid, spared
-from gancore.sampling import SAMPLING, frozen_parts, generate
+from gancore.sampling import CALIBRATING, SAMPLING, frozen_parts, generate
 from gancore.scoring.extractors import extractor
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
@@ -102,6 +102,7 @@ class Session:
             if best := self.tally.best:
                 self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
         finally:
+            trainer.calibrated = None
             self.display.end()
 
     def _is_scored(self, start: int) -> bool:
@@ -132,7 +133,9 @@ class Session:
         def count(what: str, done: int, total: int) -> None:
             self.display.count(what, done, total)
             # while all sample, one can't leave
-            if self.stopped and (self.trainer.ranks.count == 1 or what != SAMPLING):
+            if self.stopped and (
+                self.trainer.ranks.count == 1 or what not in (CALIBRATING, SAMPLING)
+            ):
                 raise _StoppedError
 
         try:
@@ -176,6 +179,8 @@ class Session:
         scored = bool(score.metrics and score.every and step % score.every == 0)
         record = self._record(step, values)
         self.display.advance(step, record)
+        if scored or (last and score.metrics):
+            self._sampler()  # by all at once, not by the first for its grid and then by the others
         found = trainer.scores(self.display.count) if scored else {}
         self._scores = found if scored and last else None
         if trainer.ranks.is_first:
@@ -184,7 +189,18 @@ class Session:
         is_due = last or scored or stop or step % trainer.checkpoint.every == 0
         if is_due and trainer.ranks.is_first:
             self._save(step)
+        if not last:
+            trainer.calibrated = None
         return stop
+
+    def _sampler(self) -> nn.Module:
+        """Return the generator of this step to sample from: calibrated once, which takes a while.
+
+        The grid, the scores and the checkpoint share it.
+        """
+        if self.trainer.calibrated is None:
+            self.trainer.calibrated = self.trainer.sampler(self.display.count)
+        return self.trainer.calibrated
 
     def _report(
         self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
@@ -222,7 +238,7 @@ class Session:
     def _save_samples(self, step: int) -> Tensor:
         trainer = self.trainer
         samples = generate(
-            trainer.sampler(),
+            self._sampler(),
             trainer.sample.count,
             seed=trainer.train.seed,
             broken=lambda text: self.notes.broken(text, step),

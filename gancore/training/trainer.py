@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancore.buffers import buffers_kept
+from gancore.buffers import buffers_kept, buffers_of
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import InputError
@@ -156,6 +156,8 @@ class Trainer:
         }
         self._session: Session | None = None
         self.notes: Notes | None = None
+        self.calibrated: nn.Module | None = None
+        """What `sampler` made after the update that the session is at, which makes it once."""
 
     @leaving_no_trace
     def run(
@@ -281,16 +283,16 @@ class Trainer:
         return self._updates["critic"].were_due | self._updates["generator"].were_due
 
     @leaving_no_trace
-    def sampler(self) -> nn.Module:
+    def sampler(self, progress: Progress | None = None) -> nn.Module:
         """Return the generator to sample from: the moving average if there is one, calibrated."""
         generator = self.generator if self.ema is None else self.ema.module
-        return calibrated(generator, self.train.seed)
+        return calibrated(generator, self.train.seed, progress=progress)
 
     @leaving_no_trace
     def scores(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
-            self.sampler(),
+            self.sampler(progress) if self.calibrated is None else self.calibrated,
             self.data,
             self.score,
             seed=self.train.seed,
@@ -331,6 +333,8 @@ class Trainer:
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.state_dict()
+        if self.calibrated is not None and (statistics := buffers_of(self.calibrated)):
+            tensors["calibrated"] = statistics
         return tensors, plugin_scalars
 
     def load_state(
