@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from gancore.copies import copied
 from gancore.data import to_uint8
 from gancore.errors import InputError, NonFiniteError
 from gancore.randomness import Stream, kept
@@ -54,7 +54,7 @@ def calibrated(
     frozen: names of the modules that were in eval mode while it trained, by default those that are
     now; in a generator that is in eval mode as a whole, none
     """
-    generator = copy.deepcopy(generator)
+    generator = copied(generator, "generator")
     if frozen is not None:
         for name, module in generator.named_modules():
             module.training = name not in frozen

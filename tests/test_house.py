@@ -20,6 +20,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
+    {"copies"},
     {"guard", "hooks"},
     {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
     {"plugins", "probe", "reading", "zeros"},

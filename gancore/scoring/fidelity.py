@@ -16,7 +16,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
-from gancore.errors import ScoreError
+from gancore.errors import GancoreError, ScoreError
 from gancore.options import shown
 from gancore.sampling import Progress
 from gancore.scoring.extractors import Extractor, extractor
@@ -164,6 +164,36 @@ def check_images(
                 f"score.weights: {shown(weights, 4096)} does not hold the weights of "
                 f"{chosen.name}: {reason}"
             ) from error
+
+
+def try_images(
+    images: Tensor,
+    metrics: Iterable[str],
+    *,
+    extractor_name: str,
+    weights: str | None,
+    device: torch.device | str,
+) -> None:
+    """Raise ScoreError where the extractor can't make what `score` needs of images."""
+    chosen = extractor(extractor_name, weights)
+    try:
+        chosen.weights_sha256()
+        made = Features(chosen, tuple(metrics), torch.device(device), None)(images, "trial")
+    except (GancoreError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever an extractor of somebody else's raises
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise ScoreError(
+            f"extractor {chosen.name!r} makes no features of images for {', '.join(metrics)} "
+            f"({reason}): choose another score.extractor, or other score.metrics"
+        ) from error
+    for kind, found in _finite(made, chosen, "trial").items():
+        wanted = chosen.feature_dim if kind == "features" else found.shape[-1]
+        if found.shape != (len(images), wanted):
+            raise ScoreError(
+                f"extractor {chosen.name!r} makes {kind} {tuple(found.shape)} of {len(images)} "
+                f"images, expected ({len(images)}, {wanted}): choose another score.extractor"
+            )
 
 
 def _check(

@@ -13,7 +13,7 @@ from gancore.errors import ScoreError
 from gancore.ranks import Ranks
 from gancore.recipe import Score
 from gancore.sampling import Progress, generate
-from gancore.scoring.fidelity import check_images, score
+from gancore.scoring.fidelity import check_images, score, try_images
 from gancore.scoring.points import check_points, score_points
 
 COLLAPSED = 0.1
@@ -107,3 +107,18 @@ def check_scoring(data: Dataset, section: Score) -> None:
         extractor_name=section.extractor,
         weights=section.weights,
     )
+
+
+@leaving_no_trace
+def try_scoring(samples: Tensor, data: Dataset, section: Score, device: torch.device | str) -> None:
+    """Raise what scores would fail with, by a few generated samples: ScoreError, PluginError."""
+    if section.metrics and not data.is_images:
+        score_points(data.samples[: len(samples)].cpu(), data, metrics=section.metrics)
+    elif section.metrics:
+        try_images(
+            torch.cat([samples, data.samples[: len(samples)].cpu()]),
+            section.metrics,
+            extractor_name=section.extractor,
+            weights=section.weights,
+            device=device,
+        )

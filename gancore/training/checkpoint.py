@@ -16,6 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
@@ -24,6 +25,7 @@ from torch import Tensor
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
 from gancore.reading import read_text
+from gancore.training.extra import join_extra, split_extra
 from gancore.training.folder import write_text
 
 FORMAT = 2
@@ -31,6 +33,7 @@ BY_POSITION = 1
 """The format before, whose optimizer state goes by positions instead of names."""
 
 TEMPORARY = ".writing-"
+REPLACED = ".replaced-"
 INVALID = ".invalid-"
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -40,6 +43,7 @@ LARGEST_TEXT = 64 << 20
 """Bytes of a manifest or state; ours have two thousand."""
 
 Tensors = Mapping[str, Tensor]
+"""Those of a file. A network's may hold extra state beside them, which goes into the JSON state."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +67,54 @@ def save(
     writing = folder / f"{TEMPORARY}{final.name}"
     _delete(writing)
     writing.mkdir()
-    for name, tensors in checkpoint.tensors.items():
-        # clones: safetensors refuses tensors that share memory, and strides that are not plain
-        plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-        save_file(plain, writing / f"{name}.safetensors")
-    state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
+    extra: dict[str, Any] = {}
+    for name, table in checkpoint.tensors.items():
+        tensors, extra[name] = split(name, table)
+        save_file(tensors, writing / f"{name}.safetensors")
+    state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state, "extra": extra}
     (writing / STATE).write_text(json.dumps(state, indent=1))
     hashes = {path.name: _sha256(path) for path in sorted(writing.iterdir())}
     (writing / MANIFEST).write_text(json.dumps(hashes, indent=1))
     for path in (*writing.iterdir(), writing):
         _sync(path)
-    _delete(final)
+    replaced = folder / f"{REPLACED}{final.name}"
+    if os.path.lexists(final):
+        final.rename(replaced)  # a kill here leaves one of the two, which `latest` finds
     writing.rename(final)
+    _delete(replaced)
     _sync(folder)
     mark_best(folder, best)  # before the one that was marked goes
     for step, old in sorted(_steps(folder), reverse=True)[keep:]:
         if best is None or step != best["step"]:
             _delete(old)
     return final
+
+
+def split(name: str, table: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, plain and on the CPU, and its extra state.
+
+    Raises CheckpointError for what can't be saved.
+    """
+    try:
+        tensors, trees = split_extra(table)
+        # clones: safetensors refuses tensors that share memory, and strides that are not plain
+        return {key: _plain(key, each) for key, each in tensors.items()}, trees
+    except CheckpointError as error:
+        raise CheckpointError(f"the state of {name}: {error}") from error
+
+
+def _plain(key: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as safetensors takes it. Raises CheckpointError."""
+    try:
+        plain = tensor.detach().cpu().clone().contiguous()
+        load_tensors(save_tensors({key: plain.flatten()[:0]}))
+    except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{shown(key, 200)} can't be saved ({shown(reason, 200)}): keep numbers in dense "
+            "tensors with values, floating-point, whole or complex64, under a plain name"
+        ) from error
+    return plain
 
 
 def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
@@ -115,6 +149,12 @@ def latest(folder: Path, *, mend: Callable[[str], None] | None = None) -> Checkp
     if mend:
         for leftover in folder.glob(f"{TEMPORARY}*"):
             _delete(leftover)
+        for leftover in folder.glob(f"{REPLACED}step-*"):
+            final = folder / leftover.name.removeprefix(REPLACED)
+            if os.path.lexists(final):
+                _delete(leftover)
+            else:
+                leftover.rename(final)
     faults: dict[Path, str] = {}
     for step, path in sorted(_steps(folder), reverse=True):
         try:
@@ -154,6 +194,11 @@ def load(path: Path) -> Checkpoint:
                 )
         state = _table(path / STATE)
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
+        for name, trees in state.get("extra", {}).items():
+            tensors[name] = join_extra(tensors[name], trees)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = shown(repr(error), 200)
+        raise CheckpointError(f"{path / STATE}: extra: {reason}. {COPY_AGAIN}") from error
     except OSError as error:
         raise CheckpointError(f"{path} is damaged: {error}. {COPY_AGAIN}") from error
     found = state.get("format")
@@ -203,12 +248,13 @@ def _tensors(path: Path) -> Tensors:
 
 def packed(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as bytes, for a process that can't read the folder."""
-    about = json.dumps({"step": checkpoint.step, "state": checkpoint.state}).encode()
-    tensors = {
-        f"{name}/{key}": tensor
-        for name, tensors in checkpoint.tensors.items()
-        for key, tensor in tensors.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
+    for name, table in checkpoint.tensors.items():
+        plain, extra[name] = split(name, table)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in plain.items()}
+    state = {**checkpoint.state, "extra": extra}
+    about = json.dumps({"step": checkpoint.step, "state": state}).encode()
     return len(about).to_bytes(8) + about + save_tensors(tensors)
 
 
@@ -220,7 +266,10 @@ def unpacked(data: bytes) -> Checkpoint:
     for path, tensor in load_tensors(data[end:]).items():
         name, _, key = path.partition("/")
         tensors.setdefault(name, {})[key] = tensor
-    return Checkpoint(about["step"], {"plugins": {}, **tensors}, about["state"])
+    state = about["state"]
+    for name, trees in state["extra"].items():
+        tensors[name] = join_extra(tensors.get(name, {}), trees)
+    return Checkpoint(about["step"], {"plugins": {}, **tensors}, state)
 
 
 def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -233,6 +282,10 @@ def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tenso
     for name, values in state.items():
         scalars[name] = {}
         for key, value in values.items():
+            if not isinstance(key, str) or f"{name}/{key}" in tensors:
+                raise CheckpointError(
+                    f"plugin {name!r}: state key {key!r}: expected a string that is no other's key"
+                )
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = value
             elif value is None or isinstance(value, bool | int | float | str):

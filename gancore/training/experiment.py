@@ -27,6 +27,7 @@ from gancore.training.identity import changes, made_of_in
 from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
+from gancore.training.optimizers import averaged_weights
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
 
@@ -235,13 +236,7 @@ def _generator(
 ) -> nn.Module:
     if generator is None:
         generator = _rebuild(run, "generator")
-    prefix = "module."
-    weights = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in found.tensors.get("ema", found.tensors["generator"]).items()
-        if key != "n_averaged"
-    }
-    _fill(generator, weights, run)
+    _fill(generator, averaged_weights(found.tensors), run)
     frozen = found.state.get("frozen")  # which older checkpoints don't say
     if frozen is not None and not (isinstance(frozen, list) and all(map(_is_text, frozen))):
         raise CheckpointError(
@@ -301,7 +296,7 @@ def _rebuild(run: Run, kind: Literal["generator", "critic"]) -> nn.Module:
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = options.shown(" ".join(str(error).split()), 1000)
         raise CheckpointError(f"{run.path}: its weights do not fit: {reason}") from error
 
