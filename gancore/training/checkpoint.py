@@ -194,8 +194,9 @@ def load(path: Path) -> Checkpoint:
                 )
         state = _table(path / STATE)
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
-        for name, trees in state.get("extra", {}).items():
-            tensors[name] = join_extra(tensors[name], trees)
+        extra = state.get("extra", {})
+        for name in extra.keys() & tensors.keys():
+            tensors[name] = join_extra(tensors[name], extra[name])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = shown(repr(error), 200)
         raise CheckpointError(f"{path / STATE}: extra: {reason}. {COPY_AGAIN}") from error

@@ -55,8 +55,8 @@ def _read_back(trainer: Trainer, made: Checkpoint) -> None:
                 "loads (set_extra_state, _load_from_state_dict, hooks) take what it saves"
             ) from error
     for plugin in trainer.plugins.loaded:
-        has = [hasattr(plugin.instance, name) for name in ("state_dict", "load_state_dict")]
-        if has == [True, False]:
+        keeps = trainer.plugins.state_dict().get(plugin.name)
+        if keeps and not hasattr(plugin.instance, "load_state_dict"):
             raise PluginError(
                 f"plugin {plugin} has a state_dict and no load_state_dict, so a resumed run would "
                 "forget its state: give it both"
