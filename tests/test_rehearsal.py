@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from helpers import LATENT, Critic, Generator, Spy, assert_same, images, weights
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gancore import CriticStep, hookimpl, plugin
-from gancore.errors import CheckpointError, GancoreError, InputError, PluginError, ScoreError
+from gancore.errors import CheckpointError, InputError, PluginError, ScoreError
 from gancore.sampling import generate
-from gancore.training import Run, Trainer, load_generator
+from gancore.scoring import Extractor
+from gancore.training import Trainer, load_generator
 from gancore.training.checkpoint import Checkpoint, latest, packed, save, unpacked
 from gancore.training.extra import join_extra, split_extra
 
@@ -217,10 +220,63 @@ def test_what_would_fail_later_is_told_before_the_first_update(tmp_path: Path, f
     with pytest.raises(InputError, match=match) as caught:
         trainer.run(tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert not (spy.critic_steps or spy.started)
+    assert spy.critic_steps == spy.started == []
     after = [torch.get_rng_state(), *trainer.generator.parameters(), *trainer.critic.buffers()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert list((tmp_path / "run").iterdir()) == []  # so that the next try may have it
+
+
+class Odd(FeatureExtractorBase):  # type: ignore[misc]
+    """An extractor whose features are not what it says."""
+
+    feature_dim = 64
+    sample_shape = (1, 4, 4)
+    DEFAULT_WEIGHTS = Path(__file__)
+    answer: ClassVar[Any] = staticmethod(lambda x: torch.ones(len(x), 3))
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("64",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"fid": "64", "kid": "64"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        return (type(self).answer(input),)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "answer", "match"),
+    [
+        (["kid"], lambda x: torch.ones(len(x), 3), r"features \(4, 3\) of 4 images"),
+        (["kid"], lambda x: x[:, 0].float(), r"features \(4, 4, 4\)"),
+        (["kid"], lambda x: torch.full((len(x), 64), torch.nan), "inf or nan of 4 of 4 trial"),
+        (["kid"], raising, "no features of images for kid .KeyError"),
+        (["isc"], lambda x: torch.ones(len(x), 64), "no features of images for isc .KeyError"),
+    ],
+)
+def test_an_extractor_that_fails_is_told_before_the_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: list[str], answer: Any, match: str
+) -> None:
+    chosen = Extractor("odd", "gancore-odd", 64, (1, None, None), Path(__file__))
+    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "gancore-odd", Odd)
+    monkeypatch.setattr("gancore.scoring.fidelity.extractor", lambda *names: chosen)
+    monkeypatch.setattr(Odd, "answer", staticmethod(answer))
+    spy = Spy()
+    score = {"metrics": metrics, "samples": 20, "extractor": "odd"}
+    trainer = made(Generator(), score=score, plugins=[spy])
+    with pytest.raises(ScoreError, match=match) as caught:
+        trainer.run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert spy.critic_steps == []
 
 
 def test_a_generator_that_can_t_be_averaged_is_told_by_the_trainer() -> None:

@@ -109,7 +109,8 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
         plain = tensor.detach().cpu().clone().contiguous()
         load_tensors(save_tensors({key: plain.flatten()[:0]}))
     except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
+        reason = " ".join(f"{kind}; {type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{shown(key, 200)} can't be saved ({shown(reason, 200)}): keep numbers in dense "
             "tensors with values, floating-point, whole or complex64, under a plain name"
