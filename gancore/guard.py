@@ -6,7 +6,6 @@ Tensors are compared by the counter that torch raises at each change in place, w
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -365,10 +364,12 @@ class _Network:
         """Let a copy make a forward pass on the step's samples; what goes wrong says nothing."""
         import torch
 
+        from gancore.copies import copied
+
         x = getattr(step, "real" if self._role == "critic" else "latents", None)
         if x is not None:
             with suppress(Exception), torch.no_grad(), torch.random.fork_rng(_devices(x)):
-                twin = copy.deepcopy(self._module)
+                twin = copied(self._module, self._role)
                 begin(twin)
                 twin(x.detach().clone())
 

@@ -95,8 +95,9 @@ def post_step(critic: nn.Module, update: int) -> None:
 def start(folder: Path, step: int) -> None:
     """Begin: once, with the run folder and the generator updates that a resumed run has made.
 
-    Records and samples after `step`, of an earlier process, no longer count. Of many processes
-    that train together only the first calls `start`, `sample` and `log`.
+    The step is one less where the record of the last one is still to come. Records and samples
+    after it, of an earlier process, no longer count. Of many processes that train together only
+    the first calls `start`, `sample` and `log`.
     """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from numbers import Integral
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from gancore.buffers import buffers_kept
+from gancore.copies import copied
 from gancore.data import to_uint8
 from gancore.errors import InputError, NonFiniteError
 from gancore.randomness import Stream, kept, states
@@ -79,7 +79,7 @@ def calibrated(
     now; in a generator that is in eval mode as a whole, none
     progress: called after each batch of an estimate that takes longer than two seconds
     """
-    generator = copy.deepcopy(generator)
+    generator = copied(generator, "generator")
     if frozen is not None:
         for name, module in generator.named_modules():
             module.training = name not in frozen

@@ -25,6 +25,9 @@ from gancore.errors import InputError
 TEMPORARY = ".writing-"
 """How the fresh names begin."""
 
+REPLACED = ".replaced-"
+"""How the name of a folder begins that another is just taking the place of."""
+
 LEFT = re.compile(r"\.writing-[0-9a-f]{16}")
 OLD = 3600.0
 """Seconds after which what has a fresh name was left there by a process that was killed."""
@@ -65,15 +68,17 @@ def replacing(path: Path, *, synced: bool = True) -> Iterator[BinaryIO]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a fresh folder that takes the place of `path`, whatever is there, as `replacing`.
 
-    What is written in it comes to the disk by the functions that write it.
+    What is written in it comes to the disk by the functions that write it. A process that is killed
+    in between leaves what was there under its name with REPLACED before it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _fresh(path) as fresh:
         fresh.mkdir()
         yield fresh
-        before = _named_afresh(path)
+        before = path.with_name(f"{REPLACED}{path.name}")
         is_there = os.path.lexists(path)
         if is_there:
+            delete(before)
             path.rename(before)
         try:
             fresh.rename(path)

@@ -218,6 +218,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found = {"scores": {"isc": 1.0}, "protocol": {"reference": {}}, "spread": 1.0}
     monkeypatch.setattr("gancore.scoring.generator._score", lambda *_, **__: found)
     monkeypatch.setattr(sys.modules[Trainer.__module__], "check_scoring", lambda *_: None)
+    monkeypatch.setattr("gancore.training.rehearsal.try_scoring", lambda *_: None)
     return {"metrics": ["isc"], "samples": 20, "every": 2}
 
 

@@ -20,6 +20,7 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
     {"errors"},
+    {"copies"},
     {"guard", "hooks", "randomness", "writing"},
     {"buffers", "compiling", "options", "entrypoints", "leftovers", "marks", "samples", "sources"},
     {"plugins", "probe", "reading", "zeros"},

@@ -5,7 +5,7 @@ Each comes with the protocol that it was taken under.
 
 from gancore.scoring.extractors import Extractor, extractor, weights_sha256
 from gancore.scoring.fidelity import score
-from gancore.scoring.generator import check_scoring, check_section, score_generator
+from gancore.scoring.generator import check_scoring, check_section, score_generator, try_scoring
 from gancore.scoring.points import score_points
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "score",
     "score_generator",
     "score_points",
+    "try_scoring",
     "weights_sha256",
 ]

@@ -193,6 +193,36 @@ def check_counts(chosen: Extractor, metrics: Iterable[str], samples: int, real: 
         )
 
 
+def try_images(
+    images: Tensor,
+    metrics: Iterable[str],
+    *,
+    extractor_name: str,
+    weights: str | None,
+    device: torch.device | str,
+) -> None:
+    """Raise ScoreError where the extractor can't make what `score` needs of images."""
+    chosen = extractor(extractor_name, weights)
+    try:
+        chosen.weights_sha256()
+        made = Features(chosen, tuple(metrics), torch.device(device), None)(images, "trial")
+    except (GancoreError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever an extractor of somebody else's raises
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise ScoreError(
+            f"extractor {chosen.name!r} makes no features of images for {', '.join(metrics)} "
+            f"({reason}): choose another score.extractor, or other score.metrics"
+        ) from error
+    for kind, found in _finite(made, chosen, "trial").items():
+        wanted = chosen.feature_dim if kind == "features" else found.shape[-1]
+        if found.shape != (len(images), wanted):
+            raise ScoreError(
+                f"extractor {chosen.name!r} makes {kind} {tuple(found.shape)} of {len(images)} "
+                f"images, expected ({len(images)}, {wanted}): choose another score.extractor"
+            )
+
+
 def _check(
     chosen: Extractor,
     metrics: tuple[str, ...],

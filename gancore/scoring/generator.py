@@ -14,7 +14,7 @@ from gancore.ranks import Ranks
 from gancore.recipe import FEATURES, Score
 from gancore.sampling import Progress, generate
 from gancore.scoring.extractors import found_extractor
-from gancore.scoring.fidelity import check_counts, check_images, score
+from gancore.scoring.fidelity import check_counts, check_images, score, try_images
 from gancore.scoring.points import check_points, score_points
 
 COLLAPSED = 0.1
@@ -127,3 +127,18 @@ def check_scoring(data: Dataset, section: Score, *, weights: bool = True) -> Non
         weights=section.weights,
         are_read=weights,
     )
+
+
+@leaving_no_trace
+def try_scoring(samples: Tensor, data: Dataset, section: Score, device: torch.device | str) -> None:
+    """Raise what scores would fail with, by a few generated samples: ScoreError, PluginError."""
+    if section.metrics and not data.is_images:
+        score_points(data.samples[: len(samples)].cpu(), data, metrics=section.metrics)
+    elif section.metrics:
+        try_images(
+            torch.cat([samples, data.samples[: len(samples)].cpu()]),
+            section.metrics,
+            extractor_name=section.extractor,
+            weights=section.weights,
+            device=device,
+        )

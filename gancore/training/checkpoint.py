@@ -17,6 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as save_tensors
@@ -25,7 +26,15 @@ from torch import Tensor
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
 from gancore.reading import opened, read_bytes, sha256, unreadable
-from gancore.writing import TEMPORARY, delete, replacing, replacing_folder, write_text
+from gancore.training.extra import join_extra, split_extra
+from gancore.writing import (
+    REPLACED,
+    TEMPORARY,
+    delete,
+    replacing,
+    replacing_folder,
+    write_text,
+)
 
 FORMAT = 2
 BY_POSITION = 1
@@ -51,6 +60,7 @@ NO_FILE = frozenset(
 """What the system says where a file is missing, or something else has its name."""
 
 Tensors = Mapping[str, Tensor]
+"""Those of a file. A network's may hold extra state beside them, which goes into the JSON state."""
 
 
 class UnreadableError(CheckpointError):
@@ -74,13 +84,13 @@ def save(
     best: which step scored best so far: {"step", "score", "value"}; it is marked
     """
     final = folder / f"step-{checkpoint.step:06d}"
+    extra: dict[str, Any] = {}
     with replacing_folder(final) as writing:
-        for name, tensors in checkpoint.tensors.items():
-            # clones: safetensors refuses tensors that share memory, and strides that are not plain
-            plain = {key: each.detach().cpu().clone().contiguous() for key, each in tensors.items()}
+        for name, table in checkpoint.tensors.items():
+            tensors, extra[name] = split(name, table)
             with replacing(writing / f"{name}.safetensors") as file:
-                save_file(plain, file.name)
-        state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
+                save_file(tensors, file.name)
+        state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state, "extra": extra}
         write_text(writing / STATE, json.dumps(state, indent=1))
         hashes = {path.name: sha256(path, LARGEST_TENSORS) for path in sorted(writing.iterdir())}
         write_text(writing / MANIFEST, json.dumps(hashes, indent=1))
@@ -90,6 +100,34 @@ def save(
         if best is None or step != best["step"]:
             delete(old)
     return final
+
+
+def split(name: str, table: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file, plain and on the CPU, and its extra state.
+
+    Raises CheckpointError for what can't be saved.
+    """
+    try:
+        tensors, trees = split_extra(table)
+        # clones: safetensors refuses tensors that share memory, and strides that are not plain
+        return {key: _plain(key, each) for key, each in tensors.items()}, trees
+    except CheckpointError as error:
+        raise CheckpointError(f"the state of {name}: {error}") from error
+
+
+def _plain(key: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as safetensors takes it. Raises CheckpointError."""
+    try:
+        plain = tensor.detach().cpu().clone().contiguous()
+        load_tensors(save_tensors({key: plain.flatten()[:0]}))
+    except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
+        kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
+        reason = " ".join(f"{kind}; {type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{shown(key, 200)} can't be saved ({shown(reason, 200)}): keep numbers in dense "
+            "tensors with values, floating-point, whole or complex64, under a plain name"
+        ) from error
+    return plain
 
 
 def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
@@ -132,6 +170,13 @@ def latest(
         for leftover in folder.glob(f"{TEMPORARY}*"):
             with suppress(OSError):  # it is in nobody's way
                 delete(leftover)
+        for leftover in folder.glob(f"{REPLACED}step-*"):  # of a save that was killed in between
+            final = folder / leftover.name.removeprefix(REPLACED)
+            if not os.path.lexists(final):
+                leftover.rename(final)
+            else:
+                with suppress(OSError):
+                    delete(leftover)
     steps = sorted(_steps(folder), reverse=True)
     faults: dict[Path, CheckpointError] = {}
     for step, path in steps:
@@ -177,6 +222,13 @@ def load(path: Path) -> Checkpoint:
                 )
         state = _table(path / STATE)
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
+        try:
+            extra = state.get("extra", {})
+            for name in extra.keys() & tensors.keys():
+                tensors[name] = join_extra(tensors[name], extra[name])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = shown(repr(error), 200)
+            raise CheckpointError(f"{path / STATE}: extra: {reason}. {COPY_AGAIN}") from error
     found = state.get("format")
     if type(found) is not int or found not in (BY_POSITION, FORMAT):
         raise CheckpointError(
@@ -244,12 +296,13 @@ def _tensors(path: Path) -> Tensors:
 
 def packed(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as bytes, for a process that can't read the folder."""
-    about = json.dumps({"step": checkpoint.step, "state": checkpoint.state}).encode()
-    tensors = {
-        f"{name}/{key}": tensor
-        for name, tensors in checkpoint.tensors.items()
-        for key, tensor in tensors.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {}
+    for name, table in checkpoint.tensors.items():
+        plain, extra[name] = split(name, table)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in plain.items()}
+    state = {**checkpoint.state, "extra": extra}
+    about = json.dumps({"step": checkpoint.step, "state": state}).encode()
     return len(about).to_bytes(8) + about + save_tensors(tensors)
 
 
@@ -261,7 +314,10 @@ def unpacked(data: bytes) -> Checkpoint:
     for path, tensor in load_tensors(data[end:]).items():
         name, _, key = path.partition("/")
         tensors.setdefault(name, {})[key] = tensor
-    return Checkpoint(about["step"], {"plugins": {}, **tensors}, about["state"])
+    state = about["state"]
+    for name, trees in state["extra"].items():
+        tensors[name] = join_extra(tensors.get(name, {}), trees)
+    return Checkpoint(about["step"], {"plugins": {}, **tensors}, state)
 
 
 def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -274,6 +330,10 @@ def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tenso
     for name, values in state.items():
         scalars[name] = {}
         for key, value in values.items():
+            if not isinstance(key, str) or f"{name}/{key}" in tensors:
+                raise CheckpointError(
+                    f"plugin {name!r}: state key {key!r}: expected a string that is no other's key"
+                )
             if isinstance(value, Tensor):
                 tensors[f"{name}/{key}"] = value
             elif value is None or isinstance(value, bool | int | float | str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from gancore import entrypoints, options
 from gancore.caller import leaving_no_trace
+from gancore.copies import copied
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, InputError, MissingError, PluginError
@@ -31,6 +31,7 @@ from gancore.training.identity import changes, made_of_in
 from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
+from gancore.training.optimizers import averaged_weights
 from gancore.training.storage import refuse_taken, refuse_unwritable
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
@@ -309,14 +310,8 @@ def _generator(
 ) -> nn.Module:
     if generator is None:
         generator = _rebuild(run, "generator")
-    prefix = "module."
-    weights = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in found.tensors.get("ema", found.tensors["generator"]).items()
-        if key != "n_averaged"
-    }
     statistics = found.tensors.get("calibrated", {})
-    _fill(generator, {**weights, **statistics}, run)
+    _fill(generator, {**averaged_weights(found.tensors), **statistics}, run)
     frozen = found.state.get("frozen")  # which older checkpoints don't say
     if frozen is not None and not (isinstance(frozen, list) and all(map(_is_text, frozen))):
         raise CheckpointError(
@@ -325,7 +320,7 @@ def _generator(
         )
     generator = place(generator, choose_device(device))
     if statistics:
-        return copy.deepcopy(generator).eval()
+        return copied(generator, "generator").eval()
     return calibrated(generator, run.seed, frozen=frozen, progress=progress)
 
 
@@ -392,7 +387,7 @@ def dataset_of(run: Run, data: Dataset | Tensor | None) -> Dataset:
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = options.shown(" ".join(str(error).split()), 1000)
         raise CheckpointError(f"{run.path}: its weights do not fit: {reason}") from error
 

@@ -43,10 +43,12 @@ def into_training(network: nn.Module, side: str) -> None:
     )
 
 
-def refuse_other_samples(fake: object, noise: Tensor, data: Dataset) -> None:
+def refuse_other_samples(fake: object, noise: Tensor, data: Dataset, when: str = "") -> None:
     """Raise InputError where what a generator made of noise (B, latent) is no batch like the data.
 
     That is, a floating-point tensor (B, C, H, W), or (B, d) for points.
+
+    when: in which mode, for the message
     """
     wanted = (len(noise), *data.shape)
     if not isinstance(fake, Tensor):
@@ -66,8 +68,8 @@ def refuse_other_samples(fake: object, noise: Tensor, data: Dataset) -> None:
                 which = "the generator's" if one is fake else "the data's"
                 remedy = f"{which} have their channels last: x.permute(0, 3, 1, 2) puts them first"
     raise InputError(
-        f"the generator makes {found} of noise {tuple(noise.shape)}, and samples like those of "
-        f"{data.name!r} are a floating-point tensor {wanted}: {remedy}"
+        f"the generator makes {found} of noise {tuple(noise.shape)}{when}, and samples like those "
+        f"of {data.name!r} are a floating-point tensor {wanted}: {remedy}"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gancore.copies import copied
 from gancore.errors import CheckpointError, ContractError
 from gancore.options import shown
 from gancore.recipe import Optimizer
@@ -60,7 +61,28 @@ def moving_average(generator: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(generator, multi_avg_fn=average)
+    return _Average(copied(generator, "generator"), multi_avg_fn=average)
+
+
+class _Average(AveragedModel):
+    """An average that has the extra state of what it averages, as it has its buffers."""
+
+    def update_parameters(self, model: nn.Module) -> None:
+        super().update_parameters(model)
+        for mine, theirs in zip(self.module.modules(), model.modules(), strict=True):
+            if type(theirs).get_extra_state is not nn.Module.get_extra_state:
+                mine.set_extra_state(copied(theirs.get_extra_state(), "extra state"))
+
+
+def averaged_weights(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what a generator is sampled with, of a checkpoint: its average, if it has one."""
+    if "ema" not in tensors:
+        return dict(tensors["generator"])
+    return {
+        key.removeprefix("module."): tensor
+        for key, tensor in tensors["ema"].items()
+        if key != "n_averaged"
+    }
 
 
 def decay_factor(decay: Decay, step: int, steps: int) -> float:

@@ -33,6 +33,7 @@ from gancore.training.identity import (
 )
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
+from gancore.training.rehearsal import rehearse
 from gancore.training.storage import refuse_taken
 from gancore.training.tally import Tally
 from gancore.writing import delete, refuse_links_out
@@ -45,6 +46,9 @@ ALONE = (
     "each process draws its own numbers for dropout, noise and plain torch.rand: with these, "
     "results equal those of one process in distribution only; what step.rand draws is the same"
 )
+
+
+ELSEWHERE = "stopped with another of its processes"
 
 
 class _StoppedError(Exception):
@@ -76,7 +80,7 @@ class Session:
         trainer, first = self.trainer, self.trainer.ranks.is_first
         start = self._open(resume=resume, force=force, threads=threads)
         if first:
-            trainer.plugins.start(self.run.path, start)
+            trainer.plugins.start(self.run.path, start - bool(self.tally.pending))
         self.display.begin(self._title(start), start, trainer.train.steps)
         if trainer.ranks.count > 1:
             self.display.say(ALONE)
@@ -151,6 +155,10 @@ class Session:
         trainer, train = self.trainer, self.trainer.train
         began = time.perf_counter()
         before = self.tally.seconds
+        # what it was stopped in comes first
+        stop = bool(self.tally.pending) and self._finish(start, self.tally.pending or {})
+        if stop and start < train.steps:
+            return self.stopped or ELSEWHERE
         for step in range(start, train.steps):
             trainer.set_rates(step)
             for number in range(train.critic_steps):
@@ -162,32 +170,43 @@ class Session:
             seconds = time.perf_counter() - began
             self.tally.seconds = before + seconds
             done = step + 1
+            if done == start + 1 and self.trainer.ranks.is_first:
+                checkpoint.packed(self._checkpoint(done))  # what updates add to it can be saved too
             if train.max_seconds and seconds > train.max_seconds and done < train.steps:
                 self.stopped = f"train.max_seconds is over after step {done}"
-            stop = self._after(done, values, last=done == train.steps)
+            stop = self._after(done, values)
             if stop and done < train.steps:
-                return self.stopped or "stopped with another of its processes"
+                return self.stopped or ELSEWHERE
         return ""
 
-    def _after(self, step: int, values: Mapping[str, float], *, last: bool) -> bool:
-        """Do what is due after a generator update: score, record, sample, save.
+    def _after(self, step: int, values: Mapping[str, float]) -> bool:
+        """Do what is due after a generator update; return whether to stop, as all have agreed.
 
-        Returns whether to stop, as all have agreed.
+        A checkpoint comes before what takes long: that can be made again from there.
         """
-        trainer = self.trainer
-        score = trainer.score
-        scored = bool(score.metrics and score.every and step % score.every == 0)
-        record = self._record(step, values)
+        trainer, record = self.trainer, self._record(step, values)
+        last, scored = step == trainer.train.steps, self._is_scored_at(step)
         self.display.advance(step, record)
-        if scored or (last and score.metrics):
+        if last:
+            self.notes.finish()
+        if last or scored or step % trainer.checkpoint.every == step % trainer.sample.every == 0:
+            self.tally.pending = record
+            self._save(step)
+        return self._finish(step, record)
+
+    def _finish(self, step: int, record: dict[str, Any]) -> bool:
+        """Score, record, sample, and save what is due; return whether to stop."""
+        trainer = self.trainer
+        last, scored = step == trainer.train.steps, self._is_scored_at(step)
+        if scored or (last and trainer.score.metrics):
             self._sampler()  # by all at once, not by the first for its grid and then by the others
         found = trainer.scores(self.display.count) if scored else {}
         self._scores = found if scored and last else None
         if trainer.ranks.is_first:
-            self._report(step, record, found, last=last)
+            self._report(step, {**record}, found, last=last)
         stop = trainer.ranks.any(bool(self.stopped))
-        is_due = last or scored or stop or step % trainer.checkpoint.every == 0
-        if is_due and trainer.ranks.is_first:
+        self.tally.pending = None
+        if last or scored or stop or step % trainer.checkpoint.every == 0:
             self._save(step)
         if not last:
             trainer.calibrated = None
@@ -202,6 +221,10 @@ class Session:
             self.trainer.calibrated = self.trainer.sampler(self.display.count)
         return self.trainer.calibrated
 
+    def _is_scored_at(self, step: int) -> bool:
+        score = self.trainer.score
+        return bool(score.metrics and score.every and step % score.every == 0)
+
     def _report(
         self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
     ) -> None:
@@ -214,8 +237,6 @@ class Session:
         samples = None
         if last or step % trainer.sample.every == 0:
             samples = self._save_samples(step)
-        if last:
-            self.notes.finish()
         if last or step == 1 or step % trainer.log.every == 0 or found:
             sentences = self.notes.sentences if last and not trainer.score.metrics else []
             self.run.append({**record, "notes": sentences} if sentences else record)
@@ -249,7 +270,7 @@ class Session:
         self.notes.grid(samples, step)
         return samples
 
-    def _save(self, step: int) -> None:
+    def _checkpoint(self, step: int) -> Checkpoint:
         tensors, plugins = self.trainer.state()
         state = {
             **self.tally.state(),
@@ -259,10 +280,15 @@ class Session:
             "processes": self.trainer.ranks.count,
             "frozen": frozen_parts(self.trainer.generator),
         }
+        return Checkpoint(step, tensors, state)
+
+    def _save(self, step: int) -> None:
+        if not self.trainer.ranks.is_first:
+            return
         self.run.sync_records()
         checkpoint.save(
             self.run.checkpoints,
-            Checkpoint(step, tensors, state),
+            self._checkpoint(step),
             keep=self.trainer.checkpoint.keep,
             best=self.tally.best,
         )
@@ -332,11 +358,14 @@ class Session:
             )
         if found is not None:
             self._restore(found)
-            checkpoint.mark_best(run.checkpoints, self.tally.best)
         start = found.step if found else 0
+        if start < self.trainer.train.steps:
+            rehearse(self.trainer, self._checkpoint(start))
+        if found is not None:
+            checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_recipe(self.trainer.recipe)
         run.write_environment(about, before, start)
-        run.cut_records(start, self.display.say)
+        run.cut_records(start - bool(self.tally.pending), self.display.say)
         if start < self.trainer.train.steps:
             delete(run.scores_path)
         return found

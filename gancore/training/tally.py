@@ -39,6 +39,7 @@ class State(Stored):
     notes: dict[Name, Text] = Field(default={})
     still: Whole = 0
     widest: Number = 0.0
+    pending: dict[str, Whole | Number] | None = None
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Tally:
     notes   what was noticed, by kind (`gancore.training.notes`)
     still   generator updates in a row, up to now, without a gradient
     widest  the largest variance of samples so far, as a share of the real data's
+    pending the record of a step whose grid and scores are still to come, in a checkpoint that was
+            written before them
     """
 
     seconds: float = 0.0
@@ -56,6 +59,7 @@ class Tally:
     notes: dict[str, str] = field(default_factory=dict)
     still: int = 0
     widest: float = 0.0
+    pending: dict[str, Any] | None = None
 
     def remember_penalties(self, values: Mapping[str, float]) -> None:
         """Keep the latest due value of each penalty; a lazy one has none in most updates."""
@@ -83,7 +87,10 @@ class Tally:
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Return what `state` gave, out of a checkpoint's state. Raises CheckpointError."""
         try:
-            return cls(**State.model_validate(dict(state)).model_dump())
+            known = cls(**State.model_validate(dict(state)).model_dump())
+            if known.pending and known.pending.get("step") != state.get("step"):
+                known.pending = None
+            return known
         except ValidationError as error:
             faults = explain(error, "the checkpoint's state.json", lambda path: ()).splitlines()
             raise CheckpointError(

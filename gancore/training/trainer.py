@@ -179,9 +179,13 @@ class Trainer:
 
         Warns of what has no effect (`gancore.training.idle.IdleWarning`).
 
+        What it needs later on is tried before the first update (`gancore.training.rehearsal`).
+
         Raises InputError when another process runs there, the folder is not empty and resume was
         not asked for, what decides its updates has changed, this Trainer has trained and finds no
-        checkpoint to go on from, or generated samples have another shape than the data's; RunError
+        checkpoint to go on from, generated samples have another shape than the data's, or the
+        generator can't be copied or sampled in eval mode; CheckpointError for what can't be saved
+        and read back; RunError
         when the disk is full; ScoreError for scores that can't be taken; NonFiniteError and
         ContractError before the optimizer step they concern.
         """

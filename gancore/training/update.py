@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from gancore.buffers import buffers_kept
+from gancore.copies import copied
 from gancore.plugins import Plugins
 from gancore.randomness import Randomness, kept
 from gancore.ranks import Ranks
@@ -193,7 +193,7 @@ class Update:
     @contextmanager
     def _undone(self) -> Iterator[None]:
         """Make an update leave no trace: in plugins, buffers and random numbers."""
-        state = copy.deepcopy(self.plugins.state_dict())
+        state = copied(self.plugins.state_dict(), "state of the plugins")
         with kept(), buffers_kept(self._networks):
             try:
                 yield
