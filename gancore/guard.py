@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
@@ -43,6 +44,8 @@ def _settings() -> tuple[Setting, ...]:
 
     core: Any = torch._C  # torch's own getters go to it, at some cost
     context: Any = torch._GLOBAL_DEVICE_CONTEXT
+    mkldnn: Any = torch.backends.mkldnn  # its stubs leave it out
+    backends: Any = (torch.backends.cuda.matmul, mkldnn.matmul)
     entered = []
 
     def put_inference(on: bool) -> None:
@@ -57,6 +60,19 @@ def _settings() -> tuple[Setting, ...]:
         for device in () if on else ("cpu", "cuda"):  # what was on, its context puts back
             torch.set_autocast_enabled(device, False)
 
+    def read_precision() -> object:
+        try:
+            return torch.get_float32_matmul_precision()
+        except RuntimeError:  # it knows nothing of what a backend's own switch says
+            return tuple(backend.fp32_precision for backend in backends)
+
+    def put_precision(value: Any) -> None:
+        if isinstance(value, str):
+            torch.set_float32_matmul_precision(value)
+        else:
+            for backend, precision in zip(backends, value, strict=True):
+                backend.fp32_precision = precision
+
     def read_depth() -> int:
         torch.autocast_increment_nesting()
         return int(torch.autocast_decrement_nesting())
@@ -65,6 +81,10 @@ def _settings() -> tuple[Setting, ...]:
         while read_depth() > depth:
             if not torch.autocast_decrement_nesting():
                 torch.clear_autocast_cache()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_precision()  # torch 2.9 warns of it, once a process
 
     return (
         Setting("inference mode", False, torch.is_inference_mode_enabled, put_inference),
@@ -83,8 +103,8 @@ def _settings() -> tuple[Setting, ...]:
         Setting(
             "float32 matmul precision",
             UNKNOWN,
-            torch.get_float32_matmul_precision,
-            torch.set_float32_matmul_precision,
+            read_precision,
+            put_precision,
         ),
         Setting("cudnn.benchmark", False, core._get_cudnn_benchmark, core._set_cudnn_benchmark),
         Setting(
