@@ -22,7 +22,7 @@ ORDER = [
     {"errors"},
     {"guard", "hooks"},
     {"buffers", "options", "entrypoints", "leftovers", "marks", "randomness", "sources"},
-    {"plugins", "probe", "reading", "zeros"},
+    {"overrides", "plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},
     {"networks", "data"},
