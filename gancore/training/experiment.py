@@ -29,6 +29,7 @@ from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
+from gancore.training.update import check_compiles
 
 
 @leaving_no_trace
@@ -72,6 +73,7 @@ def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
+    check_compiles(recipe.train)
     plugins = load_plugins(recipe)
     if data is None:
         data = load_data(recipe)
