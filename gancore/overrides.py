@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, time
+from math import isfinite
 from typing import Any
 
 from gancore.errors import RecipeError, did_you_mean
@@ -12,7 +13,7 @@ from gancore.errors import RecipeError, did_you_mean
 Place = tuple[str | int, ...]
 """Where in a table something is: its keys, and indices of lists."""
 
-Keys = Callable[[Place], Iterable[str]]
+Keys = Callable[[Place], Collection[str | int]]
 """Of a table's place: the keys that it may have."""
 
 
@@ -28,6 +29,9 @@ def override(
     else:
         pairs, typed = list(map(parse_override, overrides)), typed_in(overrides)
     for key, value in pairs:
+        place = place_of(key)
+        if isinstance(value, float) and not isfinite(value) and place[-1] not in keys(place[:-1]):
+            value = typed.get(key, value)  # no option is inf or nan, but it may take text
         _set(table, key, value, keys)
     return typed
 

@@ -220,7 +220,7 @@ def test_a_number_on_the_command_line_is_one_where_a_number_is_meant(tmp_path: P
         options = load(tmp_path, BASE, [f"generator.size={text}"]).generator.options
         del options["width"]
         with pytest.raises(
-            PluginError, match=f"generator: size: expected a finite number, got {text}"
+            PluginError, match=f"generator: size: expected a valid number, got '{text}'"
         ):
             validate(sized, options, "generator")
 
