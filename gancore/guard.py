@@ -56,6 +56,11 @@ def _settings() -> tuple[Setting, ...]:
         on = vars(context).get("device_context")
         return on and on.device
 
+    def put_device(device: Any) -> None:
+        torch.set_default_device(device)
+        if device is None:  # which torch 2.9 can't read afterwards
+            vars(context).pop("device_context", None)
+
     def put_autocast(on: bool) -> None:
         for device in () if on else ("cpu", "cuda"):  # what was on, its context puts back
             torch.set_autocast_enabled(device, False)
@@ -90,7 +95,7 @@ def _settings() -> tuple[Setting, ...]:
         Setting("inference mode", False, torch.is_inference_mode_enabled, put_inference),
         Setting("gradient mode", True, torch.is_grad_enabled, torch.set_grad_enabled),
         Setting("default dtype", torch.float32, torch.get_default_dtype, torch.set_default_dtype),
-        Setting("default device", None, read_device, torch.set_default_device),
+        Setting("default device", None, read_device, put_device),
         Setting("autocast", False, core._is_any_autocast_enabled, put_autocast),
         Setting("depth of autocast", 0, read_depth, put_depth),
         Setting(
