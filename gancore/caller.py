@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,12 @@ from gancore.randomness import kept
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
+CUDNN: Any = torch.backends.cudnn  # its stubs leave the precisions out
+SWITCHES = (
+    *((CUDNN, name) for name in ("enabled", "benchmark", "deterministic")),
+    *((operation, "fp32_precision") for operation in (CUDNN.conv, CUDNN.rnn)),
+)
+"""`allow_tf32` can't be read where a caller's convolutions and recurrences differ in it."""
 
 _is_inside = False
 
@@ -45,7 +50,7 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     generator = get_bit_generator()
-    switches = {name: getattr(torch.backends.cudnn, name) for name in CUDNN}
+    switches = [(*switch, getattr(*switch)) for switch in SWITCHES]
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     grad_mode = torch.is_grad_enabled()
     _is_inside = True
@@ -53,15 +58,15 @@ def undisturbed() -> Iterator[None]:
         try:
             if not isinstance(generator, np.random.MT19937):  # no other can be seeded
                 set_bit_generator(np.random.MT19937())
-            torch.backends.cudnn.deterministic = True  # or a resumed run would drift
+            CUDNN.deterministic = True  # or a resumed run would drift
             torch.set_grad_enabled(True)
             torch.set_default_dtype(torch.float32)
             yield
         finally:
             set_bit_generator(generator)
-            for name, value in switches.items():
-                if getattr(torch.backends.cudnn, name) != value:
-                    setattr(torch.backends.cudnn, name, value)
+            for where, name, value in switches:
+                if getattr(where, name) != value:
+                    setattr(where, name, value)
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)

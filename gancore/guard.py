@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
@@ -46,6 +47,8 @@ def _settings() -> tuple[Setting, ...]:
 
     core: Any = torch._C  # torch's own getters go to it, at some cost
     context: Any = torch._GLOBAL_DEVICE_CONTEXT
+    mkldnn: Any = torch.backends.mkldnn  # its stubs leave it out
+    backends: Any = (torch.backends.cuda.matmul, mkldnn.matmul)
     entered = []
 
     def put_inference(on: bool) -> None:
@@ -56,9 +59,27 @@ def _settings() -> tuple[Setting, ...]:
         on = vars(context).get("device_context")
         return on and on.device
 
+    def put_device(device: Any) -> None:
+        torch.set_default_device(device)
+        if device is None:  # which torch 2.9 can't read afterwards
+            vars(context).pop("device_context", None)
+
     def put_autocast(on: bool) -> None:
         for device in () if on else ("cpu", "cuda"):  # what was on, its context puts back
             torch.set_autocast_enabled(device, False)
+
+    def read_precision() -> object:
+        try:
+            return torch.get_float32_matmul_precision()
+        except RuntimeError:  # it knows nothing of what a backend's own switch says
+            return tuple(backend.fp32_precision for backend in backends)
+
+    def put_precision(value: Any) -> None:
+        if isinstance(value, str):
+            torch.set_float32_matmul_precision(value)
+        else:
+            for backend, precision in zip(backends, value, strict=True):
+                backend.fp32_precision = precision
 
     def read_depth() -> int:
         torch.autocast_increment_nesting()
@@ -69,11 +90,15 @@ def _settings() -> tuple[Setting, ...]:
             if not torch.autocast_decrement_nesting():
                 torch.clear_autocast_cache()
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_precision()  # torch 2.9 warns of it, once a process
+
     return (
         Setting("inference mode", False, torch.is_inference_mode_enabled, put_inference),
         Setting("gradient mode", True, torch.is_grad_enabled, torch.set_grad_enabled),
         Setting("default dtype", torch.float32, torch.get_default_dtype, torch.set_default_dtype),
-        Setting("default device", None, read_device, torch.set_default_device),
+        Setting("default device", None, read_device, put_device),
         Setting("autocast", False, core._is_any_autocast_enabled, put_autocast),
         Setting("depth of autocast", 0, read_depth, put_depth),
         Setting(
@@ -86,8 +111,8 @@ def _settings() -> tuple[Setting, ...]:
         Setting(
             "float32 matmul precision",
             UNKNOWN,
-            torch.get_float32_matmul_precision,
-            torch.set_float32_matmul_precision,
+            read_precision,
+            put_precision,
         ),
         Setting("cudnn.benchmark", False, core._get_cudnn_benchmark, core._set_cudnn_benchmark),
         Setting(

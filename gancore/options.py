@@ -12,12 +12,14 @@ import reprlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from gancore.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 MOST_FAULTS = 20
 """Lines that a message has at most."""
@@ -75,6 +77,43 @@ def _limit(constraint: object) -> str:
     return " ".join(shown) or repr(constraint)
 
 
+class Given(dict[str, Any]):
+    """Options as they were given; `typed` has the text of those that a command line gave."""
+
+    def __init__(self, options: Mapping[str, Any], typed: Mapping[str, str]) -> None:
+        super().__init__(options)
+        self.typed = typed
+
+
+def checked(
+    check: Callable[[bytes], T], table: dict[str, Any], typed: Mapping[tuple[str | int, ...], str]
+) -> T:
+    """Return what `check` makes of a table as JSON; text is what was typed where it takes text.
+
+    1_000 on a command line is a number, but the name of a folder is `1_000`. The table is changed.
+
+    typed: what a command line gave, by its place in the table
+
+    Raises what `check` does.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import to_json
+
+    try:
+        return check(to_json(table, inf_nan_mode="constants"))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        texts = [each["loc"] for each in faults if each["type"] == "string_type"]
+    for place in texts:
+        if place in typed:
+            *parents, last = place
+            here: Any = table
+            for part in parents:
+                here = here[part]
+            here[last] = typed[place]
+    return check(to_json(table, inf_nan_mode="constants"))
+
+
 def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return `options` as the types that `target` declares; `where` begins each error line.
 
@@ -82,13 +121,19 @@ def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str)
     keys, inf and nan are refused. Raises PluginError.
     """
     from pydantic import ValidationError
-    from pydantic_core import to_json
 
     known = parameters(target)
     try:
-        return _adapter(known).validate_json(to_json(dict(options), inf_nan_mode="constants"))
+        return _read(known, dict(options), options)
     except ValidationError as error:
         raise PluginError(explain(error, where, lambda path: known)) from error
+
+
+def _read(
+    known: Mapping[str, inspect.Parameter], table: dict[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    typed = options.typed if isinstance(options, Given) else {}
+    return checked(_adapter(known).validate_json, table, {(key,): typed[key] for key in typed})
 
 
 def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,12 +143,15 @@ def complete(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str
     """
     from pydantic_core import to_jsonable_python
 
+    known, table = parameters(target), dict(options)
+    if isinstance(options, Given):
+        _read(known, table, options)  # which puts in what was typed
     defaults = {
         name: parameter.default
-        for name, parameter in parameters(target).items()
+        for name, parameter in known.items()
         if isinstance(parameter.default, str | int | float | bool | list | tuple | dict)
     }
-    resolved = to_jsonable_python({**defaults, **options})
+    resolved = to_jsonable_python({**defaults, **table})
     return {name: value for name, value in resolved.items() if value is not None}
 
 

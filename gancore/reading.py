@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from datetime import date, time
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -244,17 +245,21 @@ def too_large(path: object, largest: int) -> str:
     return f"{shown(str(path), 4096)}: over the limit of {limit} for such a file"
 
 
-def refuse_absurd(table: Mapping[str, Any], where: str) -> None:
+def refuse_absurd(table: Mapping[str, Any], where: str, *, typed: Container[str] = ()) -> None:
     """Raise RecipeError for what no table of a recipe needs, before anything is made of it.
 
-    That is: deep nesting, huge numbers, inf and nan, control characters in keys and strings.
+    That is: deep nesting, huge numbers, inf and nan, dates and times, control characters in keys
+    and strings.
+
+    typed: key paths where inf and nan may be, as what was typed there may be text
     """
     left: list[tuple[str, Any, int]] = [("", table, 0)]
     while left:
         path, value, depth = left.pop()
         if depth > DEEPEST:
             raise RecipeError(f"{where}: {shown(path)}: nested over {DEEPEST} deep")
-        if fault := _absurdity(path, value):
+        is_typed = path in typed and isinstance(value, float)
+        if not is_typed and (fault := _absurdity(path, value)):
             raise RecipeError(f"{where}: {shown(path)}: {fault}")
         if isinstance(value, Mapping | list | tuple):
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -269,6 +274,8 @@ def _absurdity(path: str, value: Any) -> str | None:
         return "expected a number of a sane size"
     if isinstance(value, float) and not math.isfinite(value):
         return f"expected a finite number, got {value}"
+    if isinstance(value, date | time):
+        return f"expected no date or time, got {value}. Put quotes around it to make it text"
     if isinstance(value, str) and CONTROLS.search(value):
         return f"expected text without control characters, got {shown(repr(value))}"
     return None

@@ -8,7 +8,6 @@ keys, which are validated when the component is built.
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
@@ -17,7 +16,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
 from gancore.errors import RecipeError, did_you_mean
-from gancore.options import explain, shown
+from gancore.options import Given, checked, explain, shown
+from gancore.overrides import Place, override, place_of
+from gancore.overrides import parse_override as parse_override
 from gancore.reading import expanded, read_toml, refuse_absurd
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -64,7 +65,7 @@ class Component(Section):
     @property
     def options(self) -> dict[str, Any]:
         """The keys that are not the core's own."""
-        return dict(self.model_extra or {})
+        return copy.copy(self.model_extra or {})
 
 
 class DataSection(Component):
@@ -253,7 +254,9 @@ class Recipe(Section):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
         """Read a recipe file; overrides are {"train.steps": 200} or ["train.steps=200"].
 
-        It may be a pipe that the shell made, under /dev/fd, /proc/self/fd or /dev/stdin.
+        It may be a pipe that the shell made, under /dev/fd, /proc/self/fd or /dev/stdin. None, or
+        nothing behind the `=`, removes a key, so that its default holds again. Of an option that
+        takes text a command line's `data.path=1_000` is that text, and no number.
 
         Raises RecipeError with the file, the key path, what was expected and close names.
         """
@@ -269,17 +272,32 @@ class Recipe(Section):
     ) -> Recipe:
         """Validate a table; `where` begins each error line. Raises RecipeError."""
         table = copy.deepcopy(table)
-        if not isinstance(overrides, Mapping):
-            overrides = dict(map(parse_override, overrides))
-        for key, value in overrides.items():
-            _set(table, key, value)
-        refuse_absurd(table, where)
+        typed = override(table, overrides, _known_keys)
+        refuse_absurd(table, where, typed=typed)
+        places = {place_of(key): text for key, text in typed.items()}
         try:
-            return cls.model_validate_json(to_json(table, inf_nan_mode="constants"))
+            recipe = checked(cls.model_validate_json, table, places)
+            recipe._note_typed(places)
+            return recipe
         except ValidationError as error:
             raise RecipeError(explain(error, where, _known_keys)) from error
         except PydanticSerializationError as error:
             raise RecipeError(f"{where}: a value that TOML does not have: {error}") from error
+
+    def _note_typed(self, places: Mapping[Place, str]) -> None:
+        """Keep what was typed for options, whose types are known where a component is built."""
+        sections: list[tuple[Place, Component]] = [
+            (("data",), self.data),
+            (("generator",), self.generator),
+            (("critic",), self.critic),
+            (("loss",), self.loss),
+            *((("plugin", number), each) for number, each in enumerate(self.plugin)),
+        ]
+        for place, section in sections:
+            typed = {str(key[-1]): text for key, text in places.items() if key[:-1] == place}
+            if typed:
+                given = Given(section.model_extra or {}, typed)
+                object.__setattr__(section, "__pydantic_extra__", given)
 
     def without(self, names: Sequence[str]) -> Recipe:
         """Return the recipe without the plugins of these names. Raises RecipeError for others."""
@@ -294,44 +312,6 @@ class Recipe(Section):
     def table(self) -> dict[str, Any]:
         """Return the recipe as a TOML table, defaults included."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `key=value`; a value that is no TOML is a string. Raises RecipeError."""
-    key, equals, value = text.partition("=")
-    if not (equals and key.strip()):
-        raise RecipeError(f"override {text!r}: expected KEY=VALUE, such as train.steps=200")
-    try:
-        table = tomllib.loads(f"value = {value}")
-    except (ValueError, RecursionError):
-        return key.strip(), value
-    return key.strip(), table["value"] if len(table) == 1 else value
-
-
-def _set(table: dict[str, Any], key: str, value: Any) -> None:
-    """Set `train.steps` or `plugin.0.weight`; an index just past a list's end appends a table."""
-    *parents, last = key.split(".")
-    here: Any = table
-    for depth, part in enumerate(parents):
-        if isinstance(here, list):
-            here = _item(here, part, key)
-        else:
-            following = [*parents, last][depth + 1]
-            here = here.setdefault(part, [] if following.isdigit() else {})
-        if not isinstance(here, dict | list):
-            raise RecipeError(f"override {key!r}: {part!r} is a value, not a table")
-    if isinstance(here, list):
-        raise RecipeError(f"override {key!r}: name a key of the item, such as {key}.weight")
-    here[last] = value
-
-
-def _item(items: list[Any], part: str, key: str) -> Any:
-    is_index = part.isascii() and part.isdigit() and len(part) < 10
-    if is_index and int(part) == len(items):
-        items.append({})
-    if not is_index or int(part) >= len(items):
-        raise RecipeError(f"override {key!r}: {part!r} is no index from 0 to {len(items)}")
-    return items[int(part)]
 
 
 def differences(
@@ -371,11 +351,13 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
-    """Name the keys of the table at `path`."""
+def _known_keys(path: Place) -> list[str]:
+    """Name the keys of the table at `path`; none of one that is no section."""
     model: type[BaseModel] = Recipe
     for part in path:
         if isinstance(part, str):
+            if part not in model.model_fields:
+                return []
             annotation = model.model_fields[part].annotation
             model = PluginSection if part == "plugin" else annotation  # type: ignore[assignment]
     return [field.alias or name for name, field in model.model_fields.items()]

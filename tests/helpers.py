@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,9 +21,14 @@ from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.recipe import Recipe
 from gancore.training import Trainer
+from gancore.training.update import TRACES
 
 ROOT = Path(__file__).parents[1]
 LATENT = 5
+
+needs_compiling = pytest.mark.skipif(
+    not TRACES, reason=f"train.compile needs torch 2.13, this is {torch.__version__}"
+)
 
 TOY = """
 [data]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import pytest
 from helpers import ROOT, Gan, started
+
+from gancore.cli.bench import _with
+from gancore.recipe import Recipe
 
 RECIPES = ROOT / "recipes"
 
@@ -36,6 +40,15 @@ def test_json_has_an_entry_for_each_set_with_its_plugins_and_cost() -> None:
         assert entry["cost"]["seconds"] > 0
         assert entry["cost"]["memory"] > 0
         assert entry["cost"]["operations"] > 10
+
+
+def test_other_plugins_leave_the_rest_of_the_recipe_as_typed() -> None:
+    text = (ROOT / "recipes" / "wgan_gp_digits.toml").read_text()
+    recipe = Recipe.parse(tomllib.loads(text), overrides=["data.path=1_000"])
+    made = _with(recipe, "r1+lazy")
+    assert [each.called for each in made.plugin] == ["r1", "lazy"]
+    assert made.data.options.typed == {"path": "1_000"}
+    assert made == recipe.model_copy(update={"plugin": made.plugin})
 
 
 def test_the_recipes_own_plugins_are_measured_unless_others_are_named(gan: Gan) -> None:

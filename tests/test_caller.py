@@ -28,12 +28,13 @@ from gancore_gp import GradientPenalty
 
 
 def surroundings() -> list[Any]:
-    backend = torch.backends.cudnn
+    backend: Any = torch.backends.cudnn
     return [
         torch.get_rng_state().tolist(),
         repr(np.random.get_state()),
         random.getstate(),
-        (backend.enabled, backend.benchmark, backend.deterministic, backend.allow_tf32),
+        (backend.enabled, backend.benchmark, backend.deterministic),
+        (backend.conv.fp32_precision, backend.rnn.fp32_precision),
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
@@ -107,6 +108,30 @@ def test_public_calls_leave_the_process_as_it_was(
         CALLS[name](made, tmp_path)
         after = surroundings()
     assert after == before
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_a_caller_may_have_set_each_precision_by_itself(precision: str) -> None:
+    """Where torch's older switches can't be read: they know one for all operations."""
+    backend: Any = torch.backends
+    switches = [backend.cudnn.conv, backend.cudnn.rnn, backend.cuda.matmul, backend.mkldnn.matmul]
+    before = [each.fp32_precision for each in switches]
+
+    class Hasty(Generator):
+        def forward(self, z: Tensor) -> Tensor:
+            backend.cudnn.conv.fp32_precision = "none"
+            return super().forward(z)
+
+    with kept():
+        generator = Hasty()
+    try:
+        for switch, value in zip(switches, [precision, "ieee", "tf32", "ieee"], strict=True):
+            switch.fp32_precision = value
+        built(generator=generator, plugins=[GradientPenalty()]).critic_update(0)
+        assert [each.fp32_precision for each in switches] == [precision, "ieee", "tf32", "ieee"]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def test_a_call_that_raises_leaves_it_too() -> None:

@@ -313,6 +313,12 @@ def test_plugins_check(gan: Gan) -> None:
     code, _, err = gan("plugins", "check", "gp", "--options", "wieght=2")
     assert code == 2
     assert "--options: wieght: unknown key. Did you mean 'weight'?" in err
+    code, _, err = gan("plugins", "check", "gp", "--options", "weight=")
+    assert code == 2
+    assert "--options weight=: expected a value; for the default leave it out" in err
+    code, _, err = gan("plugins", "check", "tensorboard", "--options=folder=0x10", "--options=x=1")
+    assert code == 2
+    assert err.splitlines() == ["error: --options: x: unknown key. Known: folder."]  # which is text
     code, _, err = gan("plugins", "check", "pg1")
     assert code == 2
     assert "no plugin 'pg1' is installed" in err

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Critic, images, networks, trainer, uniform, words
+from helpers import Critic, images, needs_compiling, networks, trainer, uniform, words
 from scipy import stats
 from torch import Tensor, nn
 
@@ -357,6 +357,7 @@ def _compiling() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@needs_compiling
 @pytest.mark.usefixtures("_compiling")
 def test_a_compiled_update_draws_the_same_and_is_one_graph() -> None:
     """A graph holds its update's number as a tensor: the second update compiles nothing."""

@@ -23,6 +23,7 @@ from gancore.sampling import generate
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import trainer as build
+from gancore.training.experiment import load_data, resolve
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
 from gancore_sn import SpectralNorm
@@ -422,6 +423,18 @@ def test_a_run_finds_its_data_again_from_another_folder(
     again = score_run(run, run.recipe.score, device="cpu")
     assert again == run.scores
     assert run.recipe_table["data"]["path"] == str(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("name", ["2024-01-01 10:00:00", "1_000", "nan"])
+def test_a_folder_is_found_by_the_name_that_was_typed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_images(digits().samples[:3], Path(name))
+    recipe = Recipe.parse(TINY, "tiny", [f"data.path={name}", "data.name=folder"])
+    recipe = recipe.without(["lazy"])
+    assert len(load_data(recipe)) == 3
+    assert resolve(recipe)["data"]["path"] == str(tmp_path / name)
 
 
 def test_the_seed_decides_the_numbers_and_the_plugins_do_not(tmp_path: Path) -> None:

@@ -279,6 +279,30 @@ def test_a_setting_left_changed_is_told_and_put_back(setting: str, hook: str) ->
     assert torch.is_grad_enabled()
 
 
+def test_precisions_of_single_backends_are_seen_and_put_back() -> None:
+    """torch's one name for all of them can't be read where they differ."""
+    backend: Any = torch.backends
+    switches = [backend.cuda.matmul, backend.mkldnn.matmul]
+    before = [each.fp32_precision for each in switches]
+
+    def change() -> None:
+        backend.mkldnn.matmul.fp32_precision = "bf16"
+
+    try:
+        backend.cuda.matmul.fp32_precision = "tf32"
+        backend.mkldnn.matmul.fp32_precision = "ieee"
+        with kept("it"):
+            pass
+        said = r"^it left the float32 matmul precision at \('tf32', 'bf16'\)"
+        with pytest.raises(ContractError, match=said), kept("it"):
+            change()
+        assert [each.fp32_precision for each in switches] == ["tf32", "ieee"]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_it_is_put_back_behind_an_error_too() -> None:
     def fail(step: CriticStep) -> None:
         torch.set_grad_enabled(False)

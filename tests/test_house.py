@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import gancore
 from gancore.plugins import Plugins, load
@@ -23,7 +26,7 @@ ORDER = [
     {"copies"},
     {"guard", "hooks", "randomness", "writing"},
     {"buffers", "compiling", "options", "entrypoints", "leftovers", "marks", "samples", "sources"},
-    {"plugins", "probe", "reading", "zeros"},
+    {"overrides", "plugins", "probe", "reading", "zeros"},
     {"caller", "step"},
     {"losses", "machine", "ranks", "recipe", "protocol"},
     {"networks", "data"},
@@ -180,6 +183,43 @@ def test_commands_print_by_what_escapes_control_characters() -> None:
         mine |= {f"scoring.{name}_train": {"print"} for name in ("digits", "fashion")}
         allowed = mine.get(module.partition(".")[2], set())
         assert calls & {"click.echo", "click.secho", "print"} <= allowed, module
+
+
+PROJECTS = [CORE.parent / "pyproject.toml", *CORE.parent.glob("plugins/*/pyproject.toml")]
+BROUGHT_BY = {"PIL": "pillow", "pydantic_core": "pydantic", "sklearn": "scikit-learn"}
+"""Distributions that are called otherwise than their modules."""
+
+
+def stated(path: Path) -> list[Requirement]:
+    """Return the requirements of a pyproject.toml, the optional ones too."""
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    optional = project.get("optional-dependencies", {}).values()
+    return [Requirement(each) for each in chain(project["dependencies"], *optional)]
+
+
+def test_the_lowest_versions_are_those_stated() -> None:
+    """tox's environment `lowest` has them, so that a bound is one that was tried."""
+    lines = (CORE.parent / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines)
+    bounds: dict[str, set[str]] = {}
+    for requirement in chain.from_iterable(map(stated, PROJECTS)):
+        if requirement.name != "gancore":
+            lower = {each.version for each in requirement.specifier if each.operator == ">="}
+            bounds.setdefault(requirement.name, set()).update(lower)
+    assert {name: [*versions] for name, versions in bounds.items()} == {
+        name: [version] for name, version in lowest.items()
+    }
+    assert "-c tests/lowest.txt" in (CORE.parent / "tox.ini").read_text(encoding="utf-8")
+
+
+def test_what_the_core_imports_is_stated() -> None:
+    named = chain.from_iterable(imported(path.read_text("utf-8")) for path in MODULES.values())
+    others = {name.partition(".")[0] for name in named} - sys.stdlib_module_names
+    found = {BROUGHT_BY.get(name, name.replace("_", "-")) for name in others}
+    # pytest is whose who calls gancore.testing
+    allowed = {requirement.name for requirement in stated(PROJECTS[0])} | {"gancore", "pytest"}
+    assert found - allowed == set()
+    assert {"numpy", "pillow", "torch"} <= found
 
 
 METHODS = {

@@ -141,6 +141,49 @@ def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
     assert Run(path).recipe.train.steps == int(700 / price)
 
 
+def test_paths_in_a_board_are_relative_to_its_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its recipes' files, as everywhere else, to the current folder."""
+    boards, here = folder / "boards", folder / "here"
+    boards.mkdir()
+    here.mkdir()
+    (folder / "link").symlink_to(boards, target_is_directory=True)
+    its = 'data.name = "folder"\ndata.path = "images"'
+    (folder / "own.toml").write_text(BASE.replace('data.name = "digits"', its))
+    (boards / "b.toml").write_text(
+        """
+        recipe = "../own.toml"
+        baseline = "own"
+        seeds = [0]
+        entry = [
+            {name = "own"},
+            {name = "set", set = ["data.path=2024", "score.weights = ../w.pth"]},
+            {name = "up", set = ['data.path="../a b"', "plugin.0.name=tensorboard",
+                "plugin.0.folder=logs"]},
+            {name = "far", set = ["data.path=/far/./x", "score.weights=~/w"]},
+            {name = "home", set = ["data.path=./~x", "plugin.0.name=tensorboard",
+                'plugin.0.folder=""', "score.weights="]},
+        ]
+        """
+    )
+    monkeypatch.setenv("HOME", "/home/me")
+    found = []
+    for current, path in ((here, "../boards"), (boards, "."), (folder, "link"), (here, boards)):
+        monkeypatch.chdir(current)
+        recipes = Board.load(Path(path, "b.toml")).recipes(Path(path))
+        assert recipes["own"].data.options["path"] == "images"
+        of = [recipes[name] for name in ("set", "up", "far", "home")]
+        found.append(
+            [each.data.options["path"] for each in of]
+            + [each.score.weights for each in of]
+            + [each.options["folder"] for recipe in of for each in recipe.plugin]
+        )
+    paths = [f"{boards}/2024", f"{folder}/a b", "/far/./x", f"{boards}/~x"]
+    weights = [f"{folder}/w.pth", None, "/home/me/w", None]
+    assert found == [[*paths, *weights, f"{boards}/logs", ""]] * 4
+
+
 def test_without_a_budget_recipes_keep_their_steps(folder: Path) -> None:
     (folder / "board.toml").write_text(BOARD.replace("[budget]\ncount = 100", ""))
     loaded = Board.load(folder / "board.toml")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, TOY, Gan, images, networks
+from helpers import ROOT, TOY, Gan, images, needs_compiling, networks
 from torch import Tensor, nn
 
 from gancore import Trainer, probe
@@ -57,7 +57,7 @@ def test_a_trainer_probes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("allow_batch_statistics", False),
         ("allow_batchnorm", False),
-        ("allow_batch_statistics", True),
+        pytest.param("allow_batch_statistics", True, marks=needs_compiling),
     ],
 )
 def test_a_trainer_refuses_unless_it_is_allowed(

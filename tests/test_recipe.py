@@ -9,7 +9,8 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gancore.errors import RecipeError
+from gancore.errors import PluginError, RecipeError
+from gancore.options import complete, validate
 from gancore.recipe import Optimizer, Recipe, Score, Train, differences, parse_override
 
 BASE = """\
@@ -162,12 +163,99 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         (" data.name = 'x'", ("data.name", "x")),
         ("data.name=digits", ("data.name", "digits")),
         ("data.path=/a/b=c", ("data.path", "/a/b=c")),
-        ("score.weights=", ("score.weights", "")),
+        ("score.weights=", ("score.weights", None)),
         ("data.name=3\nx = 4", ("data.name", "3\nx = 4")),
     ],
 )
 def test_override_is_toml_or_else_a_string(text: str, pair: tuple[str, Any]) -> None:
     assert parse_override(text) == pair
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024-01-01", "2024-01-01 10:00:00", "2024-01-01T10:00:00.5Z", "10:00:00", "2024-01-01 # x"],
+)
+def test_what_toml_reads_as_a_date_stays_the_text(text: str) -> None:
+    """And with it all else of the line: a comment is none on a command line."""
+    for spaced in (f"data.path={text}", f"data.path = {text} "):
+        assert parse_override(spaced) == ("data.path", text)
+
+
+@pytest.mark.parametrize("value", ["2024-01-01 10:00:00", "10:00:00.50", "[2024-01-01]"])
+def test_a_date_in_a_file_is_refused_as_its_text_is_lost(tmp_path: Path, value: str) -> None:
+    said = refusal(tmp_path, BASE.replace("width = 32", f"width = {value}"))
+    assert said.startswith("r.toml: generator.width")
+    assert "expected no date or time, got " in said
+    assert "quotes" in said
+
+
+TYPED = ["1_000", "0x10", "inf", "-nan", "+1", "1e3", "1.50", "007", "true", "[1, 2]", "5 # x"]
+"""Values that are no strings in TOML, but for one, and would be others if written back."""
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_text_option_has_what_was_typed(tmp_path: Path, typed: str) -> None:
+    def text(*, path: str = "", size: float = 1.0) -> None:
+        """Two options, of which one takes text."""
+
+    recipe = load(tmp_path, BASE, [f"generator.path={typed}", f"score.extractor={typed}"])
+    recipe = recipe.without(["gp"])  # a copy knows it too
+    assert recipe.score.extractor == typed
+    options = recipe.generator.options
+    del options["width"]
+    assert validate(text, options, "generator") == {"path": typed}
+    assert complete(text, options) == {"path": typed, "size": 1.0}
+
+
+def test_a_number_on_the_command_line_is_one_where_a_number_is_meant(tmp_path: Path) -> None:
+    def sized(*, size: float) -> None:
+        """One option."""
+
+    recipe = load(tmp_path, BASE, ["generator.size=1_0e2", "train.steps=1_000", "log.every=0x10"])
+    assert (recipe.train.steps, recipe.log.every) == (1000, 16)
+    options = recipe.generator.options
+    del options["width"]
+    assert validate(sized, options, "generator") == complete(sized, options) == {"size": 1000.0}
+    for text in ("inf", "nan"):
+        options = load(tmp_path, BASE, [f"generator.size={text}"]).generator.options
+        del options["width"]
+        with pytest.raises(
+            PluginError, match=f"generator: size: expected a valid number, got '{text}'"
+        ):
+            validate(sized, options, "generator")
+
+
+def test_no_value_removes_the_key(tmp_path: Path) -> None:
+    """So that its default holds, whether it was there or not."""
+    text = f"{BASE}batch_size = 8\n[score]\nevery = 5\nsamples = 9\n"
+    for every in ("score.every=", "score.every = ", " score.every="):
+        recipe = load(tmp_path, text, [every, "train.batch_size=", "train.ema=", "sample.count="])
+        assert (recipe.score.every, recipe.score.samples) == (None, 9)
+        assert recipe.train == Train(steps=5)
+    assert load(tmp_path, text, {"score.every": None}).score.every is None
+    assert load(tmp_path, text, ["score="]).score == Score()
+    assert load(tmp_path, text, ["score=", "score.every=3"]).score == Score(every=3)
+    assert load(tmp_path, text, ["score.every=3", "score.every="]).score.every is None
+    assert load(tmp_path, text, ["score.every=", "score.every=3"]).score.every == 3
+    assert load(tmp_path, text, ["plugin.0.weight="]).plugin[0].options == {}
+    assert load(tmp_path, text, ["plugin="]).plugin == ()
+    assert load(tmp_path, text, ["score.extractor=''"]).score.extractor == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("score.evry", "override 'score.evry': there is no such key to remove. Did you mean 'ev"),
+        ("plugin.0.wieght", "override 'plugin.0.wieght': there is no such key to remove. Did you"),
+        ("scor.every", "override 'scor.every': there is no such key to remove."),
+        ("plugin.0", "override 'plugin.0': name a key of the item"),
+        ("plugin.7.weight", "override 'plugin.7.weight': '7' is no index from 0 to 2"),
+        ("train.steps.x", "override 'train.steps.x': 'steps' is a value, not a table"),
+        ("train.steps", "r.toml: train.steps: missing"),
+    ],
+)
+def test_what_can_not_be_removed_is_told(tmp_path: Path, key: str, said: str) -> None:
+    assert refusal(tmp_path, BASE, [f"{key}="]).startswith(said)
 
 
 @pytest.mark.parametrize("text", ["train.steps", "=3", " = 3", ""])

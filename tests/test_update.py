@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +10,26 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, Gan, assert_same, started, trainer, weights
+from helpers import (
+    DIGITS,
+    ROOT,
+    Gan,
+    assert_same,
+    needs_compiling,
+    parsed,
+    started,
+    trainer,
+    weights,
+)
 from torch import Tensor, nn
 
 from gancore import CriticStep, hookimpl, plugin
 from gancore.cost import Counts
+from gancore.errors import DataError, RecipeError
 from gancore.networks import DCGANCritic, DCGANGenerator, ResNetCritic
-from gancore.training import Run, Trainer
-from gancore.training.update import CompileWarning
+from gancore.recipe import Recipe
+from gancore.training import Run, Trainer, experiment
+from gancore.training.update import TRACES, CompileWarning
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
@@ -42,6 +55,8 @@ class Graphs:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     """Trace for real, and leave out Inductor, which takes half a minute a graph."""
+    if not TRACES:
+        pytest.skip("train.compile needs torch 2.13")
     counted, compile = Graphs(), torch.compile
 
     def without_inductor(function: Any, *, fullgraph: bool, options: dict[str, Any]) -> Any:
@@ -282,6 +297,7 @@ def test_penalties_share_forwards_and_gradients() -> None:
     assert passes == [4, 4] * 2
 
 
+@needs_compiling
 def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
     """`train.compile = true` on the command line, with a compiler: the records of eager mode."""
     records = {}
@@ -300,6 +316,32 @@ def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
     for key, value in records["false"].items():
         if key != "seconds":
             assert records["true"][key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_train_compile_is_refused_where_torch_is_too_old_for_it(
+    traces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the data are loaded, or anything is made; without it the same torch will do."""
+
+    def no_data(recipe: Recipe) -> None:
+        raise DataError("the data are loaded")
+
+    monkeypatch.setattr("gancore.training.update.TRACES", traces)
+    monkeypatch.setattr(experiment, "load_data", no_data)
+    said = (
+        rf"^train\.compile needs torch 2\.13 or later, and this is {re.escape(torch.__version__)}: "
+    )
+    for compiled in (True, False):
+        refused = compiled and not traces
+        kind, message = (RecipeError, said) if refused else (DataError, "the data are loaded")
+        with pytest.raises(kind, match=message):
+            experiment.trainer(parsed(DIGITS, **{"train.compile": compiled}), device="cpu")
+        if refused:
+            with pytest.raises(RecipeError, match=said):
+                trainer(train={"steps": 1, "compile": True})
+        else:
+            trainer(train={"steps": 1, "compile": compiled})
 
 
 def test_the_resnet_critic_in_one_graph(graphs: Graphs) -> None:

@@ -32,7 +32,11 @@ NONE = "none"
     help="Measure these plugins, at their defaults, instead of the recipe's; repeatable.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe; KEY= removes it.",
 )
 @device_option("Where to measure.")
 @threads_option()
@@ -91,7 +95,8 @@ def bench(
 def _with(recipe: Recipe, names: str) -> Recipe:
     """Return the recipe with these plugins instead of its own. Raises RecipeError."""
     plugins = [{"name": name} for name in names.split("+")]
-    return type(recipe).parse({**recipe.table(), "plugin": plugins}, where=f"--plugins {names}")
+    made = type(recipe).parse({**recipe.table(), "plugin": plugins}, where=f"--plugins {names}")
+    return recipe.model_copy(update={"plugin": made.plugin})
 
 
 def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:

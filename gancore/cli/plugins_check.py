@@ -26,10 +26,16 @@ STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "inapplica
 )
 def check(name: str, settings: tuple[str, ...]) -> None:
     """Run every check that applies to the plugin NAME; exit 1 if one fails."""
+    from gancore.errors import RecipeError
+    from gancore.options import Given
+    from gancore.overrides import parse_override, typed_in
     from gancore.plugins import load
-    from gancore.recipe import parse_override
 
-    given: dict[str, Any] = dict(map(parse_override, settings))
+    options: dict[str, Any] = dict(map(parse_override, settings))
+    for key, value in options.items():
+        if value is None:
+            raise RecipeError(f"--options {key}=: expected a value; for the default leave it out")
+    given = Given(options, typed_in(settings))
     loaded = load(name, given, where="--options")
 
     from gancore.options import validate

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the recipe; KEY= removes it.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="The same as --set train.seed=N.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,6 +12,7 @@ from pydantic_core import PydanticCustomError, to_json
 
 from gancore.errors import RecipeError
 from gancore.options import explain, shown
+from gancore.overrides import parse_override, typed_in
 from gancore.protocol import NAMES
 from gancore.reading import expanded, read_toml
 from gancore.recipe import Count, Recipe, Section
@@ -41,7 +43,10 @@ class Entry(Section):
 
 
 class Board(Section):
-    """A whole board; paths in it are relative to its file."""
+    """A whole board; paths in it, in `set` too, are relative to its file.
+
+    Those in the files of its recipes are to the current folder, as for `gan run`.
+    """
 
     recipe: str
     baseline: str
@@ -105,7 +110,8 @@ class Board(Section):
         for entry in self.entry:
             path = folder / expanded(entry.recipe or self.recipe)
             table = read_toml(path)  # which no pipe may be: the board may be a stranger's
-            found[entry.name] = Recipe.parse(table, shown(str(path), 4096), (*self.set, *entry.set))
+            overrides = [_from(folder, each) for each in (*self.set, *entry.set)]
+            found[entry.name] = Recipe.parse(table, shown(str(path), 4096), overrides)
         return found
 
     def within_budget(
@@ -133,6 +139,16 @@ class Board(Section):
             train = recipe.train.model_copy(update={"steps": int(self.budget.count / per_step)})
             found[name] = recipe.model_copy(update={"train": train})
         return found
+
+
+def _from(folder: Path, override: str) -> str:
+    """Return an override, a relative path in it as one from `folder`, the same from anywhere."""
+    key, value = parse_override(override)
+    is_path = key == "score.weights" or key.split(".")[-1] in ("path", "folder")
+    text = value if isinstance(value, str) else typed_in([override]).get(key, "")
+    if not (is_path and text) or text.startswith("~") or Path(text).is_absolute():
+        return override
+    return f"{key}={os.path.realpath(folder / text)}"
 
 
 def _known_keys(path: tuple[str | int, ...]) -> list[str]:

@@ -453,8 +453,8 @@ def _direction(like: Iterable[Tensor], number: int) -> list[Tensor]:
 
 
 def _inner(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
-    return float(sum((a * b).sum() for a, b in zip(one, other, strict=True)))
+    return float(sum((a * b).detach().sum() for a, b in zip(one, other, strict=True)))
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(float(sum(each.double().square().sum() for each in tensors)))
+    return math.sqrt(float(sum(each.detach().double().square().sum() for each in tensors)))

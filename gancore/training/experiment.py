@@ -35,6 +35,7 @@ from gancore.training.optimizers import averaged_weights
 from gancore.training.storage import refuse_taken, refuse_unwritable
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
+from gancore.training.update import check_compiles
 
 
 @leaving_no_trace
@@ -105,6 +106,7 @@ def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
+    check_compiles(recipe.train)
     plugins = load_plugins(recipe)
     for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
         options.validate(_factory(kind, section), section.options, kind)  # type: ignore[arg-type]

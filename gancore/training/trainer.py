@@ -44,7 +44,7 @@ from gancore.training.optimizers import (
 )
 from gancore.training.session import Session
 from gancore.training.storage import locked, told_when_full
-from gancore.training.update import Update
+from gancore.training.update import Update, check_compiles
 from gancore.training.use import Use
 
 
@@ -90,6 +90,7 @@ class Trainer:
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.train = Train.of(train)
+        check_compiles(self.train)
         self.optimizer = Optimizer.of(optimizer)
         self.checkpoint = CheckpointSection.of(checkpoint)
         self.sample = Sample.of(sample)

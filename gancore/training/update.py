@@ -18,9 +18,11 @@ from torch._dynamo.exc import TorchDynamoException
 
 from gancore.buffers import buffers_kept
 from gancore.copies import copied
+from gancore.errors import RecipeError
 from gancore.plugins import Plugins
 from gancore.randomness import Randomness, kept
 from gancore.ranks import Ranks
+from gancore.recipe import Train
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training.idle import warn_bounded
 from gancore.training.objective import (
@@ -31,6 +33,18 @@ from gancore.training.objective import (
     differentiate,
     possible_terms,
 )
+
+TRACES = torch.__version__ >= "2.13"  # a TorchVersion, which compares as versions do
+"""Whether input gradients can be part of a graph; torch 2.12 fails in most."""
+
+
+def check_compiles(train: Train) -> None:
+    """Raise RecipeError for `train.compile` where torch is too old for it."""
+    if train.compile and not TRACES:
+        raise RecipeError(
+            f"train.compile needs torch 2.13 or later, and this is {torch.__version__}: install "
+            "one, or leave train.compile out"
+        )
 
 
 class CompileWarning(UserWarning):
