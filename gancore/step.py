@@ -105,6 +105,13 @@ def interpolate(
     return x.requires_grad_()
 
 
+def _leaf(x: Tensor) -> Tensor:
+    """Return x as a leaf that requires grad; of samples made in inference mode, a copy."""
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return x.detach().requires_grad_()
+    return x.clone().requires_grad_()
+
+
 @uncompiled
 def input_gradient(critic: Critic, x: Tensor, *, allow_batch_statistics: bool = False) -> Tensor:
     """Return ∇ₓ Σ D(x), the gradient of each score by its own sample, differentiable once more.
@@ -117,7 +124,7 @@ def input_gradient(critic: Critic, x: Tensor, *, allow_batch_statistics: bool = 
     """
     refuse_unusable(x=x)
     refuse_unfit(critic)
-    x = x.detach().requires_grad_()
+    x = _leaf(x)
     with StructuralZeros():
         scores = critic_scores(critic, x)
     gradient = gradient_of(scores, x)
@@ -347,8 +354,8 @@ class CriticStep(_Scores):
     ) -> None:
         refuse_unusable(real=real, fake=fake)
         super().__init__(critic, labels, update, average, randomness)
-        self.real = real.detach().requires_grad_()
-        self.fake = fake.detach().requires_grad_()
+        self.real = _leaf(real)
+        self.fake = _leaf(fake)
         self._allow_batch_statistics = allow_batch_statistics or allow_batchnorm
         self._gradients: dict[_Key, tuple[int, Tensor]] = {}
         self._interpolates: Tensor | None = None
