@@ -149,6 +149,36 @@ def test_saving_a_step_again_loses_it_at_no_failed_rename(
     assert load(tmp_path / "step-000001").step == 1
 
 
+def test_a_step_is_there_when_a_save_of_it_again_is_killed_between_its_renames(
+    tmp_path: Path,
+) -> None:
+    """For readers, and for whoever goes on with it, which gives it its name back."""
+    best = {"step": 2, "score": "fid", "value": 1.0}
+    save(tmp_path, made(1), keep=2)
+    save(tmp_path, made(2), keep=2, best=best).rename(tmp_path / ".replaced-step-000002")
+    for mend, name in ((None, ".replaced-step-000002"), (print, "step-000002")):
+        found = latest(tmp_path, mend=mend, tell=pytest.fail)
+        assert found is not None
+        assert found.step == load_best(tmp_path).step == 2
+        assert names(tmp_path) == sorted(["best.json", "step-000001", name])
+    shutil.copytree(tmp_path / "step-000002", tmp_path / ".replaced-step-000002")
+    latest(tmp_path, mend=print)  # killed after them, it has its new one
+    assert names(tmp_path) == ["best.json", "step-000001", "step-000002"]
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    save(folder, made(1), keep=1)
+    found = latest(folder)
+    assert found is not None
+    for key, tensor in made(1).tensors["generator"].items():
+        assert torch.equal(found.tensors["generator"][key], tensor)
+
+
 @pytest.mark.parametrize("name", ["generator.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
