@@ -1,6 +1,7 @@
 """Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
@@ -368,3 +369,21 @@ def test_a_checkpoint_that_goes_while_it_is_read_makes_room_for_the_next(
         assert found is not None
         assert found.step == 2
         shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("read", [lambda folder: latest(folder, tell=pytest.fail), load_best])
+def test_a_step_that_is_saved_again_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
+) -> None:
+    """Its manifest is the old one then, and its files are the new ones."""
+    best = {"step": 1, "score": "fid", "value": 1.0}
+    save(tmp_path, made(1), keep=1, best=best)
+    real, again = checkpoint.sha256, dataclasses.replace(made(1), state={"seconds": 7.0})
+
+    def sha256(path: Path, largest: int) -> str:
+        monkeypatch.setattr(checkpoint, "sha256", real)
+        save(tmp_path, again, keep=1, best=best)
+        return real(path, largest)
+
+    monkeypatch.setattr(checkpoint, "sha256", sha256)
+    assert read(tmp_path).state["seconds"] == 7.0

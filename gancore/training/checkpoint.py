@@ -148,8 +148,13 @@ def load_best(folder: Path) -> Checkpoint:
         step = _table(folder / BEST).get("step")
     if type(step) is not int:
         raise CheckpointError(f"{folder / BEST} is damaged: it has no step. {COPY_AGAIN}")
-    places = dict(_steps(folder))
-    return load(places.get(step, folder / f"step-{step:06d}"))
+    seen = _seen(folder)
+    try:
+        return load(dict(each[:2] for each in seen).get(step, folder / f"step-{step:06d}"))
+    except CheckpointError:
+        if _seen(folder) != seen:  # the run goes on, and has saved
+            return load_best(folder)
+        raise
 
 
 def latest(
@@ -178,13 +183,13 @@ def latest(
             else:
                 with suppress(OSError):
                     delete(leftover)
-    steps = sorted(_steps(folder), reverse=True)
+    seen = _seen(folder)
     faults: dict[Path, CheckpointError] = {}
-    for step, path in steps:
+    for step, path, _ in seen:
         try:
             found = load(path)
         except CheckpointError as error:
-            if sorted(_steps(folder), reverse=True) != steps:  # the run goes on, and has saved
+            if _seen(folder) != seen:  # the run goes on, and has saved
                 return latest(folder, mend=mend, tell=tell)
             faults[path] = error
             continue
@@ -384,6 +389,17 @@ def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
         is_step = final.startswith("step-") and number.isascii() and number.isdigit()
         if is_step and (name == final or final not in names):
             yield int(number), folder / name
+
+
+def _seen(folder: Path) -> list[tuple[int, Path, tuple[int, int]]]:
+    """Return the checkpoints of a folder, the latest first, and what tells when one is replaced."""
+    found = []
+    for step, path in _steps(folder):
+        about = (0, 0)
+        with suppress(OSError):
+            about = (path.lstat().st_ino, path.lstat().st_mtime_ns)
+        found.append((step, path, about))
+    return sorted(found, reverse=True)
 
 
 def _unused(path: Path) -> Path:
