@@ -29,6 +29,7 @@ from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, experiment
+from gancore.training.storage import refuse_taken
 
 NOTHING = "sampling, training and loading are late"
 
@@ -83,6 +84,10 @@ TOO_LATE: dict[str, tuple[list[str], str]] = {
     "samples among others": (["sample", "RUN", "--out", "full"], "full is not empty (a.png)"),
     "samples on no device": (["sample", "RUN", "--out", "x", "--device", "cuda:9"], "CUDA device"),
     "a taken folder": (["run", "toy.toml", "--out", "full"], "full is not empty: go on"),
+    "a folder of one's own": (
+        ["run", "own/recipe.toml", "--resume", "--out", "own"],
+        "own is no run's folder, and has a recipe.toml, which a run would replace",
+    ),
     "a folder in a file": (["run", "toy.toml", "--out", "toy.toml/x"], "toy.toml/x can't be"),
     "a run of neither": (
         ["run", "toy.toml", "--set", 'score.metrics=["fid", "w2"]', "--out", "x"],
@@ -126,6 +131,8 @@ def test_it_is_refused_before_anything_slow(
         'recipe = "toy.toml"\nbaseline = "a"\nseeds = [0]\nset = ["score.metrics=[\'w2\']"]\n'
         '[[entry]]\nname = "a"\n[[entry]]\nname = "b"\nset = ["critic.widht=3"]\n'
     )
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "recipe.toml").write_text(TOY)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.png").touch()
     runs = {"RUN": made}
@@ -143,6 +150,22 @@ def test_it_is_refused_before_anything_slow(
     assert len(err.splitlines()) <= 2, err
     assert NOTHING not in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("own", ["recipe.toml", "metrics.jsonl", "scores.json", "curves.png"])
+def test_what_is_not_a_runs_is_not_replaced_by_one(own: str, tmp_path: Path) -> None:
+    """But what a run left that ended before its first checkpoint, or a board has prepared."""
+    (tmp_path / own).write_text("mine")
+    with pytest.raises(InputError, match=f"{tmp_path} is no run's folder, and has a {own}"):
+        trainer(train={"steps": 1, "batch_size": 8}).run(tmp_path, resume=True)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / own]
+    assert (tmp_path / own).read_text() == "mine"
+    for mark in ("environment.json", "expected.json", "checkpoints"):
+        (tmp_path / mark).touch()
+        refuse_taken(tmp_path, resume=True)
+        (tmp_path / mark).unlink()
+    (tmp_path / own).rename(tmp_path / "notes.txt")
+    refuse_taken(tmp_path, resume=True)
 
 
 def test_metrics_of_another_kind_are_refused_before_sampling(

@@ -1,6 +1,7 @@
 """Checkpoints: what is loaded is what was saved, and no moment leaves half of one."""
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
@@ -147,6 +148,36 @@ def test_saving_a_step_again_loses_it_at_no_failed_rename(
             save(tmp_path, made(1), keep=1)
     assert names(tmp_path) == ["step-000001"]
     assert load(tmp_path / "step-000001").step == 1
+
+
+def test_a_step_is_there_when_a_save_of_it_again_is_killed_between_its_renames(
+    tmp_path: Path,
+) -> None:
+    """For readers, and for whoever goes on with it, which gives it its name back."""
+    best = {"step": 2, "score": "fid", "value": 1.0}
+    save(tmp_path, made(1), keep=2)
+    save(tmp_path, made(2), keep=2, best=best).rename(tmp_path / ".replaced-step-000002")
+    for mend, name in ((None, ".replaced-step-000002"), (print, "step-000002")):
+        found = latest(tmp_path, mend=mend, tell=pytest.fail)
+        assert found is not None
+        assert found.step == load_best(tmp_path).step == 2
+        assert names(tmp_path) == sorted(["best.json", "step-000001", name])
+    shutil.copytree(tmp_path / "step-000002", tmp_path / ".replaced-step-000002")
+    latest(tmp_path, mend=print)  # killed after them, it has its new one
+    assert names(tmp_path) == ["best.json", "step-000001", "step-000002"]
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    save(folder, made(1), keep=1)
+    found = latest(folder)
+    assert found is not None
+    for key, tensor in made(1).tensors["generator"].items():
+        assert torch.equal(found.tensors["generator"][key], tensor)
 
 
 @pytest.mark.parametrize("name", ["generator.safetensors", "state.json", "manifest.json"])
@@ -338,3 +369,21 @@ def test_a_checkpoint_that_goes_while_it_is_read_makes_room_for_the_next(
         assert found is not None
         assert found.step == 2
         shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("read", [lambda folder: latest(folder, tell=pytest.fail), load_best])
+def test_a_step_that_is_saved_again_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
+) -> None:
+    """Its manifest is the old one then, and its files are the new ones."""
+    best = {"step": 1, "score": "fid", "value": 1.0}
+    save(tmp_path, made(1), keep=1, best=best)
+    real, again = checkpoint.sha256, dataclasses.replace(made(1), state={"seconds": 7.0})
+
+    def sha256(path: Path, largest: int) -> str:
+        monkeypatch.setattr(checkpoint, "sha256", real)
+        save(tmp_path, again, keep=1, best=best)
+        return real(path, largest)
+
+    monkeypatch.setattr(checkpoint, "sha256", sha256)
+    assert read(tmp_path).state["seconds"] == 7.0

@@ -148,7 +148,13 @@ def load_best(folder: Path) -> Checkpoint:
         step = _table(folder / BEST).get("step")
     if type(step) is not int:
         raise CheckpointError(f"{folder / BEST} is damaged: it has no step. {COPY_AGAIN}")
-    return load(folder / f"step-{step:06d}")
+    seen = _seen(folder)
+    try:
+        return load(dict(each[:2] for each in seen).get(step, folder / f"step-{step:06d}"))
+    except CheckpointError:
+        if _seen(folder) != seen:  # the run goes on, and has saved
+            return load_best(folder)
+        raise
 
 
 def latest(
@@ -177,13 +183,13 @@ def latest(
             else:
                 with suppress(OSError):
                     delete(leftover)
-    steps = sorted(_steps(folder), reverse=True)
+    seen = _seen(folder)
     faults: dict[Path, CheckpointError] = {}
-    for step, path in steps:
+    for step, path, _ in seen:
         try:
             found = load(path)
         except CheckpointError as error:
-            if sorted(_steps(folder), reverse=True) != steps:  # the run goes on, and has saved
+            if _seen(folder) != seen:  # the run goes on, and has saved
                 return latest(folder, mend=mend, tell=tell)
             faults[path] = error
             continue
@@ -282,8 +288,8 @@ def _table(path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> Tensors:
     """Read a safetensors file. Raises CheckpointError for any other, a pickle among them."""
     try:
-        opened(path).close()  # it is a regular file then, which is read by its name
-        tensors: Tensors = load_file(path)
+        with opened(path) as file:  # it is a regular file then, which is read by its name
+            tensors: Tensors = load_file(path) if _is_text(path) else load_tensors(file.read())
     except (OSError, MemoryError):
         raise
     except Exception as error:  # safetensors' own, and whatever torch makes of an odd dtype
@@ -292,6 +298,11 @@ def _tensors(path: Path) -> Tensors:
             f"{path} is no safetensors file, or a damaged one: {reason}. {COPY_AGAIN}"
         ) from error
     return tensors
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a name is UTF-8, as safetensors wants those of the files that it reads."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def packed(checkpoint: Checkpoint) -> bytes:
@@ -362,7 +373,10 @@ def join_state(tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield the checkpoints of a folder. Raises UnreadableError; it must not be taken for empty."""
+    """Yield the checkpoints of a folder. Raises UnreadableError; it must not be taken for empty.
+
+    One that is just being replaced, or was when the run was killed, has its other name.
+    """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -370,9 +384,22 @@ def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
     except OSError as error:
         raise UnreadableError(unreadable(error, folder)) from error
     for name in names:
-        number = name.removeprefix("step-")
-        if name.startswith("step-") and number.isascii() and number.isdigit():
+        final = name.removeprefix(REPLACED)
+        number = final.removeprefix("step-")
+        is_step = final.startswith("step-") and number.isascii() and number.isdigit()
+        if is_step and (name == final or final not in names):
             yield int(number), folder / name
+
+
+def _seen(folder: Path) -> list[tuple[int, Path, tuple[int, int]]]:
+    """Return the checkpoints of a folder, the latest first, and what tells when one is replaced."""
+    found = []
+    for step, path in _steps(folder):
+        about = (0, 0)
+        with suppress(OSError):
+            about = (path.lstat().st_ino, path.lstat().st_mtime_ns)
+        found.append((step, path, about))
+    return sorted(found, reverse=True)
 
 
 def _unused(path: Path) -> Path:

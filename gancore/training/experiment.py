@@ -83,8 +83,7 @@ def refuse(
     choose_device(device)
     if folder is not None:
         refuse_unwritable(folder)
-        if not resume:
-            refuse_taken(folder)
+        refuse_taken(folder, resume=resume)
     refuse_components(recipe)
     check_section(recipe.score)
 

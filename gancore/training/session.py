@@ -332,9 +332,8 @@ class Session:
         """Make the folder ready to go on from the checkpoint that is returned and restored."""
         run = self.run
         refuse_links_out(run.path)
+        refuse_taken(run.path, resume=resume)
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        if not resume:
-            refuse_taken(run.path)
         before = self._environment() if found is not None else {}
         if found is None:
             self.trainer.use.refuse()
@@ -363,8 +362,8 @@ class Session:
             rehearse(self.trainer, self._checkpoint(start))
         if found is not None:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
+        run.write_environment(about, before, start)  # first: by it a folder is known for a run's
         run.write_recipe(self.trainer.recipe)
-        run.write_environment(about, before, start)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
         if start < self.trainer.train.steps:
             delete(run.scores_path)

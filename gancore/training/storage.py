@@ -21,6 +21,12 @@ from gancore.writing import delete, growing, refuse_shared
 
 LOCK = ".lock"
 
+OF_RUNS = frozenset({"environment.json", "expected.json", "checkpoints"})
+"""Names of which a run's folder has one before anything in it is to be replaced."""
+
+REPLACED = ("recipe.toml", "metrics.jsonl", "scores.json", "curves.png")
+"""Names of what a run replaces or deletes as it begins."""
+
 LOCKLESS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 """What the system says where files can't be locked."""
 
@@ -51,11 +57,21 @@ def locked(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def refuse_taken(folder: Path) -> None:
-    """Raise InputError for a run folder that has anything in it but a lock."""
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+def refuse_taken(folder: Path, *, resume: bool) -> None:
+    """Raise InputError for a run folder that has anything in it but a lock.
+
+    resume: a run's may have; then for one that is no run's, with what a run would replace
+    """
+    names = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    if names and not resume:
         raise InputError(
             f"{folder} is not empty: go on with it by --resume, or choose another --out"
+        )
+    taken = [name for name in REPLACED if name in names]
+    if taken and not names & OF_RUNS:
+        raise InputError(
+            f"{folder} is no run's folder, and has a {taken[0]}, which a run would replace: choose "
+            "another --out"
         )
 
 
