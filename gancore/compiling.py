@@ -22,6 +22,9 @@ UNCOMPILED = (
     "fullgraph=True it is left out of the graph by itself; else call it outside of torch.compile"
 )
 
+CAN_FOLLOW = hasattr(torch._dynamo.config, "trace_autograd_ops")
+"""Whether dynamo can follow autograd: torch 2.9 can't, and lacks the setting."""
+
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Leave a function out of a user's torch.compile: torch breaks the graph around it.
@@ -32,7 +35,9 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() and not torch._dynamo.config.trace_autograd_ops:
+        if torch.compiler.is_compiling() and not (
+            CAN_FOLLOW and torch._dynamo.config.trace_autograd_ops
+        ):
             return apart(*args, **kwargs)
         return function(*args, **kwargs)
 

@@ -248,7 +248,7 @@ def test_what_no_data_would_mend() -> None:
         with pytest.raises(ScoreError, match=said):
             check_section(Score(metrics=metrics, samples=samples, extractor="digits"))
     few = Dataset("few", torch.zeros(63, 1, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ScoreError, match="64 generated and 63 real"):
+    with pytest.raises(ScoreError, match="64 generated and 63 real: use kid$"):
         check_scoring(few, Score(metrics=("fid",), samples=64, extractor="digits"))
 
 

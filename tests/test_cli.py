@@ -218,6 +218,8 @@ def test_dry_run_writes_nothing(
         (["score", "nowhere"], "nowhere is no run folder"),
         (["sample", "nowhere", "--out", "x.jpg"], "ends in .npz or .png"),
         (["rnu"], "Did you mean 'run'"),
+        (["plugins", "list"], "no command 'list'. Known: check, new."),
+        (["recipe", "chekc"], "no command 'chekc'. Did you mean 'check'?"),
         (["run"], "Missing argument 'RECIPE'"),
         pytest.param(
             ["run", "RECIPE", "--device", "cuda"],

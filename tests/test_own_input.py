@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Critic, Generator, Spy, images
+from helpers import Critic, Generator, Spy, images, needs_compiling
 from torch import Tensor, nn
 
 from gancore import CriticStep, Trainer, critic_scores, hookimpl, input_gradient, plugin
@@ -184,6 +184,7 @@ def test_runs_of_networks_that_change_their_input() -> None:
     assert torch.equal(one, other)
 
 
+@needs_compiling
 def test_a_compiled_update_of_a_critic_that_changes_its_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ from helpers import trainer
 
 from gancore import CriticStep
 from gancore.cli import COMMANDS
+from gancore.leaderboard.board import Board, Budget
 from gancore.plugins import HOOKS, wrap
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,17 @@ def test_its_package_and_recipe_are_valid_toml() -> None:
     package = tomllib.loads(block("toml", 0))
     assert package["project"]["entry-points"]["gancore.plugins"] == {"drift": "gancore_drift:Drift"}
     assert tomllib.loads(block("toml", 1)) == {"plugin": [{"name": "drift", "weight": 0.01}]}
+
+
+def test_its_board_is_valid(tmp_path: Path) -> None:
+    source = block("toml", 2)
+    assert len(source.splitlines()) <= 20
+    (tmp_path / "board.toml").write_text(source, encoding="utf-8")
+    board = Board.load(tmp_path / "board.toml")
+    assert board.budget == Budget(count=500)
+    recipes = board.within_budget(board.recipes(ROOT), {})
+    assert [recipe.train.steps for recipe in recipes.values()] == [100, 100]
+    assert recipes["drift"].plugin[0].name == "drift"
 
 
 def test_commands_hooks_and_files_exist() -> None:

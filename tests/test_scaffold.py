@@ -110,6 +110,13 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert project["dependencies"][0] == "gancore>=0.1,<0.2"
 
 
+@pytest.mark.parametrize("name", ["my_penalty", "my"])
+def test_the_function_says_penalty_once(name: str, tmp_path: Path) -> None:
+    folder = write_plugin(name, tmp_path)
+    text = (folder / "src" / f"gancore_{name}" / "__init__.py").read_text("utf-8")
+    assert re.findall(r"^def (\w+)\(", text, re.M)[0] == "my_penalty"
+
+
 def test_the_written_code_is_clean(tmp_path: Path) -> None:
     folders = [write_plugin(name, tmp_path) for name in ("my_idea", "x", "path_length")]
     for folder in folders:

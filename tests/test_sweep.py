@@ -295,7 +295,7 @@ def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> 
         subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ) as stopped:
         (log,) = out.glob("runs/none-*/log.txt")
-        until(lambda: f"from step {reached} " in log.read_text())
+        until(lambda: f"from step {reached}; " in log.read_text())
         until(lambda: max(steps()) > reached)
         stopped.send_signal(signal.SIGINT)
         said = stopped.communicate(timeout=60)[0]
@@ -306,7 +306,7 @@ def test_a_board_that_was_killed_goes_on_until_it_is_stopped(tmp_path: Path) -> 
 
     reached = max(steps())
     with ending(subprocess.Popen(start, stdout=subprocess.DEVNULL)) as waiting:
-        until(lambda: f"from step {reached} " in log.read_text())
+        until(lambda: f"from step {reached}; " in log.read_text())
         (deaf,) = {*alive(out)} - {waiting.pid}
         os.kill(deaf, signal.SIGSTOP)
         waiting.send_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.exceptions import Exit
 
+from gancore.cli.group import Group
 from gancore.cli.streams import lasting
 from gancore.errors import GancoreError, InputError, RunError, told_of_files, with_notes_of
 
@@ -30,7 +31,7 @@ COMMANDS = {
 """Each command's short help: its module is imported only when it is used."""
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -40,15 +41,6 @@ class _Commands(click.Group):
         command = getattr(import_module(f"gancore.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from gancore.errors import did_you_mean
-
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no command {args[0]!r}.{did_you_mean(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what a plugin raises is an error, though click would take it for its own.

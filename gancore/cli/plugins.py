@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from gancore import entrypoints
+from gancore.cli.group import Group
 from gancore.cli.tables import as_json, console, styled, tell
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
@@ -17,7 +18,7 @@ from gancore.options import shown
 SUBCOMMANDS = ("new", "check")
 
 
-class _Subcommands(click.Group):
+class _Subcommands(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(SUBCOMMANDS)
 

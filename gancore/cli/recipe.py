@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
+from gancore.cli.group import Group
 from gancore.cli.tables import tell
 from gancore.errors import GancoreError
 
 
-@click.group()
+@click.group(cls=Group)
 def recipe() -> None:
     """Check recipes; print their JSON schema."""
 

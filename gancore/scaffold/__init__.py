@@ -39,6 +39,7 @@ def write_plugin(name: str, parent: Path) -> Path:
     words = {
         "name": name,
         "package": f"gancore_{name}",
+        "function": name if name.endswith("penalty") else f"{name}_penalty",
         "distribution": folder.name,
         "cls": "".join(part.capitalize() for part in name.split("_")),
         "low": f"{core[0]}.{core[1]}",

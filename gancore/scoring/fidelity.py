@@ -180,9 +180,10 @@ def check_counts(chosen: Extractor, metrics: Iterable[str], samples: int, real: 
     fewest = samples if real is None else min(samples, real)
     there = f"{samples} generated" + ("" if real is None else f" and {real} real")
     if "fid" in metrics and fewest < chosen.feature_dim:
+        remedy = "raise score.samples, or use kid" if fewest == samples else "use kid"
         raise ScoreError(
             f"FID in {chosen.feature_dim} features needs as many samples of each kind, and here "
-            f"are {there}: raise score.samples, or use kid"
+            f"are {there}: {remedy}"
         )
     if "isc" in metrics and samples < ISC_SPLITS:
         raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")

@@ -473,6 +473,6 @@ class Session:
         where = f"{trainer.data.name} on {trainer.device}"
         if trainer.ranks.count > 1:
             where += f" with {trainer.ranks.count} processes"
-        begin = f"from step {start} " if start else ""
+        begin = f"from step {start}; " if start else ""
         line = f"{self.run.path}: {names}; {where}; {begin}seed {trainer.train.seed}"
         return f"{line}\ndata: {trainer.data}"
