@@ -51,6 +51,7 @@ PIPE = re.compile(r"/dev/stdin|/(?:dev|proc/self)/fd/(\d{1,9})")
 REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "Get the rights to it"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "End other programs, or raise ulimit -n"),
+    errno.ELOOP: "Remove the link that leads to itself",
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.EAGAIN), "Try again, or see to its disk"),
 }
 

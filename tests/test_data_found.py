@@ -24,7 +24,7 @@ from PIL import Image
 
 from gancore.data import Dataset, listing
 from gancore.data import folder as module
-from gancore.data.folder import folder
+from gancore.data.folder import _doubts, folder
 from gancore.errors import DataError
 from gancore.training.idle import IdleWarning
 
@@ -145,6 +145,40 @@ def test_class_folders_that_are_none_by_their_names(
 def test_class_folders_that_are_classes(place: Make) -> None:
     names = "trainer latest cat1 with_mask-on unmasked imagery validated goldfish depths_of_sea 7"
     assert folder(path=str(place({f"{n}/1.png": png(1) for n in names.split()}))).doubts == ()
+
+
+NO_SPLIT = [
+    "with_mask without_mask",
+    "mask_weared_incorrect with_mask without_mask",
+    "Mask NoMask",
+    "face-mask no-mask",
+    "airplane bus car train",
+    "ford_gt audi_tt mustang",
+    "gasmask mask oxygen_mask ski_mask tench trout tulip drum",
+    "Val Ada Tom",
+]
+
+
+@pytest.mark.parametrize("names", NO_SPLIT)
+def test_classes_of_data_sets_as_they_are_known(names: str) -> None:
+    """Names of things that a split or a mask has as well."""
+    assert _doubts(Path("set"), "Ada/1.png", names.split()) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "doubted"),
+    [
+        ("cat dog bird masks", "masks"),
+        ("cat dog bird car_masks_2", "car_masks_2"),
+        ("a b c d e train val", "train, val"),
+        ("extra test train", "test, train"),
+        ("with_mask without_mask train val labels", "labels, train, val"),
+        ("rgb depth", "depth"),
+    ],
+)
+def test_what_is_no_class_beside_many_is_told(names: str, doubted: str) -> None:
+    (line,) = _doubts(Path("set"), "cat/1.png", names.split())
+    assert line.startswith(f"data: the folders {doubted} in ")
 
 
 def test_one_folder_is_no_class(place: Make) -> None:

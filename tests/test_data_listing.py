@@ -81,6 +81,13 @@ def test_what_the_kernel_lists_ends_in_one_line(
     assert is_clear(str(caught.value), Path(place))
 
 
+@pytest.mark.parametrize("name", ["1.png", "class", "notes.txt"])
+def test_a_link_to_itself_is_named_with_the_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(DataError, match=rf"{name}: can't be read: .*\. Remove the link that leads"):
+        names(tmp_path)
+
+
 def test_an_image_that_is_a_fifo_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(PNG)
     os.mkfifo(tmp_path / "2.png")

@@ -55,8 +55,9 @@ def folder(
     Images deeper than one class folder, or beside class folders, are an error, as it would be a
     guess what they are. Other files are passed over and counted by their endings (`about`), hidden
     ones and `__MACOSX` are ignored. Class folders whose names are those of a split or of masks are
-    in `doubts`. Of an animation the first frame is taken; transparency is laid over white, but for
-    a BMP whose alpha is 0 everywhere; EXIF rotation is applied; 16 bits are scaled to 8, rounded.
+    in `doubts`, but for one alone among many (a train among vehicles), and masks that are worn. Of
+    an animation the first frame is taken; transparency is laid over white, but for a BMP whose
+    alpha is 0 everywhere; EXIF rotation is applied; 16 bits are scaled to 8, rounded.
     Decoded images are cached (`gancore.data.cache`) until a name, size, time of change or inode
     differs. Raises DataError, which names the images that can't be read, and what they are.
     """
@@ -135,15 +136,28 @@ MASKS = re.compile(
     re.IGNORECASE,
 )
 """Names of folders that are parts of a data set, or pictures about its images, not classes."""
+PLURAL = re.compile(r".*(masks|labels|annotations|truths?)([-_ ]?\d+)?", re.IGNORECASE)
+"""Those of pictures about images that are no class even beside many others."""
+WORN = re.compile(r"(.*[-_ ])?(with(out)?|no|not|non)[-_ ]?masks?", re.IGNORECASE)
+"""Classes of faces, which tell that other masks there are worn as well."""
 
 
 def _doubts(place: Path, first: str, classes: Sequence[str]) -> tuple[str, ...]:
     """Return a line on class folders that are none by their names.
 
     first: the name of an image in one of them
+
+    A name of one thing alone among many is a class: a train among vehicles, a ski mask.
     """
-    doubted = [name for name in classes if SPLIT.fullmatch(name) or MASKS.fullmatch(name)]
-    if not doubted:
+    worn = any(map(WORN.fullmatch, classes))
+    split = [name for name in classes if SPLIT.fullmatch(name)]
+    about = [
+        name for name in classes if MASKS.fullmatch(name) and not (worn and "mask" in name.lower())
+    ]
+    doubted = sorted({*split, *about})
+    if not doubted or (
+        2 * len(doubted) < len(classes) and len(split) < 2 and not any(map(PLURAL.fullmatch, about))
+    ):
         return ()
     meant = min(
         classes,
