@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         load_generator,
         run,
         score_run,
-        write_report,
     )
+    from gancore.training.reporting import write_report
 
 _HOME = {
     "CriticStep": "gancore.step",
@@ -49,7 +49,7 @@ _HOME = {
     "plugin": "gancore.plugins",
     "run": "gancore.training",
     "score_run": "gancore.training",
-    "write_report": "gancore.training",
+    "write_report": "gancore.training.reporting",
 }
 
 __all__ = [

@@ -23,7 +23,7 @@ PYTHON = "{}.{}".format(*sys.version_info)
 
 DECIDES_NOTHING = (
     *("__main__", "cli", "report", "leaderboard", "testing", "scaffold", "cost"),
-    *("errors", "reading", "sources", "entrypoints"),
+    *("errors", "reading", "writing", "sources", "entrypoints"),
     *("training.identity", "training.folder", "training.storage", "training.reporting"),
     "data.*",  # loaded samples are known by their own hash
     "scoring.*_train",  # makes weights, which are known by theirs

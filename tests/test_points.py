@@ -216,8 +216,8 @@ def test_points_that_are_not_finite_are_counted(value: float) -> None:
     with pytest.raises(ScoreError, match="^3 of 50 generated points hold inf or nan"):
         score_points(fake, real, metrics=["quality"])
     samples = real.samples.clone()
-    samples[9] = value
     broken = Dataset("broken", samples)
+    samples[9] = value  # where they are made, they are refused by their rows
     with pytest.raises(ScoreError, match="^1 of 200 real points hold inf or nan"):
         score_points(torch.zeros(50, 2), broken, metrics=["w2"])
     with pytest.raises(ScoreError, match="1 of 200"):

@@ -237,7 +237,8 @@ class Stopper:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        self.trainer[0].stop("stopped late")
+        if self.updates >= 3:
+            self.trainer[0].stop("stopped late")
         return {}
 
 

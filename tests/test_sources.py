@@ -135,13 +135,14 @@ def test_it_is_made_once_a_process() -> None:
 
 
 NUMBERLESS = {
-    *("gancore.errors", "gancore.reading", "gancore.sources", "gancore.entrypoints"),
+    *("gancore.errors", "gancore.reading", "gancore.writing"),
+    *("gancore.sources", "gancore.entrypoints"),
     *("gancore.training.folder", "gancore.training.storage", "gancore.training.identity"),
     # loaded samples have a hash of their own
     "gancore.data.cache",
     # pictures and lines on a terminal
     *("gancore.report", "gancore.report.curves", "gancore.report.display"),
-    "gancore.report.grids",
+    *("gancore.report.grids", "gancore.report.style"),
 }
 """All that the training imports and that yet decides no number: a reviewed list."""
 

@@ -13,7 +13,6 @@ from gancore.training.experiment import (
     trainer,
 )
 from gancore.training.folder import Run
-from gancore.training.reporting import write_report
 from gancore.training.trainer import Trainer
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "run",
     "score_run",
     "trainer",
-    "write_report",
 ]
