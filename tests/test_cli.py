@@ -151,12 +151,14 @@ def test_the_scores_of_a_run_are_those_of_its_exported_pictures(
 ) -> None:
     """torch-fidelity itself, on what `gan sample` writes."""
     folder, _ = done
-    code, _, err = gan("sample", folder, "-n", 64, "--out", tmp_path / "fake")
+    fake = tmp_path / "fake.v1"
+    fake.mkdir()  # a folder that is there may have any name
+    code, _, err = gan("sample", folder, "-n", 64, "--out", fake)
     assert code == 0, err
     save_images(digits().samples, tmp_path / "real")
     extractor("digits")
     theirs = calculate_metrics(
-        input1=Pictures(tmp_path / "fake"),
+        input1=Pictures(fake),
         input2=Pictures(tmp_path / "real"),
         feature_extractor="gancore-digits",
         fid=True,

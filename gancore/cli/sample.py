@@ -40,9 +40,13 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     The same run and number give the same samples on the same kind of machine with as many threads,
     and the first of many are the few, to rounding.
     """
-    if out.suffix not in (".npz", ".png", ""):
-        raise InputError(f"--out {out}: expected a name that ends in .npz or .png, or a folder")
-    if out.is_file() if out.suffix == "" else out.is_dir():
+    is_folder = out.suffix not in (".npz", ".png")
+    if is_folder and out.suffix and not out.is_dir():
+        raise InputError(
+            f"--out {out}: expected a name that ends in .npz or .png, or a folder: make one first "
+            "whose name has a dot"
+        )
+    if out.is_file() if is_folder else out.is_dir():
         raise InputError(f"--out {out}: there is something else of this name already")
 
     from gancore.report import display_for
@@ -53,8 +57,8 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     from gancore.training.storage import refuse_unwritable
 
     choose_device(device)
-    refuse_unwritable(out if out.suffix == "" else out.parent)
-    if out.suffix == "":
+    refuse_unwritable(out if is_folder else out.parent)
+    if is_folder:
         refuse_others(out)
     found = Run.open(run)
     display = display_for(sys.stderr)
@@ -62,7 +66,7 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
         generator = load_generator(found, device=device, best=best, progress=display.count)
     finally:
         display.end()
-    if out.suffix == "":
+    if is_folder:
         refuse_no_pictures(shape_of_samples(generator))
     samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
     with told_of_files(out):
@@ -73,13 +77,13 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
 def _write(samples: Tensor, out: Path) -> None:
     from gancore.report import save_grid, save_images
 
-    if out.suffix == "":
-        save_images(samples, out)
-    elif out.suffix == ".npz":
+    if out.suffix == ".npz":
         import numpy as np
 
         channels_last = samples.permute(0, 2, 3, 1) if samples.dim() == 4 else samples
         with replacing(out) as file:
             np.savez_compressed(file, channels_last.numpy())
-    else:
+    elif out.suffix == ".png":
         save_grid(samples, out)
+    else:
+        save_images(samples, out)
