@@ -75,6 +75,10 @@ TOO_LATE: dict[str, tuple[list[str], str]] = {
         ["score", "RUN3", "--metrics", "fid"],
         "score.extractor: there is no 'digit'. Did you mean 'digits'?",
     ),
+    "scores of an empty name": (
+        ["score", "RUN", "--metrics", ""],
+        "score: metrics.0: expected 'fid'",
+    ),
     "too few": (["score", "RUN2", "--metrics", "isc", "--samples", "9"], "IS needs 10 samples"),
     "too few for FID": (["score", "RUN2", "--metrics", "fid", "--samples", "63"], "63 generated"),
     "no device": (["score", "RUN", "--metrics", "w2", "--device", "cuda:9"], "CUDA device"),
@@ -255,10 +259,12 @@ def test_what_no_data_would_mend() -> None:
 def test_pictures_go_into_a_folder_of_their_own(tmp_path: Path, monkeypatch: Any) -> None:
     pictures = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
     (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / ".gitkeep").touch()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     for name in ("new/er", "link"):
         save_images(pictures, tmp_path / name)
-        assert sorted(os.listdir(tmp_path / name)) == ["000000.png", "000001.png", "000002.png"]
+        names = sorted(set(os.listdir(tmp_path / name)) - {".gitkeep"})
+        assert names == ["000000.png", "000001.png", "000002.png"]
     with pytest.raises(InputError, match=r"link is not empty \(000000\.png and 2 more\)"):
         save_images(pictures, tmp_path / "link")
     (tmp_path / "empty").mkdir()

@@ -29,10 +29,11 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
     from gancore.training import Run
 
     found = Run.open(run)
-    changes = {
-        **({"metrics": [each.strip() for each in metrics.split(",")]} if metrics else {}),
-        **({"samples": samples} if samples else {}),
+    asked = {
+        "metrics": metrics if metrics is None else [each.strip() for each in metrics.split(",")],
+        "samples": samples,
     }
+    changes = {key: value for key, value in asked.items() if value is not None}
     section = Score.of({**found.recipe.score.model_dump(exclude_none=True), **changes})
 
     from gancore.cli.tables import show_scores

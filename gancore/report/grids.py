@@ -69,8 +69,9 @@ def refuse_no_pictures(shape: tuple[int, ...]) -> None:
 
 
 def refuse_others(folder: Path) -> None:
-    """Raise InputError for a folder with anything in it, older pictures say."""
-    if folder.is_dir() and (others := sorted(folder.iterdir())):
+    """Raise InputError for a folder with anything in it but hidden files, older pictures say."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    if others := sorted(path for path in there if not path.name.startswith(".")):
         raise InputError(
             f"{shown(str(folder), 4096)} is not empty ({shown(others[0].name)}"
             f"{f' and {len(others) - 1:,} more' if others[1:] else ''}): samples of two runs in "
