@@ -42,7 +42,8 @@ def late(*arguments: object, **options: object) -> Any:
 def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all that takes long fail the test."""
     for name in (
-        "gancore.leaderboard.plan.load_data",  # before the one that it imports
+        "gancore.leaderboard.plan.load_data",  # before the ones that they import
+        "gancore.training.reporting.generate",
         "gancore.cost.load_data",
         "gancore.training.experiment.load_data",
         "gancore.training.experiment.calibrated",

@@ -178,7 +178,7 @@ def test_a_lost_nodes_runs_are_made_again_and_score_the_same(
     said = told.read_text()
     assert f"{called}its node is lost, it is made again\n" in said
     assert "raylet" not in said
-    (went_on,) = re.findall(r"from step (\d+) ", (run / "log.txt").read_text())
+    (went_on,) = re.findall(r"from step (\d+);", (run / "log.txt").read_text())
     assert 50 <= int(went_on) < STEPS
     assert "Traceback" not in said
     assert len(list(out.glob("runs/*/scores.json"))) == 2

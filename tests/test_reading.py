@@ -90,7 +90,8 @@ def test_what_is_no_regular_file_is_not_even_opened(
         ):
             with pytest.raises(InputError) as caught:
                 call(tmp_path / "x")
-            assert str(caught.value) == f"{tmp_path / 'x'}: can't be read: {said}"
+            remedy = ". Remove the link that leads to itself" if kind == "loop" else ""
+            assert str(caught.value) == f"{tmp_path / 'x'}: can't be read: {said}{remedy}"
     for odd in (tmp_path / "x", tmp_path / "link"):
         if odd.name == "link":
             odd.symlink_to(tmp_path / "x")

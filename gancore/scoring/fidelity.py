@@ -181,6 +181,7 @@ def check_counts(chosen: Extractor, metrics: Iterable[str], samples: int, real: 
     there = f"{samples} generated" + ("" if real is None else f" and {real} real")
     if "fid" in metrics and fewest < chosen.feature_dim:
         remedy = "raise score.samples, or use kid" if fewest == samples else "use kid"
+        remedy += ", or w2 where the data are points" if real is None else ""
         raise ScoreError(
             f"FID in {chosen.feature_dim} features needs as many samples of each kind, and here "
             f"are {there}: {remedy}"
@@ -188,9 +189,10 @@ def check_counts(chosen: Extractor, metrics: Iterable[str], samples: int, real: 
     if "isc" in metrics and samples < ISC_SPLITS:
         raise ScoreError(f"IS needs {ISC_SPLITS} samples or more, here are {samples}")
     if "prc" in metrics and fewest <= NEIGHBOUR:
+        remedy = "raise score.samples" if fewest == samples else "leave prc out"
         raise ScoreError(
-            f"prc looks at each sample's neighbour number {NEIGHBOUR}, and here are {there}: raise "
-            "score.samples"
+            f"prc looks at each sample's neighbour number {NEIGHBOUR}, and here are {there}: "
+            f"{remedy}"
         )
 
 
