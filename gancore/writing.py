@@ -91,6 +91,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         delete(before)
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield a fresh folder within another, which is gone afterwards."""
+    _sweep(folder.absolute())
+    with _fresh(folder / "scratch") as fresh:
+        fresh.mkdir()
+        yield fresh
+    delete(fresh)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; see `replacing`."""
     with replacing(path) as file:

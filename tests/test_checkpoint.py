@@ -22,14 +22,13 @@ from gancore.training import checkpoint
 from gancore.training.checkpoint import (
     Checkpoint,
     UnreadableError,
-    join_state,
     latest,
     load,
     load_best,
     mark_best,
     save,
-    split_state,
 )
+from gancore.training.state import join_state, split_state
 
 
 def made(step: int) -> Checkpoint:

@@ -24,7 +24,7 @@ from gancore.sampling import generate
 from gancore.scoring import Extractor
 from gancore.training import Trainer, load_generator
 from gancore.training.checkpoint import Checkpoint, latest, packed, save, unpacked
-from gancore.training.extra import join_extra, split_extra
+from gancore.training.state import join_extra, split_extra
 
 STOPPED = {"steps": 4, "batch_size": 4, "max_seconds": 1e-9}
 WHOLE = {"steps": 4, "batch_size": 4}

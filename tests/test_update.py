@@ -320,7 +320,7 @@ def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("traces", [False, True])
 def test_train_compile_is_refused_where_torch_is_too_old_for_it(
-    traces: bool, monkeypatch: pytest.MonkeyPatch
+    traces: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Before the data are loaded, or anything is made; without it the same torch will do."""
 
@@ -336,7 +336,7 @@ def test_train_compile_is_refused_where_torch_is_too_old_for_it(
         refused = compiled and not traces
         kind, message = (RecipeError, said) if refused else (DataError, "the data are loaded")
         with pytest.raises(kind, match=message):
-            experiment.trainer(parsed(DIGITS, **{"train.compile": compiled}), device="cpu")
+            experiment.run(parsed(DIGITS, **{"train.compile": compiled}), tmp_path, device="cpu")
         if refused:
             with pytest.raises(RecipeError, match=said):
                 trainer(train={"steps": 1, "compile": True})

@@ -66,7 +66,7 @@ def leaderboard(
     from gancore.leaderboard.display import BoardDisplay
     from gancore.leaderboard.files import write
     from gancore.leaderboard.job import left_to_do, shell_line
-    from gancore.leaderboard.plan import plan, tables
+    from gancore.leaderboard.plan import Samples, plan, tables
     from gancore.leaderboard.result import result
     from gancore.leaderboard.stale import made_again
     from gancore.leaderboard.text import markdown
@@ -84,12 +84,13 @@ def leaderboard(
     tables(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
     with told_of_files(out), making as executor, display:
         spent = {}
+        samples = Samples()
         if cost:
-            plan(loaded, priced, out, device=executor.device)
+            plan(loaded, priced, out, device=executor.device, samples=samples)
             spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
         ratios = {name: each["flops_ratio"] for name, each in spent.items()}
         recipes = loaded.within_budget(recipes, ratios)
-        planned = plan(loaded, recipes, out, device=executor.device)
+        planned = plan(loaded, recipes, out, device=executor.device, samples=samples)
         for line in made_again(planned):
             display.say(line)
         if commands:

@@ -80,10 +80,12 @@ class Job:
         anew, and leaves out the other. Records that are gone are gone; no score depends on them.
         """
         try:
-            _, scores = self.run.environment, self.run.scores
+            if not answers(self.run.scores, self.recipe["score"], self.steps):
+                return False
+            _ = self.run.environment
             for _ in self.run.read_records():
                 pass
-            return answers(scores, self.recipe["score"], self.steps)
+            return True
         except InputError:  # whoever goes on with the run tells it
             return False
 

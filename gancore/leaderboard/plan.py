@@ -19,18 +19,26 @@ from gancore.training.environment import made_with
 from gancore.training.experiment import load_data, load_plugins, origins, resolve
 
 
-def plan(board: Board, recipes: Mapping[str, Recipe], out: Path, *, device: str) -> list[Job]:
+def plan(
+    board: Board,
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    *,
+    device: str,
+    samples: Samples | None = None,
+) -> list[Job]:
     """Return the runs of a board, seed by seed, so that all entries get on alike.
 
     recipes  of its entries, by name
     out      the board's folder
     device   that the runs will be on, which this machine need not have
+    samples  what an earlier plan has loaded
 
     Raises InputError for recipes that are wrong, and for data that can't be had; ScoreError for
     scores that those can't have.
     """
     jobs: list[Job] = []
-    samples = _Samples()
+    samples = samples or Samples()
     for name, table in tables(board, recipes).items():
         with _of_entry(name):
             about = {**versions(recipes[name]), "data": samples(recipes[name], table["data"])}
@@ -69,7 +77,7 @@ def _of_entry(name: str) -> Iterator[None]:
         raise
 
 
-class _Samples:
+class Samples:
     """Hashes of data sets, each loaded here once."""
 
     def __init__(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.nn.functional import interpolate
 from gancore.errors import DataError, InputError
 from gancore.options import shown
 from gancore.report.style import our_style
-from gancore.writing import replacing
+from gancore.writing import replacing, scratch
 
 CELL = 64
 """Smaller images are enlarged to about so many pixels, without smoothing."""
@@ -48,12 +47,12 @@ def save_images(samples: Tensor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # within it, as it may be a link, or a disk of its own
-        with TemporaryDirectory(prefix=".writing-", dir=folder) as writing:
+        with scratch(folder) as writing:
             for number, image in enumerate(samples):
                 # not synced: fifty thousand would take minutes, and are soon made again
-                with replacing(Path(writing, f"{number:06d}.png"), synced=False) as file:
+                with replacing(writing / f"{number:06d}.png", synced=False) as file:
                     to_pil_image(image).save(file, "PNG")
-            for path in sorted(Path(writing).iterdir()):
+            for path in sorted(writing.iterdir()):
                 path.rename(folder / path.name)
     except BaseException:
         if is_new:

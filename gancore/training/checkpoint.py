@@ -26,7 +26,7 @@ from torch import Tensor
 from gancore.errors import CheckpointError, InputError
 from gancore.options import shown
 from gancore.reading import opened, read_bytes, sha256, unreadable
-from gancore.training.extra import join_extra, split_extra
+from gancore.training.state import COPY_AGAIN, STATE, join_extra, split_extra
 from gancore.writing import (
     REPLACED,
     TEMPORARY,
@@ -42,9 +42,7 @@ BY_POSITION = 1
 
 INVALID = ".invalid-"
 MANIFEST = "manifest.json"
-STATE = "state.json"
 BEST = "best.json"
-COPY_AGAIN = "Copy the run folder anew, or train again"
 LARGEST_TEXT = 64 << 20
 """Bytes of a manifest or state; ours have two thousand."""
 
@@ -329,47 +327,6 @@ def unpacked(data: bytes) -> Checkpoint:
     for name, trees in state["extra"].items():
         tensors[name] = join_extra(tensors.get(name, {}), trees)
     return Checkpoint(about["step"], {"plugins": {}, **tensors}, state)
-
-
-def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split plugin states into tensors, by `plugin/key`, and JSON scalars, by plugin and key.
-
-    Raises CheckpointError for anything else.
-    """
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for name, values in state.items():
-        scalars[name] = {}
-        for key, value in values.items():
-            if not isinstance(key, str) or f"{name}/{key}" in tensors:
-                raise CheckpointError(
-                    f"plugin {name!r}: state key {key!r}: expected a string that is no other's key"
-                )
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
-            elif value is None or isinstance(value, bool | int | float | str):
-                scalars[name][key] = value
-            else:
-                raise CheckpointError(
-                    f"plugin {name!r}: state {key!r} is a {type(value).__name__}; expected a "
-                    "tensor, number, string, bool or None"
-                )
-    return tensors, scalars
-
-
-def join_state(tensors: Tensors, scalars: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Undo `split_state`. Raises CheckpointError where a file has something else than tables."""
-    tables = [scalars, *(scalars.values() if isinstance(scalars, Mapping) else ())]
-    if not all(isinstance(each, Mapping) for each in tables):
-        raise CheckpointError(
-            f"the checkpoint's {STATE}: plugins: expected a table for each plugin. {COPY_AGAIN}"
-        )
-    state = {name: dict(values) for name, values in scalars.items()}
-    for path, tensor in tensors.items():
-        known = [name for name in state if path.startswith(f"{name}/")]
-        name = max(known, key=len, default=path.partition("/")[0])  # a name may hold a slash
-        state[name][path.removeprefix(f"{name}/")] = tensor
-    return state
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -32,6 +32,7 @@ from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
 from gancore.training.optimizers import averaged_weights
+from gancore.training.state import COPY_AGAIN
 from gancore.training.storage import refuse_taken, refuse_unwritable
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
@@ -90,7 +91,11 @@ def refuse(
 
 @leaving_no_trace
 def refuse_components(recipe: Recipe) -> None:
-    """Raise PluginError, before data are loaded, for names, options and plugins that are wrong."""
+    """Raise PluginError, before data are loaded, for names, options and plugins that are wrong.
+
+    And RecipeError for compiling where torch is too old for it.
+    """
+    check_compiles(recipe.train)
     for kind, section in _components(recipe).items():
         options.validate(_factory(kind, section), section.options, _section(kind))
     Plugins(load_plugins(recipe))
@@ -105,10 +110,7 @@ def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
-    check_compiles(recipe.train)
     plugins = load_plugins(recipe)
-    for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
-        options.validate(_factory(kind, section), section.options, kind)  # type: ignore[arg-type]
     if data is None:
         data = load_data(recipe)
     seed = recipe.train.seed
@@ -317,7 +319,7 @@ def _generator(
     if frozen is not None and not (isinstance(frozen, list) and all(map(_is_text, frozen))):
         raise CheckpointError(
             f"{run.path}: the checkpoint's state.json: frozen: expected names of modules. "
-            f"{checkpoint.COPY_AGAIN}"
+            f"{COPY_AGAIN}"
         )
     generator = place(generator, choose_device(device))
     if statistics:

@@ -54,9 +54,9 @@ def _read_back(trainer: Trainer, made: Checkpoint) -> None:
                 f"a checkpoint of the {name} can't be read back ({_reason(error)}): let what it "
                 "loads (set_extra_state, _load_from_state_dict, hooks) take what it saves"
             ) from error
+    states = trainer.plugins.state_dict()
     for plugin in trainer.plugins.loaded:
-        keeps = trainer.plugins.state_dict().get(plugin.name)
-        if keeps and not hasattr(plugin.instance, "load_state_dict"):
+        if states.get(plugin.name) and not hasattr(plugin.instance, "load_state_dict"):
             raise PluginError(
                 f"plugin {plugin} has a state_dict and no load_state_dict, so a resumed run would "
                 "forget its state: give it both"

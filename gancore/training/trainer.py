@@ -24,7 +24,7 @@ from gancore.report import Display
 from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
 from gancore.step import Average, Count, CriticStep, GeneratorStep, critic_scores
-from gancore.training.checkpoint import Tensors, join_state, split_state
+from gancore.training.checkpoint import Tensors
 from gancore.training.environment import arranged, choose_device, dense, place
 from gancore.training.fit import fitting, into_training, refuse_other_samples
 from gancore.training.folder import Run
@@ -43,6 +43,7 @@ from gancore.training.optimizers import (
     trainable,
 )
 from gancore.training.session import Session
+from gancore.training.state import join_state, split_state
 from gancore.training.storage import locked, told_when_full
 from gancore.training.update import Update, check_compiles
 from gancore.training.use import Use
@@ -186,9 +187,8 @@ class Trainer:
         not asked for, what decides its updates has changed, this Trainer has trained and finds no
         checkpoint to go on from, generated samples have another shape than the data's, or the
         generator can't be copied or sampled in eval mode; CheckpointError for what can't be saved
-        and read back; RunError
-        when the disk is full; ScoreError for scores that can't be taken; NonFiniteError and
-        ContractError before the optimizer step they concern.
+        and read back; RunError when the disk is full; ScoreError for scores that can't be taken;
+        NonFiniteError and ContractError before the optimizer step they concern.
         """
         with buffers_kept([self.generator, self.critic]):
             self._try()  # which may raise, and has left no trace yet

@@ -1,4 +1,4 @@
-"""torch's extra state, what `get_extra_state` returns, as tensors and JSON: never as a pickle."""
+"""State as tensors and JSON, never as a pickle: that of plugins, and torch's extra state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor
 
 from gancore.errors import CheckpointError
 from gancore.options import shown
+
+STATE = "state.json"
+"""A checkpoint's file of JSON."""
+
+COPY_AGAIN = "Copy the run folder anew, or train again"
 
 
 def split_extra(table: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,3 +63,46 @@ def join_extra(tensors: Mapping[str, Tensor], trees: Mapping[str, Any]) -> dict[
                 place = place[step]
             place[last] = joined.pop(name)
     return joined
+
+
+def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split plugin states into tensors, by `plugin/key`, and JSON scalars, by plugin and key.
+
+    Raises CheckpointError for anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for name, values in state.items():
+        scalars[name] = {}
+        for key, value in values.items():
+            if not isinstance(key, str) or f"{name}/{key}" in tensors:
+                raise CheckpointError(
+                    f"plugin {name!r}: state key {key!r}: expected a string that is no other's key"
+                )
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                scalars[name][key] = value
+            else:
+                raise CheckpointError(
+                    f"plugin {name!r}: state {key!r} is a {type(value).__name__}; expected a "
+                    "tensor, number, string, bool or None"
+                )
+    return tensors, scalars
+
+
+def join_state(
+    tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Undo `split_state`. Raises CheckpointError where a file has something else than tables."""
+    tables = [scalars, *(scalars.values() if isinstance(scalars, Mapping) else ())]
+    if not all(isinstance(each, Mapping) for each in tables):
+        raise CheckpointError(
+            f"the checkpoint's {STATE}: plugins: expected a table for each plugin. {COPY_AGAIN}"
+        )
+    state = {name: dict(values) for name, values in scalars.items()}
+    for path, tensor in tensors.items():
+        known = [name for name in state if path.startswith(f"{name}/")]
+        name = max(known, key=len, default=path.partition("/")[0])  # a name may hold a slash
+        state[name][path.removeprefix(f"{name}/")] = tensor
+    return state
