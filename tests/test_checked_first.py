@@ -400,3 +400,12 @@ def test_a_page_is_as_whole_as_it_can_be(tmp_path: Path, monkeypatch: Any) -> No
     html = page.page(result(board, [job], {}), [job])
     assert "Not made: no glyphs." in html
     assert "1.5" in html
+
+
+def test_no_record_is_read_of_a_run_that_is_not_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = finished(tmp_path / "run")
+    job.run.scores_path.unlink()
+    monkeypatch.setattr(Run, "read_records", late)
+    assert not job.is_scored()

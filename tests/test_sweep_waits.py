@@ -1,4 +1,4 @@
-"""A board whose runs' folders are still held: by what a board that was killed has started."""
+"""A board that waits for folders that a killed one still holds, and loads its data once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import TOY, Gan
 
+from gancore.data import Dataset
+from gancore.errors import RunError
 from gancore.leaderboard import sweep
+from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.sweep import Here
+from gancore.recipe import Recipe
+from gancore.training import load_data
 
 
 @pytest.fixture
@@ -73,3 +79,33 @@ def test_it_waits_for_nothing_else(jobs: list[Job]) -> None:
     Here(2, 1, "cpu", pytest.fail).sweep(jobs, lambda jobs: None)
     assert time.monotonic() - began < 20
     assert [job.state for job in jobs] == ["done", "done"]
+
+
+def test_a_board_loads_its_data_once(
+    gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its costs are measured, and not again for its runs."""
+    loaded: list[str] = []
+
+    def load(recipe: Recipe) -> Dataset:
+        loaded.append(recipe.data.name)
+        return load_data(recipe)
+
+    def costs(board: Board, recipes: dict[str, Recipe], *_: object, **__: object) -> dict[str, Any]:
+        assert loaded == ["gaussians8"]
+        return {name: {"flops_ratio": 1.0} for name in recipes}
+
+    def made(*_: object) -> None:
+        raise RunError("the runs are made")
+
+    monkeypatch.setattr("gancore.leaderboard.plan.load_data", load)
+    monkeypatch.setattr("gancore.leaderboard.costs.measure_costs", costs)
+    monkeypatch.setattr("gancore.leaderboard.sweep.Here.sweep", made)
+    (tmp_path / "toy.toml").write_text(TOY)
+    (tmp_path / "board.toml").write_text(
+        'recipe = "toy.toml"\nbaseline = "a"\nseeds = [0, 1]\nset = ["score.metrics=[\'w2\']"]\n'
+        '[[entry]]\nname = "a"\n[[entry]]\nname = "b"\nset = ["optimizer.lr=0.01"]\n'
+    )
+    code, _, err = gan("leaderboard", tmp_path / "board.toml", "--out", tmp_path / "out")
+    assert (code, err) == (1, "error: the runs are made\n")
+    assert loaded == ["gaussians8"]
