@@ -29,7 +29,7 @@ from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, experiment
-from gancore.training.storage import refuse_taken
+from gancore.training.storage import refuse_taken, refuse_unwritable
 
 NOTHING = "sampling, training and loading are late"
 
@@ -313,6 +313,15 @@ def test_and_that_call_does_it(of_python: Path, tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "Gradient norms" in page
     assert "was made from Python" not in page
+
+
+def test_a_folder_without_the_right_to_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_unwritable(tmp_path / "new" / "er")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root has all
+    with pytest.raises(InputError, match="can't be read or written: .*[Pp]ermission"):
+        refuse_unwritable(tmp_path / "new" / "er")
 
 
 def finished(folder: Path) -> Job:

@@ -12,6 +12,7 @@ from gancore.recipe import Recipe
 from gancore.training import Run, Trainer, session
 from gancore.training import trainer as build
 from gancore.training.checkpoint import latest
+from gancore.training.tally import Tally
 
 RECIPE = """
 [data]
@@ -127,3 +128,9 @@ def test_a_run_killed_in_scores_or_grids_goes_on_from_there(
     again = state(run), run.records
     made().run(run.path, resume=True)  # there is nothing left to do
     assert (state(run), run.records) == again
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_step_s_record_is_pending_in_its_own_checkpoint_only(step: int) -> None:
+    state = {**Tally().state(), "step": 3, "pending": {"step": step, "seconds": 1.5}}
+    assert Tally.of(state).pending == ({"step": 3, "seconds": 1.5} if step == 3 else None)

@@ -24,6 +24,7 @@ from gancore.sampling import generate
 from gancore.scoring import Extractor
 from gancore.training import Trainer, load_generator
 from gancore.training.checkpoint import Checkpoint, latest, packed, save, unpacked
+from gancore.training.rehearsal import rehearse
 from gancore.training.state import join_extra, split_extra
 
 STOPPED = {"steps": 4, "batch_size": 4, "max_seconds": 1e-9}
@@ -431,3 +432,33 @@ def test_a_generator_in_a_wrapper_is_read_back(tmp_path: Path) -> None:
     trainer.run(tmp_path / "run")
     loaded = load_generator(tmp_path / "run", generator=build())
     assert_same(weights(loaded), weights(trainer.sampler()))
+
+
+class Locked(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_a_critic_that_can_t_be_copied_trains(tmp_path: Path) -> None:
+    """Nothing copies it: it is read back only where it can be."""
+    run = made(Generator(), Locked(), train=WHOLE).run(tmp_path / "run")
+    assert run.last_record()["step"] == WHOLE["steps"]
+
+
+class Drawing(Critic):
+    def get_extra_state(self) -> Tensor:
+        return torch.rand(1)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        torch.rand(1)
+
+
+def test_what_is_tried_draws_from_nothing_of_the_process() -> None:
+    trainer = made(Generator(), Drawing())
+    tensors, _ = trainer.state()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    rehearse(trainer, Checkpoint(0, tensors, {}))
+    assert torch.equal(torch.rand(2), expected)

@@ -43,10 +43,8 @@ def _read_back(trainer: Trainer, made: Checkpoint) -> None:
             continue
         try:
             twin = copied(network, name)
-        except InputError:
-            if name == "critic":  # nothing else copies that
-                continue
-            raise
+        except InputError:  # no critic is copied later on, and a generator's is told by its grid
+            continue
         try:
             twin.load_state_dict(again.tensors[name])
         except Exception as error:  # whatever a set_extra_state or hook raises
