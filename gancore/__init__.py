@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gancore.hooks import hookimpl
     from gancore.plugins import plugin
     from gancore.recipe import Recipe
+    from gancore.report.writer import write_report
     from gancore.step import (
         CriticStep,
         GeneratorStep,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         run,
         score_run,
     )
-    from gancore.training.reporting import write_report
 
 _HOME = {
     "CriticStep": "gancore.step",
@@ -49,7 +49,7 @@ _HOME = {
     "plugin": "gancore.plugins",
     "run": "gancore.training",
     "score_run": "gancore.training",
-    "write_report": "gancore.training.reporting",
+    "write_report": "gancore.report.writer",
 }
 
 __all__ = [

@@ -21,14 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from gancore.caller import leaving_no_trace
+from gancore.checks.dependence import unprobed
 from gancore.data import Dataset
 from gancore.errors import RunError
-from gancore.probe import unprobed
+from gancore.isolation.caller import leaving_no_trace
 from gancore.recipe import Recipe
-from gancore.sampling import Progress
-from gancore.training import Trainer, load_data, refuse_components, trainer
-from gancore.training.environment import choose_device
+from gancore.scoring.sampling import Progress
+from gancore.training import Trainer, build_trainer, load_data, refuse_components
+from gancore.training.device import choose_device
 
 MOST_ASKED = 1_000_000
 """Critic updates of a run whose due penalties are asked for; of a longer run so many at random."""
@@ -122,7 +122,7 @@ class _Variant:
 
     @classmethod
     def of(cls, recipe: Recipe, device: str, data: Dataset) -> _Variant:
-        built = trainer(recipe, device=device, data=data)
+        built = build_trainer(recipe, device=device, data=data)
         return cls(recipe, built, _shares(built))
 
     def count(self) -> bool:
@@ -145,7 +145,7 @@ class _Variant:
             return self.trainer
         train = self.recipe.train.model_copy(update={"compile": False})
         plain = self.recipe.model_copy(update={"train": train})
-        return trainer(plain, device=self.trainer.device.type, data=self.trainer.data)
+        return build_trainer(plain, device=self.trainer.device.type, data=self.trainer.data)
 
     def time(self) -> None:
         seconds = 0.0

@@ -17,8 +17,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from gancore import guard
-from gancore.errors import ContractError, MissingError, PluginError, close_to, did_you_mean
+from gancore.checks import guard
+from gancore.errors import ContractError, MissingError, PluginError
+from gancore.text import close_to, did_you_mean
 
 Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
 
@@ -198,7 +199,7 @@ def _import_of(found: Found) -> str:
 def _draws_kept() -> AbstractContextManager[None]:
     if "torch" not in sys.modules:  # nobody has drawn yet, and it takes seconds to import
         return nullcontext()
-    from gancore.randomness import kept
+    from gancore.isolation.randomness import kept
 
     return kept()
 

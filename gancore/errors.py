@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 
 class GancoreError(Exception):
@@ -141,16 +140,3 @@ def told_of_files(place: object = "a file") -> Iterator[None]:
         if told := of_file(error, error.errno, place):
             raise told from error
         raise
-
-
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"`, or the known names if none is close, or nothing."""
-    names = sorted(known)
-    if close := close_to(wrong, names):
-        return f" Did you mean {' or '.join(map(repr, close))}?"
-    return f" Known: {', '.join(names)}." if names else ""
-
-
-def close_to(wrong: str, known: Iterable[str]) -> list[str]:
-    """Return the two known names at most that `wrong` may have been meant to be."""
-    return get_close_matches(wrong, sorted(known), n=2, cutoff=0.6)

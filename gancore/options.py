@@ -7,14 +7,13 @@ dataclass fields), validated by their annotations. Authors never write a check.
 from __future__ import annotations
 
 import inspect
-import os
 import reprlib
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from gancore.errors import PluginError, did_you_mean
+from gancore.errors import PluginError
+from gancore.text import did_you_mean, shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -184,36 +183,6 @@ def explain(
     if error.error_count() > MOST_FAULTS:
         lines.append(f"{where}: and {error.error_count() - MOST_FAULTS} more")
     return "\n".join(lines)
-
-
-def shown(text: str, longest: int = 100) -> str:
-    """Return text from elsewhere as a message may hold it: cut short, control characters escaped.
-
-    Nothing of it then moves a terminal's cursor, or ends the line.
-    """
-    cut = text if len(text) <= longest else f"{text[:longest]}…"
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut
-    )
-
-
-def printable(text: str) -> str:
-    """Return lines as a terminal may have them, whole, their control characters escaped."""
-    return "\n".join(shown(line, len(line)) for line in text.split("\n"))
-
-
-def quoted(word: str) -> str:
-    """Return a word for a POSIX shell, in printable characters, whatever is in it."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = "".join(
-        each if each.isprintable() and each not in "\\%'-" else _octal(each) for each in word
-    )
-    return f"\"$(printf '{escaped}')\""
-
-
-def _octal(character: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _adapter(known: Mapping[str, inspect.Parameter]) -> TypeAdapter[dict[str, Any]]:

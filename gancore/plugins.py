@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
 
-from gancore import entrypoints, guard, hooks, marks, options
+from gancore import entrypoints, hooks, options
+from gancore.checks import guard, marks
+from gancore.checks.leftovers import noted, refuse_leftovers
 from gancore.entrypoints import Found
-from gancore.errors import ContractError, PluginError, did_you_mean
-from gancore.leftovers import noted, refuse_leftovers
+from gancore.errors import ContractError, PluginError
+from gancore.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gancore.randomness import Randomness
+    from gancore.isolation.randomness import Randomness
     from gancore.step import CriticStep, GeneratorStep
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def plugin(cls: type[T]) -> type[T]:
     can't be combined with: `conflicts: ClassVar[tuple[str, ...]] = ("sn",)`.
 
     Raises TypeError for what would silently do nothing: a default without an annotation, a
-    method that would never act as a hook (`gancore.marks.fault`); and for an option with a
+    method that would never act as a hook (`gancore.checks.marks.fault`); and for an option with a
     reserved name.
     """
     annotations = inspect.get_annotations(cls)

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gancore import guard
-from gancore.compiling import refuse_unfit, uncompiled
+from gancore.checks import guard
+from gancore.checks.compiling import refuse_unfit, uncompiled
+from gancore.checks.dependence import refuse_dependence
+from gancore.checks.samples import refuse_unusable as refuse_unusable
 from gancore.errors import ContractError
-from gancore.probe import refuse_dependence
-from gancore.randomness import Randomness
-from gancore.samples import refuse_unusable
-from gancore.zeros import StructuralZeros
+from gancore.isolation.randomness import Randomness
+from gancore.piecewise_linear import StructuralZeros
 
 Critic = Callable[[Tensor], Tensor]
 """Any callable (B, *) → (B,), (B, 1) or (B, 1, 1, 1): an nn.Module, a function, a lambda."""

@@ -16,10 +16,10 @@ from helpers import LATENT, assert_same, trainer, weights
 from helpers import Generator as Normalized
 from torch import Tensor, nn
 
-from gancore import sampling
-from gancore.randomness import Stream, kept
+from gancore.isolation.randomness import Stream, kept
 from gancore.report import Display
-from gancore.sampling import calibrated, generate
+from gancore.scoring import sampling
+from gancore.scoring.sampling import calibrated, generate
 from gancore.training import Trainer, checkpoint, load_generator
 
 
@@ -315,11 +315,11 @@ def test_statistics_that_do_not_fit_are_told(tmp_path: Path) -> None:
 def test_progress_of_what_takes_longer_than_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch takes 0.3 s here: after the seventh of sixteen more than two are over."""
     clock = iter(0.3 * tick for tick in range(99))
-    monkeypatch.setattr("gancore.sampling.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("gancore.scoring.sampling.time.perf_counter", lambda: next(clock))
     told: list[tuple[str, int, int]] = []
     calibrated(Normalized(), 0, progress=lambda *each: told.append(each))
     assert told == [("calibrating", number, 16) for number in range(7, 17)]
-    monkeypatch.setattr("gancore.sampling.time.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("gancore.scoring.sampling.time.perf_counter", lambda: 0.0)
     calibrated(Normalized(), 0, progress=lambda *each: told.append(each))
     assert len(told) == 10
 

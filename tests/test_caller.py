@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 import gancore
 from gancore import CriticStep, hookimpl, plugin
-from gancore.caller import undisturbed
 from gancore.errors import GancoreError
-from gancore.randomness import kept
+from gancore.isolation.caller import undisturbed
+from gancore.isolation.randomness import kept
 from gancore.recipe import Score
-from gancore.sampling import calibrated, generate
 from gancore.scoring import score_generator
+from gancore.scoring.sampling import calibrated, generate
 from gancore.testing import Subject, check_plugin
-from gancore.training import Trainer, experiment
-from gancore.training.experiment import load_critic
+from gancore.training import Trainer
+from gancore.training import building as experiment
+from gancore.training.building import load_critic
 from gancore_gp import GradientPenalty
 
 
@@ -322,9 +323,9 @@ def test_gps_split_is_told() -> None:
 
 def test_networks_of_one_seed_are_those_of_one_seed() -> None:
     """Initial weights stay what they were: torch's stream of that name."""
+    from gancore.isolation.randomness import Stream
     from gancore.networks.mlp import MLPCritic
-    from gancore.randomness import Stream
 
-    built: Trainer = experiment.trainer(parsed(TOY), device="cpu")
+    built: Trainer = experiment.build_trainer(parsed(TOY), device="cpu")
     torch.manual_seed(Stream(0, "init/critic").key(0))
     assert_same(weights(built.critic), weights(MLPCritic((2,), width=16)))

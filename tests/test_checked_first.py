@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import gancore
 from gancore.data import Dataset
 from gancore.errors import GancoreError, InputError, PluginError, ScoreError
+from gancore.files.storage import refuse_taken, refuse_unwritable
 from gancore.leaderboard import page, plots
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
@@ -28,8 +29,8 @@ from gancore.recipe import Score
 from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
-from gancore.training import Run, experiment
-from gancore.training.storage import refuse_taken, refuse_unwritable
+from gancore.training import Run
+from gancore.training import building as experiment
 
 NOTHING = "sampling, training and loading are late"
 
@@ -43,11 +44,11 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all that takes long fail the test."""
     for name in (
         "gancore.leaderboard.plan.load_data",  # before the ones that they import
-        "gancore.training.reporting.generate",
+        "gancore.report.writer.generate",
         "gancore.cost.load_data",
-        "gancore.training.experiment.load_data",
-        "gancore.training.experiment.calibrated",
-        "gancore.sampling.generate",
+        "gancore.training.building.load_data",
+        "gancore.training.building.calibrated",
+        "gancore.scoring.sampling.generate",
     ):
         monkeypatch.setattr(name, late)
 
@@ -177,7 +178,7 @@ def test_metrics_of_another_kind_are_refused_before_sampling(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That needs the data, and nothing more."""
-    monkeypatch.setattr("gancore.training.experiment.calibrated", late)
+    monkeypatch.setattr("gancore.training.building.calibrated", late)
     with pytest.raises(AssertionError, match=NOTHING):  # of points: on to the sampling
         experiment.score_run(made, {"metrics": ["w2"]})
     before = sorted(made.rglob("*"))
@@ -192,7 +193,7 @@ def test_metrics_of_another_kind_are_refused_before_sampling(
 def test_points_are_no_pictures_before_they_are_sampled(
     made: Path, gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gancore.sampling.generate", late)
+    monkeypatch.setattr("gancore.scoring.sampling.generate", late)
     code, _, err = gan("sample", made, "--out", tmp_path / "pictures")
     assert (code, "no pictures: write them as .npz" in err) == (2, True)
     assert not (tmp_path / "pictures").exists()

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from gancore import writing
 from gancore.errors import CheckpointError
+from gancore.files import writing
 from gancore.training import checkpoint
 from gancore.training.checkpoint import (
     Checkpoint,

@@ -24,13 +24,13 @@ from helpers import TOY, Gan, parsed
 from processes import ending
 
 from gancore.errors import InputError, RunError
+from gancore.files.storage import locked, wait_until_free
 from gancore.leaderboard import cluster, remote
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job, surroundings
 from gancore.leaderboard.plan import plan, versions
 from gancore.leaderboard.remote import Order, Outcome, _is_shared, make_run, pack, unpack
 from gancore.training import Run
-from gancore.training.storage import locked, wait_until_free
 
 pytestmark = pytest.mark.xdist_group("cluster")
 

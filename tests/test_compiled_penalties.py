@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore import CriticStep
-from gancore.compiling import UNCOMPILED
+from gancore.checks.compiling import UNCOMPILED
 from gancore.errors import ContractError
 from gancore_gp import gradient_penalty
 from gancore_r1 import R1, r1_penalty

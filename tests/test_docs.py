@@ -168,7 +168,7 @@ def test_the_tutorials_tests_pass(site: Path) -> None:
 
 
 def test_the_tutorials_package_is_the_scaffolds(site: Path) -> None:
-    from gancore.scaffold import write_plugin
+    from gancore.cli.scaffold import write_plugin
 
     folder = write_plugin("lp", site)
     for path in files():

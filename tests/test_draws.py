@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
-from gancore.randomness import Randomness, Stream, kept
+from gancore.isolation.randomness import Randomness, Stream, kept
 from gancore.training import Trainer
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN

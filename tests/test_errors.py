@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gancore import errors
-from gancore.errors import close_to, did_you_mean
+from gancore.text import close_to, did_you_mean
 
 
 def drawn_tree() -> dict[str, str]:

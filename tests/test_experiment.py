@@ -19,11 +19,11 @@ from gancore.data.digits import digits
 from gancore.errors import CheckpointError, GancoreError, InputError, MissingError, PluginError
 from gancore.recipe import Recipe
 from gancore.report import Display, save_images
-from gancore.sampling import generate
 from gancore.scoring.digits import DigitsExtractor
+from gancore.scoring.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
-from gancore.training import trainer as build
-from gancore.training.experiment import load_data, resolve
+from gancore.training import build_trainer as build
+from gancore.training.building import load_data, resolve
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
 from gancore_sn import SpectralNorm

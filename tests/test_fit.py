@@ -17,7 +17,7 @@ from gancore import Trainer
 from gancore.data import Dataset
 from gancore.errors import GancoreError, InputError, NonFiniteError, ScoreError
 from gancore.report import Display
-from gancore.sampling import generate
+from gancore.scoring.sampling import generate
 from gancore.training import Run, load_generator
 from gancore.training.fit import ModeWarning
 from gancore_gp import GradientPenalty

@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gancore.errors import InputError, RecipeError
+from gancore.files.reading import CONTROLS
 from gancore.leaderboard.board import Board
-from gancore.reading import CONTROLS
 from gancore.recipe import Recipe
 
 NIGHTLY = os.environ.get("GANCORE_NIGHTLY") == "1"

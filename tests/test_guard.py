@@ -16,8 +16,8 @@ from helpers import LATENT, Critic, Spy, assert_same, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
+from gancore.checks.guard import Guard, kept
 from gancore.errors import ContractError
-from gancore.guard import Guard, kept
 from gancore.plugins import build
 from gancore.training import Trainer
 from gancore_gp import GradientPenalty

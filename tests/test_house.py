@@ -22,20 +22,21 @@ RECIPES = sorted((CORE.parent / "recipes").glob("*.toml"))
 BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 
 ORDER = [
-    {"errors"},
-    {"copies"},
-    {"guard", "hooks", "randomness", "writing"},
-    {"buffers", "compiling", "options", "entrypoints", "leftovers", "marks", "samples", "sources"},
-    {"overrides", "plugins", "probe", "reading", "zeros"},
-    {"caller", "step"},
-    {"losses", "machine", "ranks", "recipe", "protocol"},
+    {"errors", "text"},
+    {"isolation", "hooks"},
+    {"options", "distributed"},
+    {"checks", "files"},
+    {"entrypoints", "piecewise_linear", "recipe"},
+    {"plugins", "step"},
+    {"losses"},
     {"networks", "data"},
-    {"sampling"},
+    {"scoring.protocol"},
+    {"provenance"},
     {"scoring", "report"},
     {"training"},
-    {"cost"},
+    {"cost", "report.writer"},
     {"leaderboard"},
-    {"testing", "scaffold"},
+    {"testing"},
     {"cli"},
     {"__main__"},
 ]
@@ -76,7 +77,9 @@ def dependencies(module: str) -> set[str]:
 
 
 def part(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """Return the part that a module belongs to, or itself where it has a line of its own."""
+    name = module.partition(".")[2]
+    return name if name in RANK else name.partition(".")[0]
 
 
 def test_the_reader_of_imports_reads_all_but_type_checking() -> None:
@@ -119,8 +122,8 @@ READERS = {
 """Names of calls that may open a file for reading."""
 
 OPENED = {
-    "reading": {"os.open"},  # the one that does
-    "writing": {"open", "os.open"},  # to write
+    "files.reading": {"os.open"},  # the one that does
+    "files.writing": {"open", "os.open"},  # to write
     "training.checkpoint": {"load_file"},  # of names that `opened` has had a look at
     "data.cache": {"safe_open"},
     "scoring.classifier": {"load_file"},
@@ -130,14 +133,14 @@ OPENED = {
     "data.decoding": {"Image.open"},
     "report.filmstrip": {"Image.open"},
     "scoring.extractors": {"torch.load"},
-    "sources": {"path.read_bytes", "inspect.getsource"},  # what is installed
+    "provenance.sources": {"path.read_bytes", "inspect.getsource"},  # what is installed
     "entrypoints": {"path.read_bytes"},
-    "scaffold": {"item.read_text"},
+    "cli.scaffold": {"item.read_text"},
     "leaderboard.page": {"resources.files(__package__).joinpath('sort.js').read_text"},
-    "machine": {"path.read_text"},  # /proc/cpuinfo
+    "provenance.machine": {"path.read_text"},  # /proc/cpuinfo
     "cli.streams": {"open"},  # the null device
 }
-"""Those of each module that are no way around `gancore.reading.opened`."""
+"""Those of each module that are no way around `gancore.files.reading.opened`."""
 
 OURS = {"Run.open", "read_text", "read_bytes"}
 """Our own functions of such names."""

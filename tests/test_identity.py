@@ -31,11 +31,13 @@ from gancore.leaderboard.job import Job, left_to_do
 from gancore.leaderboard.plan import plan
 from gancore.leaderboard.result import result
 from gancore.leaderboard.stale import made_again
+from gancore.provenance import identity
+from gancore.provenance.identity import as_now, changes, uncompared
 from gancore.report import Display
-from gancore.training import Run, folder, identity, session
-from gancore.training import trainer as build
-from gancore.training.folder import LARGEST
-from gancore.training.identity import as_now, changes, uncompared
+from gancore.training import Run, session
+from gancore.training import build_trainer as build
+from gancore.training import run_folder as folder
+from gancore.training.run_folder import LARGEST
 
 ROOT = Path(__file__).parents[1]
 
@@ -237,7 +239,7 @@ def with_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]
     core = copy.deepcopy(identity.core_code())
     core["modules"] |= changes.pop("modules", {})
     core |= changes
-    for place in (identity, importlib.import_module("gancore.training.environment")):
+    for place in (identity, importlib.import_module("gancore.provenance.environment")):
         monkeypatch.setattr(place, "core_code", lambda: core)
     return core
 
@@ -436,7 +438,7 @@ def test_an_environment_of_an_earlier_gancore_is_a_stretch(tmp_path: Path) -> No
     now = run.environment
     assert now["earlier"] == [old]
     assert now["from_step"] == 1
-    rows = importlib.import_module("gancore.training.reporting")._environment(run)
+    rows = importlib.import_module("gancore.report.writer")._environment(run)
     assert rows["samples' hash"] == images().fingerprint[:12]
     assert rows["made in stretches, from step"] == "0, 1"
 

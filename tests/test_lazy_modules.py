@@ -15,7 +15,7 @@ from gancore import CriticStep, hookimpl, plugin
 from gancore.errors import ContractError, InputError
 from gancore.networks import mlp
 from gancore.training import Trainer, load_critic, load_generator
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 from gancore_lecam import LeCam
 from gancore_r1 import R1
 from gancore_sn import SpectralNorm

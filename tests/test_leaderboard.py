@@ -15,7 +15,7 @@ from helpers import Gan
 
 from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.gate import gate, read, regressed
+from gancore.leaderboard.compare import gate, read, regressed
 from gancore.leaderboard.text import markdown, notes
 from gancore.recipe import Recipe
 from gancore.training import Run

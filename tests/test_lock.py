@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gancore.errors import InputError
-from gancore.training.storage import locked
+from gancore.files.storage import locked
 
 
 def test_a_fork_that_ends_keeps_the_lock_its_parents(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from helpers import Spy
 from torch import Tensor, nn
 
 from gancore import CriticStep, hookimpl, plugin
+from gancore.checks.marks import fault, implementations, implemented
 from gancore.errors import PluginError
 from gancore.losses import Wasserstein
-from gancore.marks import fault, implementations, implemented
 from gancore.plugins import Plugins, load, wrap
 from gancore.testing import Scene, Subject, check_plugin
 from gancore_lazy import Lazy

@@ -22,7 +22,7 @@ import gancore
 from gancore import hookimpl, plugin
 from gancore.cli import main
 from gancore.errors import InputError, RunError, of_file, told_of_files
-from gancore.training import Run, trainer
+from gancore.training import Run, build_trainer
 
 BOARD = """
 recipe = "toy.toml"
@@ -81,7 +81,7 @@ def test_so_it_is_by_every_command(command: str, gan: Gan) -> None:
 
 def test_so_it_is_from_python(toy: Path) -> None:
     with pytest.raises(InputError, match="device 'gpu': expected auto, cpu, cuda or cuda:N"):
-        trainer(gancore.Recipe.load(toy), device="gpu")
+        build_trainer(gancore.Recipe.load(toy), device="gpu")
 
 
 @pytest.mark.parametrize("number", [2, 256])

@@ -22,10 +22,10 @@ from gancore.leaderboard.result import _about
 from gancore.leaderboard.text import markdown, notes
 from gancore.report import Display
 from gancore.report.page import Page, Section
+from gancore.report.writer import write_report
 from gancore.training import Run
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
-from gancore.training.reporting import write_report
 from gancore.training.tally import Tally
 
 
@@ -73,8 +73,8 @@ def watching(data: Dataset | None = None, **tally: Any) -> tuple[Notes, list[str
 def pictureless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a report its pictures."""
     for name in ("_samples", "_critic"):
-        monkeypatch.setattr(f"gancore.training.reporting.{name}", lambda *given: Section(""))
-    monkeypatch.setattr("gancore.training.reporting.curve_figures", lambda records, recipe: {})
+        monkeypatch.setattr(f"gancore.report.writer.{name}", lambda *given: Section(""))
+    monkeypatch.setattr("gancore.report.writer.curve_figures", lambda records, recipe: {})
 
 
 def test_a_run_that_learns_nothing_says_so_everywhere(

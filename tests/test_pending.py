@@ -10,7 +10,7 @@ import pytest
 
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer, session
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 from gancore.training.checkpoint import latest
 from gancore.training.tally import Tally
 

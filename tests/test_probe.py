@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from gancore import CriticStep, input_gradient, probe
+from gancore import CriticStep, input_gradient
+from gancore.checks import dependence as probe
+from gancore.checks.dependence import BatchStatisticsWarning, unprobed
 from gancore.errors import ContractError
-from gancore.probe import BatchStatisticsWarning, unprobed
 from gancore_dragan import dragan_penalty
 from gancore_gp import gradient_penalty
 from gancore_r1 import r1_penalty

@@ -11,12 +11,13 @@ import torch
 from helpers import ROOT, TOY, Gan, images, needs_compiling, networks
 from torch import Tensor, nn
 
-from gancore import Trainer, probe
+from gancore import Trainer
+from gancore.checks import dependence as probe
+from gancore.checks.dependence import BatchStatisticsWarning
 from gancore.cli import dry_run
 from gancore.cost import measure
 from gancore.errors import ContractError, NonFiniteError
 from gancore.networks import MLPCritic
-from gancore.probe import BatchStatisticsWarning
 from gancore.recipe import Recipe, Train, differences
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy

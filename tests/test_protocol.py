@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gancore.protocol import better, score_name, shown_protocol, shown_scores
+from gancore.scoring.protocol import better, score_name, shown_protocol, shown_scores
 
 CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """As torch-fidelity's release has it; its first eight digits are in the file's name there."""
@@ -43,7 +43,7 @@ def test_only_canonical_inception_makes_an_fid(
 def test_the_canonical_weights_are_those_that_torch_fidelity_downloads() -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    from gancore import protocol
+    from gancore.scoring import protocol
 
     assert protocol.CANONICAL == CANONICAL
     assert URL_INCEPTION_V3.endswith(f"-{CANONICAL[:8]}.pth")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gancore.randomness import Order, Stream, _scramble
+from gancore.isolation.randomness import Order, Stream, _scramble
 
 WORDS = 2**32
 word = st.integers(0, WORDS - 1)

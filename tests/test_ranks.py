@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from gancore import Trainer, entrypoints, hookimpl, plugin
 from gancore.data import Dataset
+from gancore.distributed.ranks import Ranks
 from gancore.errors import InputError, RunError
 from gancore.plugins import load
-from gancore.ranks import Ranks
-from gancore.sampling import calibrated, generate
+from gancore.scoring.sampling import calibrated, generate
 from gancore.training import Run
 from gancore.training.optimizers import apply_gradients
 
@@ -256,7 +256,7 @@ def test_a_signal_at_any_moment_is_for_all(tmp_path: Path) -> None:
 
 def test_samples_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of 64 of two processes' blocks, and whole blocks of a generator that draws."""
-    monkeypatch.setattr("gancore.sampling.LARGEST", 1024)
+    monkeypatch.setattr("gancore.scoring.sampling.LARGEST", 1024)
     generators = [calibrated(Generator(), seed=3), calibrated(Plain(noise=0.5), seed=3)]
 
     def work() -> list[Tensor]:

@@ -17,21 +17,21 @@ from pathlib import Path
 import pytest
 from helpers import ESCAPE, TOY, Gan, is_clear, parsed
 
-from gancore import reading
 from gancore.data.cache import Cache
 from gancore.data.cifar import ARCHIVE, FOLDER, cifar10
 from gancore.data.mnist import mnist
 from gancore.errors import DataError, InputError, RecipeError, ScoreError, of_file
+from gancore.files import reading
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.gate import read
+from gancore.leaderboard.compare import read
 from gancore.leaderboard.job import LOG, Job
-from gancore.options import quoted
 from gancore.recipe import Recipe
 from gancore.report import curves
 from gancore.report.filmstrip import read_grid
 from gancore.scoring.extractors import extractor
+from gancore.text import quoted
 from gancore.training import Run
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from gancore import CriticStep, hookimpl, plugin
 from gancore.errors import CheckpointError, InputError, PluginError, ScoreError
-from gancore.sampling import generate
 from gancore.scoring import Extractor
+from gancore.scoring.sampling import generate
 from gancore.training import Trainer, load_generator
 from gancore.training.checkpoint import Checkpoint, latest, packed, save, unpacked
 from gancore.training.rehearsal import rehearse

@@ -32,10 +32,10 @@ from gancore.report.histograms import (
 )
 from gancore.report.page import Page, Picture, Section
 from gancore.report.surface import plot_surface, surface
+from gancore.report.writer import write_report
 from gancore.step import interpolate
 from gancore.training import Run, load_critic
-from gancore.training import trainer as build
-from gancore.training.reporting import write_report
+from gancore.training import build_trainer as build
 from gancore_clip import clip_weights
 
 pytestmark = pytest.mark.xdist_group("report")  # the runs and the browser are made once

@@ -102,7 +102,7 @@ def test_scalars_are_no_samples_but_may_be_scores() -> None:
 
 def test_values_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at is the type, dtype and shape alone."""
-    from gancore.samples import refuse_unusable
+    from gancore.checks.samples import refuse_unusable
 
     for name in ("item", "tolist", "__bool__", "__float__", "cpu", "numpy", "isfinite"):
         monkeypatch.setattr(Tensor, name, lambda *args, name=name: pytest.fail(name))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gancore.errors import InputError, NonFiniteError
-from gancore.randomness import Stream
-from gancore.sampling import calibrated, frozen_parts, generate, latent_size
+from gancore.isolation.randomness import Stream
+from gancore.scoring.sampling import calibrated, frozen_parts, generate, latent_size
 
 
 class Generator(nn.Module):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from gancore.cli.scaffold import write_plugin
 from gancore.errors import InputError
-from gancore.scaffold import write_plugin
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,8 @@ import pytest
 from test_house import MODULES, dependencies
 from torch import nn
 
-from gancore import sources
-from gancore.sources import class_code, core_code, decides, file_code
+from gancore.provenance import sources
+from gancore.provenance.sources import class_code, core_code, decides, file_code
 
 SOURCE = '''"""Docstring."""
 import math
@@ -135,9 +135,9 @@ def test_it_is_made_once_a_process() -> None:
 
 
 NUMBERLESS = {
-    *("gancore.errors", "gancore.reading", "gancore.writing"),
-    *("gancore.sources", "gancore.entrypoints"),
-    *("gancore.training.folder", "gancore.training.storage", "gancore.training.identity"),
+    *("gancore.errors", "gancore.files.reading", "gancore.files.writing"),
+    *("gancore.provenance.sources", "gancore.entrypoints"),
+    *("gancore.training.run_folder", "gancore.files.storage", "gancore.provenance.identity"),
     # loaded samples have a hash of their own
     "gancore.data.cache",
     # pictures and lines on a terminal

@@ -18,7 +18,7 @@ from processes import together
 import gancore
 from gancore import hookimpl, plugin
 from gancore.errors import InputError
-from gancore.machine import _cpu, kind_of_machine, on_threads, unlike
+from gancore.provenance.machine import _cpu, kind_of_machine, on_threads, unlike
 from gancore.report import Display
 
 TRAIN = {"steps": 3, "batch_size": 8}
@@ -238,13 +238,13 @@ def test_gancore_run_builds_and_trains_on_them(
     run = gancore.run(parsed(TOY), tmp_path / "run", threads=2, device="cpu")
     assert run.environment["threads"] == 2
     seen = []
-    build = gancore.training.experiment.trainer
+    build = gancore.training.building.build_trainer
 
     def noting(*arguments: Any, **options: Any) -> Any:
         seen.append(torch.get_num_threads())
         return build(*arguments, **options)
 
-    monkeypatch.setattr(gancore.training.experiment, "trainer", noting)
+    monkeypatch.setattr(gancore.training.building, "trainer", noting)
     with pytest.raises(InputError, match="threads: was 2, is 3"):
         gancore.run(parsed(TOY), tmp_path / "run", threads=3, device="cpu", resume=True)
     assert seen == [3]
@@ -271,7 +271,7 @@ def test_the_commands_that_compute_take_them(
     for command, computes in {
         ("score", run): "gancore.training.score_run",
         ("sample", run, "--out", tmp_path / "x.npz"): "gancore.training.load_generator",
-        ("report", run): "gancore.training.reporting.write_report",
+        ("report", run): "gancore.report.writer.write_report",
         ("bench", recipe): "gancore.cost.measure",
     }.items():
         monkeypatch.setattr(computes, noting)

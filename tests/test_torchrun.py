@@ -18,7 +18,7 @@ from helpers import TOY
 from processes import FORK, LIMIT, Launched
 from torch.distributed import HashStore
 
-from gancore.ranks import _meeting
+from gancore.distributed.ranks import _meeting
 from gancore.training import Run, checkpoint
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -128,7 +128,7 @@ def test_one_that_is_killed_ends_the_run_in_one_line(victim: int, tmp_path: Path
 def test_one_that_hangs_ends_the_run_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gancore.ranks.TIMEOUT", timedelta(seconds=6))
+    monkeypatch.setattr("gancore.distributed.ranks.TIMEOUT", timedelta(seconds=6))
     launched = Launched(tmp_path, arguments(tmp_path, "run", 100_000))
     reached(launched, tmp_path / "run", 5)
     os.kill(launched.processes[1].pid, signal.SIGSTOP)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.errors import ContractError, DataError, InputError, NonFiniteError, RecipeError
-from gancore.randomness import Order, Stream
+from gancore.isolation.randomness import Order, Stream
 from gancore.report import Display
 from gancore.training import Run, Trainer
 from gancore.training.optimizers import decay_factor

@@ -20,6 +20,7 @@ from gancore import CriticStep, GeneratorStep, hookimpl, load_generator, plugin
 from gancore.data import Dataset
 from gancore.data.digits import digits
 from gancore.errors import ContractError
+from gancore.isolation.randomness import Order, Stream
 from gancore.networks import (
     DCGANCritic,
     DCGANGenerator,
@@ -31,12 +32,12 @@ from gancore.networks import (
     ResNetGenerator,
     WGANCritic,
 )
-from gancore.randomness import Order, Stream
-from gancore.sampling import generate
+from gancore.provenance.environment import environment
 from gancore.scoring import score
+from gancore.scoring.sampling import generate
 from gancore.testing import OneDevice
 from gancore.training import Trainer
-from gancore.training.environment import MEMORY_FORMATS, environment
+from gancore.training.device import MEMORY_FORMATS
 from gancore.training.objective import Gradients
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization

@@ -17,7 +17,7 @@ from gancore import CriticStep, hookimpl, plugin
 from gancore.errors import InputError, NonFiniteError, PluginError
 from gancore.plugins import Plugins, load, wrap
 from gancore.training import Trainer, load_critic
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 from gancore_gp import GradientPenalty
 from gancore_lecam import LeCam
 from gancore_sn import SpectralNorm, apply_spectral_norm

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from gancore.errors import InputError, RecipeError
+from gancore.files.reading import LARGEST
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.gate import gate, read, regressed
+from gancore.leaderboard.compare import gate, read, regressed
 from gancore.leaderboard.sweep import Job, _finish
 from gancore.leaderboard.text import markdown
-from gancore.reading import LARGEST
 from gancore.recipe import Recipe
+from gancore.training import build_trainer as build
 from gancore.training import checkpoint
-from gancore.training import trainer as build
 
 SOURCES = sorted([*(ROOT / "gancore").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")])
 

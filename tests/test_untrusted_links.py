@@ -22,8 +22,9 @@ from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.remote import pack, unpack
 from gancore.report import plot_curves
+from gancore.report import writer as reporting
 from gancore.report.page import Section
-from gancore.training import Run, reporting
+from gancore.training import Run
 
 EVERY = {
     "checkpoint": {"every": 1, "keep": 2},
@@ -99,7 +100,7 @@ def names_in(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recipes that differ in their steps, and the runs of them."""
-    from gancore.training import trainer as build
+    from gancore.training import build_trainer as build
 
     folder = tmp_path_factory.mktemp("trained")
     for name, steps in (("part", 1), ("whole", STEPS)):

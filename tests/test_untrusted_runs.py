@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from gancore.errors import CheckpointError, InputError
 from gancore.recipe import Optimizer
 from gancore.training import Run, checkpoint, load_critic, load_generator
-from gancore.training import trainer as build
+from gancore.training import build_trainer as build
 from gancore.training.optimizers import (
     apply_gradients,
     make_optimizer,

@@ -28,7 +28,8 @@ from gancore.cost import Counts
 from gancore.errors import DataError, RecipeError
 from gancore.networks import DCGANCritic, DCGANGenerator, ResNetCritic
 from gancore.recipe import Recipe
-from gancore.training import Run, Trainer, experiment
+from gancore.training import Run, Trainer
+from gancore.training import building as experiment
 from gancore.training.update import TRACES, CompileWarning
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization

@@ -16,9 +16,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gancore
-from gancore import writing
 from gancore.errors import InputError, told_of_files
-from gancore.writing import delete, growing, make_folder, replacing, replacing_folder, write_text
+from gancore.files import writing
+from gancore.files.writing import (
+    delete,
+    growing,
+    make_folder,
+    replacing,
+    replacing_folder,
+    write_text,
+)
 
 CORE = Path(gancore.__file__).parent
 PLUGINS = CORE.parent / "plugins"
@@ -232,7 +239,7 @@ ELSEWHERE = {
 }
 """Methods and functions that write or delete."""
 
-OPENERS = {"gancore/writing.py", "gancore/reading.py"}
+OPENERS = {"gancore/files/writing.py", "gancore/files/reading.py"}
 """The modules that open files by the system's own call."""
 
 NO_PATHS = {"copy", "remove", "move"}
@@ -297,7 +304,7 @@ def test_the_search_for_what_writes_finds_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(SOURCES.keys() - {"gancore/writing.py", "gancore/reading.py"})
+    "name", sorted(SOURCES.keys() - {"gancore/files/writing.py", "gancore/files/reading.py"})
 )
 def test_nothing_but_the_writer_writes(name: str) -> None:
     assert writes(SOURCES[name].read_text(encoding="utf-8")) == []

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _as_line(message: Warning | str, *where: object, **line: object) -> str:
-    from gancore.options import printable
+    from gancore.text import printable
 
     return f"warning: {printable(str(message))}\n"
 
@@ -87,7 +87,7 @@ def _run() -> None:
             _refuse_nowhere()
             gan.main(prog_name="gan", standalone_mode=False)
     except click.ClickException as error:
-        from gancore.options import printable
+        from gancore.text import printable
 
         vars(error)["message"] = printable(error.message)
         error.show()
@@ -121,7 +121,7 @@ def _refuse_nowhere() -> None:
 
 def _say(error: GancoreError) -> None:
     """Print an error, whatever it quotes: a terminal obeys control characters."""
-    from gancore.options import shown
+    from gancore.text import shown
 
     for line in f"error: {error}".split("\n"):
         click.echo(shown(line, 4096), err=True)
@@ -129,7 +129,7 @@ def _say(error: GancoreError) -> None:
 
 
 def _say_notes(error: BaseException | None) -> None:
-    from gancore.options import shown
+    from gancore.text import shown
 
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {shown(note, 4096)}", err=True)

@@ -73,8 +73,9 @@ def bench(
         recipes[names] = _with(loaded, names)
 
     from gancore.cost import measure
+    from gancore.provenance.environment import environment
     from gancore.report import display_for
-    from gancore.training.environment import choose_device, environment
+    from gancore.training.device import choose_device
 
     display = display_for(sys.stderr)
     try:

@@ -33,10 +33,10 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     from rich.table import Table
 
     from gancore.cli.tables import console, styled
-    from gancore.leaderboard.gate import gate, read, regressed
+    from gancore.leaderboard.compare import gate, read, regressed
     from gancore.leaderboard.statistics import method
     from gancore.leaderboard.text import MINUS, against, title, verdict
-    from gancore.protocol import score_name
+    from gancore.scoring.protocol import score_name
 
     before, after = read(baseline), read(current)
     metric = metric or str(before["metric"])

@@ -35,7 +35,7 @@ def threads_option(
 def _taken(context: click.Context, parameter: click.Parameter, given: int | None) -> int | None:
     """Compute on so many threads until the command ends."""
     if given is not None:
-        from gancore.machine import on_threads
+        from gancore.provenance.machine import on_threads
 
         context.with_resource(on_threads(given))
     return given

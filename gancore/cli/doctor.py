@@ -19,8 +19,8 @@ def doctor() -> None:
 
     from gancore import entrypoints
     from gancore.cli.plugins import details
-    from gancore.options import shown
-    from gancore.training.environment import PACKAGES
+    from gancore.provenance.environment import PACKAGES
+    from gancore.text import shown
 
     tell(f"python {sys.version.split()[0]}, {os.cpu_count()} cores")
     tell(", ".join(f"{name} {version(name)}" for name in PACKAGES))

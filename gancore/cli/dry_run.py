@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import tomli_w
 import torch
 
+from gancore.checks.dependence import unprobed
 from gancore.cli.tables import tell
-from gancore.probe import unprobed
 from gancore.training import Trainer
 from gancore.training.idle import warn_idle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gancore.errors import did_you_mean
+from gancore.text import did_you_mean
 
 
 class Group(click.Group):

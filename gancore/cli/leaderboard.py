@@ -61,6 +61,7 @@ def leaderboard(
     Runs that are done already, under the same recipe, of the same data and code, are not repeated;
     interrupted ones go on. What makes others stale is told. Exits 1 if a run failed.
     """
+    from gancore.files.storage import refuse_unwritable
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.costs import measure_costs
     from gancore.leaderboard.display import BoardDisplay
@@ -70,7 +71,6 @@ def leaderboard(
     from gancore.leaderboard.result import result
     from gancore.leaderboard.stale import made_again
     from gancore.leaderboard.text import markdown
-    from gancore.training.storage import refuse_unwritable
 
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
@@ -113,7 +113,7 @@ def _executor(
     """Return what makes the runs: this machine, unless a cluster is named."""
     if address is None:
         from gancore.leaderboard.sweep import Here
-        from gancore.training.environment import choose_device
+        from gancore.training.device import choose_device
 
         device = str(choose_device(device))
         return nullcontext(Here(jobs or 1, board.threads, device, display.say))

@@ -18,7 +18,7 @@ class Target(click.Path):
         self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         """Return the path. Raises InputError for a user that is none."""
-        from gancore.reading import expanded
+        from gancore.files.reading import expanded
 
         found = super().convert(expanded(str(value)), param, ctx)
         assert isinstance(found, Path)

@@ -13,7 +13,7 @@ from gancore.cli.group import Group
 from gancore.cli.tables import as_json, console, styled, tell
 from gancore.entrypoints import Found
 from gancore.errors import GancoreError
-from gancore.options import shown
+from gancore.text import shown
 
 SUBCOMMANDS = ("new", "check")
 
@@ -63,7 +63,7 @@ def _row(found: Found, verbose: bool) -> dict[str, Any]:
 
 def details(found: Found) -> dict[str, Any]:
     """Import one plugin and say what it has; an import error, whatever it is, stays here."""
-    from gancore.marks import implementations
+    from gancore.checks.marks import implementations
     from gancore.options import parameters
     from gancore.plugins import plugin_class
 

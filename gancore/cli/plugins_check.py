@@ -28,8 +28,8 @@ def check(name: str, settings: tuple[str, ...]) -> None:
     """Run every check that applies to the plugin NAME; exit 1 if one fails."""
     from gancore.errors import RecipeError
     from gancore.options import Given
-    from gancore.overrides import parse_override, typed_in
     from gancore.plugins import load
+    from gancore.recipe.overrides import parse_override, typed_in
 
     options: dict[str, Any] = dict(map(parse_override, settings))
     for key, value in options.items():

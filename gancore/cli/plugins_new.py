@@ -9,7 +9,7 @@ import click
 from gancore.cli.paths import Target
 from gancore.cli.tables import tell
 from gancore.errors import told_of_files
-from gancore.options import quoted
+from gancore.text import quoted
 
 
 @click.command()
@@ -23,7 +23,7 @@ from gancore.options import quoted
 )
 def new(name: str, parent: Path) -> None:
     """Write the package gancore-NAME: a penalty that trains, its test, its README."""
-    from gancore.scaffold import write_plugin
+    from gancore.cli.scaffold import write_plugin
 
     with told_of_files(parent):
         folder = write_plugin(name, parent)

@@ -26,8 +26,8 @@ def check(recipes: tuple[Path, ...]) -> None:
     A component that is not installed here is told of, and is no fault of the recipe.
     """
     from gancore.cli.tables import lines
-    from gancore.options import shown
     from gancore.recipe import Recipe
+    from gancore.text import shown
     from gancore.training import check
 
     failed = False

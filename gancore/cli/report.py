@@ -23,9 +23,9 @@ def report(run: Path, device: str) -> None:
     recipe and versions.
     """
     from gancore.report import display_for
+    from gancore.report.writer import write_report
     from gancore.training import Run
-    from gancore.training.environment import choose_device
-    from gancore.training.reporting import write_report
+    from gancore.training.device import choose_device
 
     found = Run.open(run)
     device = str(choose_device(device))  # the page leaves out what can't be computed

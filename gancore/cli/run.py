@@ -79,11 +79,11 @@ def run(
         loaded = Recipe.load(recipe, overrides).without(dropped)
 
         from gancore.report import display_for
-        from gancore.training import default_folder, refuse, trainer
+        from gancore.training import build_trainer, default_folder, refuse
 
         folder = out or default_folder(recipe.stem, loaded)
         refuse(loaded, None if dry_run else folder, device=device, resume=resume)
-        built = trainer(loaded, device=device)
+        built = build_trainer(loaded, device=device)
         if dry_run:
             from gancore.cli.dry_run import show
 
@@ -107,7 +107,7 @@ def _as_one() -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield  # without a look at torch, which takes seconds to import
         return
-    from gancore.ranks import told_once
+    from gancore.distributed.launching import told_once
 
     with told_once(), told_of_files():
         yield
@@ -135,7 +135,7 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     Under torchrun each comes twice, from it and from whoever sent it there, and while an error is
     told: none exits at once, as torchrun kills what takes longer than 30 seconds.
     """
-    from gancore.ranks import is_under_torchrun
+    from gancore.distributed.launching import is_under_torchrun
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not is_under_torchrun():

@@ -13,7 +13,7 @@ from gancore.cli.device import device_option, threads_option
 from gancore.cli.paths import Target
 from gancore.cli.tables import tell
 from gancore.errors import InputError, told_of_files
-from gancore.writing import replacing
+from gancore.files.writing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,12 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     if out.is_file() if is_folder else out.is_dir():
         raise InputError(f"--out {out}: there is something else of this name already")
 
+    from gancore.files.storage import refuse_unwritable
     from gancore.report import display_for
     from gancore.report.grids import refuse_no_pictures, refuse_others
-    from gancore.sampling import generate, shape_of_samples
+    from gancore.scoring.sampling import generate, shape_of_samples
     from gancore.training import Run, load_generator
-    from gancore.training.environment import choose_device
-    from gancore.training.storage import refuse_unwritable
+    from gancore.training.device import choose_device
 
     choose_device(device)
     refuse_unwritable(out if is_folder else out.parent)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gancore.options import printable, shown
+from gancore.text import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ def show_scores(found: Mapping[str, Any]) -> None:
     """Print scores by the names that their protocol allows, the protocol, and notes on the run."""
     from rich.text import Text
 
-    from gancore.protocol import shown_protocol, shown_scores
+    from gancore.scoring.protocol import shown_protocol, shown_scores
 
     out = console()
     for name, value in shown_scores(found).items():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gancore.reading import opened
-from gancore.writing import replacing
+from gancore.files.reading import opened
+from gancore.files.writing import replacing
 
 
 def cache_folder() -> Path:

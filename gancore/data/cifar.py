@@ -14,8 +14,8 @@ from gancore.data import Dataset
 from gancore.data.cifar_pickle import pixels, unpickled
 from gancore.data.fetch import fetch
 from gancore.errors import DataError
-from gancore.options import shown
-from gancore.reading import expanded, is_there, opened, unreadable
+from gancore.files.reading import expanded, is_there, opened, unreadable
+from gancore.text import shown
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gancore.options import shown
+from gancore.text import shown
 
 MOST_OPCODES = 1 << 18
 """A published file has 30 thousand."""

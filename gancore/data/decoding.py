@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gancore.options import shown
+from gancore.text import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gancore.data.progress import Progress
 from gancore.errors import DataError
-from gancore.writing import replacing
+from gancore.files.writing import replacing
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse

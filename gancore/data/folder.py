@@ -22,8 +22,8 @@ from gancore.data.decoding import decoder
 from gancore.data.listing import SUFFIXES, File, Listing, listing
 from gancore.data.progress import Progress
 from gancore.errors import DataError
-from gancore.options import shown
-from gancore.reading import expanded
+from gancore.files.reading import expanded
+from gancore.text import shown
 
 LARGEST = 64 << 30
 """Bytes of all images, decoded."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from gancore.errors import DataError
-from gancore.options import shown
-from gancore.reading import is_there, opened, unreadable
+from gancore.files.reading import is_there, opened, unreadable
+from gancore.text import shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 MOST_FILES = 5_000_000

@@ -17,7 +17,7 @@ import torch
 from gancore.data import Dataset
 from gancore.data.fetch import fetch
 from gancore.errors import DataError
-from gancore.reading import expanded, is_there, opened, unreadable
+from gancore.files.reading import expanded, is_there, opened, unreadable
 
 LARGEST = 1 << 30
 """Bytes in an IDX file; the published ones have 47 million."""

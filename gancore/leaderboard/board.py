@@ -11,11 +11,12 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, to_json
 
 from gancore.errors import RecipeError
-from gancore.options import explain, shown
-from gancore.overrides import parse_override, typed_in
-from gancore.protocol import NAMES
-from gancore.reading import expanded, read_toml
+from gancore.files.reading import expanded, read_toml
+from gancore.options import explain
 from gancore.recipe import Count, Recipe, Section
+from gancore.recipe.overrides import parse_override, typed_in
+from gancore.scoring.protocol import NAMES
+from gancore.text import shown
 
 Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from gancore.errors import GancoreError, InputError, RunError
+from gancore.files.writing import delete, make_folder, write_text
 from gancore.leaderboard.costs import measure_here
 from gancore.leaderboard.job import POLL, Job, Watch, interruptible, left_to_do
 from gancore.leaderboard.remote import Order, Outcome, make_run, unpack
-from gancore.options import shown
 from gancore.recipe import Recipe
-from gancore.training.experiment import resolve
-from gancore.writing import delete, make_folder, write_text
+from gancore.text import shown
+from gancore.training.building import resolve
 
 RETRIES = 5
 """How often a run is made again when its node is lost."""

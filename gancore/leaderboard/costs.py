@@ -11,15 +11,15 @@ from typing import Any
 
 from gancore import cost
 from gancore.cost import measure
+from gancore.files.reading import is_there, read_json
+from gancore.files.stored import Number, Stored
+from gancore.files.writing import write_text
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Executor
 from gancore.leaderboard.plan import versions
-from gancore.machine import on_threads
-from gancore.protocol import Number, Stored
-from gancore.reading import is_there, read_json
+from gancore.provenance.machine import on_threads
+from gancore.provenance.sources import file_code
 from gancore.recipe import Recipe
-from gancore.sources import file_code
-from gancore.writing import write_text
 
 LARGEST = 16 << 20
 """Bytes of costs.json; ours have a thousand."""

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Self
 
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
-from gancore.options import printable
 from gancore.report import clock
+from gancore.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

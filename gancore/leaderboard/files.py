@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gancore.files.writing import write_text
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
 from gancore.leaderboard.text import markdown
-from gancore.writing import write_text
 
 
 def write(found: Mapping[str, Any], jobs: Sequence[Job], out: Path) -> None:

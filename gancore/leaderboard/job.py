@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
-from gancore.options import quoted, shown
-from gancore.protocol import answers
-from gancore.ranks import die_with_parent
-from gancore.reading import LONGEST, read_end
+from gancore.files.reading import LONGEST, read_end
+from gancore.files.writing import growing, make_folder
 from gancore.recipe import Recipe
+from gancore.scoring.protocol import answers
+from gancore.text import quoted, shown
 from gancore.training import Run
-from gancore.writing import growing, make_folder
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gancore.errors import DataError, GancoreError
+from gancore.files.reading import read_bytes
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.text import (
@@ -28,7 +29,6 @@ from gancore.leaderboard.text import (
     title,
     verdict,
 )
-from gancore.reading import read_bytes
 from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gancore import protocol
 from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
+from gancore.provenance.environment import made_with
 from gancore.recipe import Recipe, differences
-from gancore.scoring import check_scoring
-from gancore.training.environment import made_with
-from gancore.training.experiment import load_data, load_plugins, origins, resolve
+from gancore.scoring import check_scoring, protocol
+from gancore.training.building import load_data, load_plugins, origins, resolve
 
 
 def plan(

@@ -13,15 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gancore.errors import GancoreError, InputError, RunError
+from gancore.files.reading import read_bytes, read_text
+from gancore.files.storage import LOCK, told_when_full, wait_until_free
+from gancore.files.writing import replacing_folder, write_bytes
 from gancore.leaderboard.job import LOCKED, LOG, POLL, start
 from gancore.leaderboard.plan import versions
-from gancore.options import shown
-from gancore.reading import read_bytes, read_text
 from gancore.recipe import Recipe
+from gancore.text import shown
 from gancore.training import Run
 from gancore.training.checkpoint import LARGEST_TENSORS
-from gancore.training.storage import LOCK, told_when_full, wait_until_free
-from gancore.writing import replacing_folder, write_bytes
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from gancore.errors import InputError
 from gancore.leaderboard.board import Board, Entry
-from gancore.leaderboard.gate import FORMAT
+from gancore.leaderboard.compare import FORMAT
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
-from gancore.protocol import HIGHER_IS_BETTER, keys
 from gancore.scoring.generator import COLLAPSED
+from gancore.scoring.protocol import HIGHER_IS_BETTER, keys
 
 NO_RECORDS = (
     "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"

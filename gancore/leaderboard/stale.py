@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gancore.errors import InputError
 from gancore.leaderboard.job import Job
+from gancore.provenance.identity import changes
 from gancore.recipe import differences
 from gancore.training import Run
-from gancore.training.identity import changes
 
 MOST = 20
 """Lines at most; an edit has one cause, or a few."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gancore.errors import InputError
+from gancore.files.storage import InUseError, wait_until_free
+from gancore.files.writing import make_folder
 from gancore.leaderboard.costs import measure_here
 from gancore.leaderboard.job import LOCKED, POLL, Job, Watch, interruptible, left_to_do, start
 from gancore.recipe import Recipe
-from gancore.training.storage import InUseError, wait_until_free
-from gancore.writing import make_folder
 
 
 @dataclass(frozen=True)

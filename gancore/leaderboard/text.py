@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gancore.leaderboard.statistics import FEWEST, method, span
-from gancore.protocol import score_name, shown_protocol
+from gancore.scoring.protocol import score_name, shown_protocol
 
 MINUS = "−"
 

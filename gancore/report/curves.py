@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancore.files.writing import replacing
 from gancore.plugins import acts_on_critic
 from gancore.report.style import our_style
-from gancore.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

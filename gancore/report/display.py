@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from gancore.options import printable
+from gancore.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

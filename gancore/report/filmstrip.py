@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gancore.errors import DataError
-from gancore.options import shown
-from gancore.reading import opened, unreadable
+from gancore.files.reading import opened, unreadable
 from gancore.report.style import our_style
+from gancore.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

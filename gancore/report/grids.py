@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gancore.errors import DataError, InputError
-from gancore.options import shown
+from gancore.files.writing import replacing, scratch
 from gancore.report.style import our_style
-from gancore.writing import replacing, scratch
+from gancore.text import shown
 
 CELL = 64
 """Smaller images are enlarged to about so many pixels, without smoothing."""

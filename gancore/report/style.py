@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gancore.errors import GancoreError, RunError
-from gancore.options import shown
+from gancore.text import shown
 
 THE_USERS = ("backend", "interactive", "toolbar")
 """Settings of matplotlib that decide no picture in a file, and stay."""

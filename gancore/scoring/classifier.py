@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from gancore.errors import ScoreError
-from gancore.options import shown
+from gancore.text import shown
 
 
 class ClassifierNet(nn.Module):

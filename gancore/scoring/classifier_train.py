@@ -14,8 +14,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from gancore.files.writing import write_bytes
 from gancore.scoring.classifier import ClassifierNet
-from gancore.writing import write_bytes
 
 CHUNK = 4096
 """Images in one forward pass where no gradient is needed, to bound memory."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gancore import entrypoints
-from gancore.errors import MissingError, ScoreError, close_to, did_you_mean
-from gancore.options import shown
-from gancore.protocol import INCEPTION
-from gancore.reading import opened, sha256, unreadable
+from gancore.errors import MissingError, ScoreError
+from gancore.files.reading import opened, sha256, unreadable
+from gancore.scoring.protocol import INCEPTION
+from gancore.text import close_to, did_you_mean, shown
 
 LARGEST = 16 << 30
 """Bytes of a weights file; Inception's has ninety million."""

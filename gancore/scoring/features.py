@@ -16,10 +16,10 @@ from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from
 
 from gancore.data import Dataset
 from gancore.data.cache import Cache
-from gancore.machine import kind_of_machine
-from gancore.randomness import Stream
-from gancore.sampling import Progress
+from gancore.isolation.randomness import Stream
+from gancore.provenance.machine import kind_of_machine
 from gancore.scoring.extractors import Extractor
+from gancore.scoring.sampling import Progress
 
 BATCH = 64
 """Images a batch: part of what the last bits of a score depend on, so it is fixed."""

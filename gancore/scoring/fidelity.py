@@ -14,13 +14,13 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
 from gancore.errors import GancoreError, ScoreError
-from gancore.options import shown
-from gancore.sampling import Progress
+from gancore.isolation.caller import leaving_no_trace
 from gancore.scoring.extractors import Extractor, extractor, found_extractor
 from gancore.scoring.features import BATCH, Features, Reference
+from gancore.scoring.sampling import Progress
+from gancore.text import shown
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000

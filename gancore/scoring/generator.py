@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
+from gancore.distributed.ranks import Ranks
 from gancore.errors import ScoreError
-from gancore.ranks import Ranks
+from gancore.isolation.caller import leaving_no_trace
 from gancore.recipe import FEATURES, Score
-from gancore.sampling import Progress, generate
 from gancore.scoring.extractors import found_extractor
 from gancore.scoring.fidelity import check_counts, check_images, score, try_images
 from gancore.scoring.points import check_points, score_points
+from gancore.scoring.sampling import Progress, generate
 
 COLLAPSED = 0.1
 """A generator whose samples have less than this share of the real data's variance has collapsed."""

@@ -12,9 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from gancore.caller import leaving_no_trace
 from gancore.data import Dataset, Truth
 from gancore.errors import ScoreError
+from gancore.isolation.caller import leaving_no_trace
 
 SIGMAS = 3.0
 """A sample is of high quality within so many standard deviations of the truth's nearest point."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gancore.caller import leaving_no_trace
+from gancore.isolation.caller import leaving_no_trace
 from gancore.testing.scene import CheckFailed, Subject
 
 Verdict = Literal["passed", "failed", "inapplicable"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gancore.checks.marks import implemented
 from gancore.hooks import hookimpl
-from gancore.marks import implemented
+from gancore.isolation.randomness import Randomness, Stream
 from gancore.plugins import Loaded, Plugins, load, plugin
-from gancore.randomness import Randomness, Stream
 from gancore.step import Average, CriticStep, GeneratorStep
 
 LOSSES = {"critic_loss": "critic", "generator_loss": "generator"}

@@ -1,6 +1,7 @@
 """Training: the loop, its updates, checkpoints and the run folder."""
 
-from gancore.training.experiment import (
+from gancore.training.building import (
+    build_trainer,
     check,
     default_folder,
     load_critic,
@@ -10,14 +11,14 @@ from gancore.training.experiment import (
     refuse_components,
     run,
     score_run,
-    trainer,
 )
-from gancore.training.folder import Run
+from gancore.training.run_folder import Run
 from gancore.training.trainer import Trainer
 
 __all__ = [
     "Run",
     "Trainer",
+    "build_trainer",
     "check",
     "default_folder",
     "load_critic",
@@ -27,5 +28,4 @@ __all__ = [
     "refuse_components",
     "run",
     "score_run",
-    "trainer",
 ]

@@ -24,10 +24,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
-from gancore.options import shown
-from gancore.reading import opened, read_bytes, sha256, unreadable
-from gancore.training.state import COPY_AGAIN, STATE, join_extra, split_extra
-from gancore.writing import (
+from gancore.files.reading import opened, read_bytes, sha256, unreadable
+from gancore.files.writing import (
     REPLACED,
     TEMPORARY,
     delete,
@@ -35,6 +33,8 @@ from gancore.writing import (
     replacing_folder,
     write_text,
 )
+from gancore.text import shown
+from gancore.training.state import COPY_AGAIN, STATE, join_extra, split_extra
 
 FORMAT = 2
 BY_POSITION = 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.errors import GancoreError, InputError
-from gancore.options import shown
+from gancore.text import shown
 
 
 class ModeWarning(UserWarning):

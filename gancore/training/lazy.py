@@ -8,9 +8,9 @@ from torch.nn.parameter import is_lazy
 
 from gancore.data import Dataset
 from gancore.errors import ContractError, InputError
-from gancore.options import shown
-from gancore.randomness import Stream
-from gancore.sampling import latent_size
+from gancore.isolation.randomness import Stream
+from gancore.scoring.sampling import latent_size
+from gancore.text import shown
 
 
 def materialize_generator(generator: nn.Module, size: int, seed: int) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
-from gancore.options import shown
 from gancore.scoring.generator import COLLAPSED, total_variance
+from gancore.text import shown
 from gancore.training.tally import Tally
 
 FIRST = 20

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gancore.distributed.ranks import Ranks
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins
-from gancore.ranks import Ranks
 from gancore.step import CriticStep, GeneratorStep
 
 HOOKS = {

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gancore.copies import copied
 from gancore.errors import CheckpointError, ContractError
-from gancore.options import shown
+from gancore.isolation.copies import copied
 from gancore.recipe import Optimizer
-from gancore.training.environment import arranged
+from gancore.text import shown
+from gancore.training.device import arranged
 
 FUSED = ("cpu", "cuda")
 """Devices on which Adam makes its step in one kernel."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gancore.copies import copied
 from gancore.errors import CheckpointError, GancoreError, InputError, PluginError
-from gancore.options import shown
-from gancore.randomness import kept
-from gancore.sampling import generate
+from gancore.isolation.copies import copied
+from gancore.isolation.randomness import kept
 from gancore.scoring import try_scoring
+from gancore.scoring.sampling import generate
+from gancore.text import shown
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.fit import refuse_other_samples

@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
-from gancore.machine import TO_ROUNDING, taken_again, unlike
-from gancore.options import shown
-from gancore.protocol import answers
-from gancore.recipe import differences
-from gancore.report import Display, plot_curves, save_grid, spared
-from gancore.sampling import CALIBRATING, SAMPLING, frozen_parts, generate
-from gancore.scoring.extractors import extractor
-from gancore.training import checkpoint
-from gancore.training.checkpoint import Checkpoint
-from gancore.training.environment import environment
-from gancore.training.folder import BOARD_AGAIN, Run
-from gancore.training.identity import (
+from gancore.files.storage import refuse_taken
+from gancore.files.writing import delete, refuse_links_out
+from gancore.provenance.environment import environment
+from gancore.provenance.identity import (
     SCORING,
     WORDS,
     as_now,
@@ -31,12 +23,20 @@ from gancore.training.identity import (
     made_of_in,
     uncompared,
 )
+from gancore.provenance.machine import TO_ROUNDING, taken_again, unlike
+from gancore.recipe import differences
+from gancore.report import Display, plot_curves, save_grid, spared
+from gancore.scoring.extractors import extractor
+from gancore.scoring.protocol import answers
+from gancore.scoring.sampling import CALIBRATING, SAMPLING, frozen_parts, generate
+from gancore.text import shown
+from gancore.training import checkpoint
+from gancore.training.checkpoint import Checkpoint
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
 from gancore.training.rehearsal import rehearse
-from gancore.training.storage import refuse_taken
+from gancore.training.run_folder import BOARD_AGAIN, Run
 from gancore.training.tally import Tally
-from gancore.writing import delete, refuse_links_out
 
 if TYPE_CHECKING:
     from gancore.training.trainer import Trainer

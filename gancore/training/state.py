@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gancore.errors import CheckpointError
-from gancore.options import shown
+from gancore.text import shown
 
 STATE = "state.json"
 """A checkpoint's file of JSON."""

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationError
 
 from gancore.errors import CheckpointError
+from gancore.files.stored import Number, Stored, Text, Whole
 from gancore.options import explain
-from gancore.protocol import Number, Stored, Text, Whole, better
+from gancore.scoring.protocol import better
 
 Seconds = Annotated[Number, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]

@@ -10,25 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancore.buffers import buffers_kept, buffers_of
-from gancore.caller import leaving_no_trace
 from gancore.data import Dataset
+from gancore.distributed.ranks import Ranks
 from gancore.errors import InputError
-from gancore.machine import on_threads
+from gancore.files.storage import locked, told_when_full
+from gancore.isolation.buffers import buffers_kept, buffers_of
+from gancore.isolation.caller import leaving_no_trace
+from gancore.isolation.randomness import Order, Randomness, Stream
 from gancore.plugins import Loaded, Plugins, load, wrap
-from gancore.randomness import Order, Randomness, Stream
-from gancore.ranks import Ranks
+from gancore.provenance.identity import network_origin
+from gancore.provenance.machine import on_threads
 from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train
 from gancore.report import Display
-from gancore.sampling import Progress, calibrated, latent_size
 from gancore.scoring import check_scoring, score_generator
+from gancore.scoring.sampling import Progress, calibrated, latent_size
 from gancore.step import Average, Count, CriticStep, GeneratorStep, critic_scores
 from gancore.training.checkpoint import Tensors
-from gancore.training.environment import arranged, choose_device, dense, place
+from gancore.training.device import arranged, choose_device, dense, place
 from gancore.training.fit import fitting, into_training, refuse_other_samples
-from gancore.training.folder import Run
-from gancore.training.identity import network_origin
 from gancore.training.idle import warn_idle
 from gancore.training.lazy import Settled, materialize_critic, materialize_generator
 from gancore.training.notes import Notes
@@ -42,9 +42,9 @@ from gancore.training.optimizers import (
     restore_optimizer,
     trainable,
 )
+from gancore.training.run_folder import Run
 from gancore.training.session import Session
 from gancore.training.state import join_state, split_state
-from gancore.training.storage import locked, told_when_full
 from gancore.training.update import Update, check_compiles
 from gancore.training.use import Use
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from gancore.buffers import buffers_kept
-from gancore.copies import copied
+from gancore.distributed.ranks import Ranks
 from gancore.errors import RecipeError
+from gancore.isolation.buffers import buffers_kept
+from gancore.isolation.copies import copied
+from gancore.isolation.randomness import Randomness, kept
 from gancore.plugins import Plugins
-from gancore.randomness import Randomness, kept
-from gancore.ranks import Ranks
 from gancore.recipe import Train
 from gancore.step import CriticStep, GeneratorStep
 from gancore.training.idle import warn_bounded

@@ -33,7 +33,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from gancore.data import Dataset
 from gancore.data.folder import folder
-from gancore.randomness import Order
+from gancore.isolation.randomness import Order
 
 BATCH = 64
 

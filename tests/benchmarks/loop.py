@@ -21,7 +21,7 @@ from timing import Spread, interleaved, ratio
 from torch.utils.data import DataLoader, TensorDataset
 
 from gancore.recipe import Recipe
-from gancore.training import trainer
+from gancore.training import build_trainer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "wgan_gp_digits.toml"
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     recipe = Recipe.load(RECIPE, [])
-    made = trainer(recipe, device="cpu")
+    made = build_trainer(recipe, device="cpu")
     generator, critic = copy.deepcopy(made.generator), copy.deepcopy(made.critic)
     samples = made.data.batch(torch.arange(len(made.data)))
     loader = DataLoader(

@@ -22,7 +22,7 @@ from timing import Spread, interleaved
 from torch import nn
 
 from gancore import CriticStep, Trainer
-from gancore.caller import undisturbed
+from gancore.isolation.caller import undisturbed
 from gancore.losses import Wasserstein
 from gancore.networks import MLPCritic, MLPGenerator
 from gancore.plugins import Plugins, wrap

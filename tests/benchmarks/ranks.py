@@ -35,7 +35,7 @@ def seconds(recipe: Recipe, steps: int) -> float:
     if recipe.data.name == "cifar10":
         pixels = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
         experiment.load_data = lambda recipe: Dataset("random", pixels)
-    made = experiment.trainer(recipe, device="cpu")
+    made = experiment.build_trainer(recipe, device="cpu")
     critic_steps = recipe.train.critic_steps
     began = 0.0
     for step in range(steps + 1):

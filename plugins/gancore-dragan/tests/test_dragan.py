@@ -12,10 +12,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gancore import CriticStep
+from gancore.checks.dependence import BatchStatisticsWarning
 from gancore.errors import ContractError, PluginError
 from gancore.losses import NonSaturating
 from gancore.plugins import Plugins, load, wrap
-from gancore.probe import BatchStatisticsWarning
 from gancore_dragan import DRAGAN, dragan_penalty
 
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

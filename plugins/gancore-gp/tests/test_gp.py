@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gancore import CriticStep
+from gancore.checks.dependence import BatchStatisticsWarning
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
 from gancore.plugins import Plugins, load, wrap
-from gancore.probe import BatchStatisticsWarning
 from gancore_gp import GradientPenalty, gradient_penalty
 
 CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

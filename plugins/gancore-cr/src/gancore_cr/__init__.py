@@ -15,8 +15,7 @@ from torch import Tensor
 
 from gancore import CriticStep, critic_scores, hookimpl, plugin
 from gancore.errors import PluginError
-from gancore.samples import refuse_unusable
-from gancore.step import Critic, uniform_like
+from gancore.step import Critic, refuse_unusable, uniform_like
 
 __all__ = ["ConsistencyRegularization", "ImageError", "consistency_penalty", "flip_and_shift"]
 

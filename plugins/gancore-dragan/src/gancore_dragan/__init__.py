@@ -10,8 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, input_gradient, plugin
-from gancore.samples import refuse_unusable
-from gancore.step import Critic, uniform_like
+from gancore.step import Critic, refuse_unusable, uniform_like
 
 __all__ = ["DRAGAN", "dragan_penalty"]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from annotated_types import Gt
 
 from gancore import hookimpl, plugin
-from gancore.marks import implemented
+from gancore.checks.marks import implemented
 
 __all__ = ["Lazy"]
 

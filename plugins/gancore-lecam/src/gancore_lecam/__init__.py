@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from gancore import CriticStep, hookimpl, plugin
-from gancore.samples import refuse_unusable
+from gancore.step import refuse_unusable
 
 __all__ = ["Anchors", "LeCam", "lecam_penalty"]
 

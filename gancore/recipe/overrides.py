@@ -8,7 +8,8 @@ from datetime import date, time
 from math import isfinite
 from typing import Any
 
-from gancore.errors import RecipeError, did_you_mean
+from gancore.errors import RecipeError
+from gancore.text import did_you_mean
 
 Place = tuple[str | int, ...]
 """Where in a table something is: its keys, and indices of lists."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from gancore.buffers import buffers_kept
-from gancore.copies import copied
 from gancore.data import to_uint8
+from gancore.distributed.ranks import Ranks
 from gancore.errors import InputError, NonFiniteError
-from gancore.randomness import Stream, kept, states
-from gancore.ranks import Ranks
+from gancore.isolation.buffers import buffers_kept
+from gancore.isolation.copies import copied
+from gancore.isolation.randomness import Stream, kept, states
 
 BATCH = 256
 """Latents a block, which are drawn together: part of what identifies samples, so it is fixed."""

@@ -15,9 +15,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from gancore.errors import InputError, of_file, told_of_files
-from gancore.options import shown
-from gancore.reading import opened
-from gancore.writing import delete, growing, refuse_shared
+from gancore.files.reading import opened
+from gancore.files.writing import delete, growing, refuse_shared
+from gancore.text import shown
 
 LOCK = ".lock"
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
-from gancore.randomness import kept
+from gancore.isolation.randomness import kept
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from gancore.buffers import buffers_kept
-from gancore.compiling import refuse_compiled
+from gancore.checks.compiling import refuse_compiled
 from gancore.errors import ContractError
-from gancore.randomness import kept
+from gancore.isolation.buffers import buffers_kept
+from gancore.isolation.randomness import kept
 
 
 class BatchStatisticsWarning(UserWarning):

@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gancore.errors import InputError
+from gancore.files.reading import read_json
+from gancore.files.stored import Number, Stored, Text, Whole
 from gancore.leaderboard.statistics import Comparison, compare
-from gancore.options import shown
-from gancore.protocol import HIGHER_IS_BETTER, Features, Number, Stored, Text, Whole
-from gancore.reading import read_json
+from gancore.scoring.protocol import HIGHER_IS_BETTER, Features
+from gancore.text import shown
 
 FORMAT = 1
 """Of leaderboard.json."""

@@ -17,14 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-CORE = Path(__file__).parent
+CORE = Path(__file__).parents[1]
 PYTHON = "{}.{}".format(*sys.version_info)
 """The version that trees are written by."""
 
 DECIDES_NOTHING = (
-    *("__main__", "cli", "report", "leaderboard", "testing", "scaffold", "cost"),
-    *("errors", "reading", "writing", "sources", "entrypoints"),
-    *("training.identity", "training.folder", "training.storage", "training.reporting"),
+    *("__main__", "cli", "report", "leaderboard", "testing", "cost", "errors", "text", "files"),
+    *("provenance.sources", "provenance.identity", "entrypoints", "training.run_folder"),
     "data.*",  # loaded samples are known by their own hash
     "scoring.*_train",  # makes weights, which are known by theirs
 )

@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from gancore.errors import InputError, RecipeError
-from gancore.options import explain, shown
+from gancore.options import explain
+from gancore.text import shown
 
 LARGEST = 256 << 10
 """Bytes of a TOML file; the largest of ours have three thousand."""

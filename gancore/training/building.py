@@ -10,30 +10,30 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gancore import entrypoints, options
-from gancore.caller import leaving_no_trace
-from gancore.copies import copied
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, InputError, MissingError, PluginError
-from gancore.machine import on_threads
-from gancore.options import shown
+from gancore.files.reading import expanded, is_there
+from gancore.files.storage import refuse_taken, refuse_unwritable
+from gancore.isolation.caller import leaving_no_trace
+from gancore.isolation.copies import copied
+from gancore.isolation.randomness import Stream
 from gancore.plugins import Loaded, Plugins, build, load
-from gancore.randomness import Stream
-from gancore.reading import expanded, is_there
+from gancore.provenance.identity import changes, made_of_in
+from gancore.provenance.machine import on_threads
 from gancore.recipe import Component, Recipe, Score
 from gancore.report import Display
-from gancore.sampling import Progress, calibrated
 from gancore.scoring import check_scoring, check_section, score_generator, weights_sha256
+from gancore.scoring.sampling import Progress, calibrated
+from gancore.text import shown
 from gancore.training import checkpoint
-from gancore.training.environment import choose_device, place
-from gancore.training.folder import Run
-from gancore.training.identity import changes, made_of_in
+from gancore.training.device import choose_device, place
 from gancore.training.idle import check_idle
 from gancore.training.lazy import materialize_critic
 from gancore.training.notes import Notes
 from gancore.training.optimizers import averaged_weights
+from gancore.training.run_folder import Run
 from gancore.training.state import COPY_AGAIN
-from gancore.training.storage import refuse_taken, refuse_unwritable
 from gancore.training.tally import Tally
 from gancore.training.trainer import Trainer
 from gancore.training.update import check_compiles
@@ -63,7 +63,7 @@ def run(
     folder = Path(out) if out is not None else default_folder(name, loaded)
     refuse(loaded, folder, device=device, resume=resume)
     with on_threads(threads):
-        made = trainer(loaded, device=device)
+        made = build_trainer(loaded, device=device)
         return made.run(folder, resume=resume, threads=threads, display=display)
 
 
@@ -102,7 +102,7 @@ def refuse_components(recipe: Recipe) -> None:
 
 
 @leaving_no_trace
-def trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None) -> Trainer:
+def build_trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None = None) -> Trainer:
     """Build everything that a recipe names.
 
     data: the recipe's data set where it is loaded already
@@ -391,7 +391,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
     try:
         module.load_state_dict(weights)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = options.shown(" ".join(str(error).split()), 1000)
+        reason = shown(" ".join(str(error).split()), 1000)
         raise CheckpointError(f"{run.path}: its weights do not fit: {reason}") from error
 
 

@@ -17,10 +17,10 @@ from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import CheckpointError, GancoreError, RecipeError
+from gancore.files.stored import Stored, Text
 from gancore.plugins import Loaded
-from gancore.protocol import Stored, Text
+from gancore.provenance.sources import class_code, core_code
 from gancore.recipe import Recipe
-from gancore.sources import class_code, core_code
 
 SCORING = ("extractor", "score.weights")
 """Components that decide no update, only scores."""
@@ -30,7 +30,7 @@ SHOWN = 5
 
 
 class Core(Stored):
-    """Of `gancore.sources.core_code`."""
+    """Of `gancore.provenance.sources.core_code`."""
 
     python: Text
     code: Text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gancore import entrypoints
 from gancore.errors import InputError
-from gancore.writing import delete, write_text
+from gancore.files.writing import delete, write_text
 
 __all__ = ["write_plugin"]
 
@@ -46,7 +46,7 @@ def write_plugin(name: str, parent: Path) -> Path:
         "high": f"{core[0]}.{int(core[1]) + 1}",
     }
     try:
-        _render(files("gancore.scaffold") / "template", folder, words)
+        _render(files("gancore.cli.scaffold") / "template", folder, words)
     except OSError:
         delete(folder)  # all of it or nothing
         raise

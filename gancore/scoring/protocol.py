@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from gancore.files.stored import Stored, Text, Whole
 
 INCEPTION = "inception-v3-compat"
 CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -25,27 +27,6 @@ NAMES = {
 
 HIGHER_IS_BETTER = frozenset({"isc", "precision", "recall", "modes", "quality"})
 """Of all the others, lower is better."""
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise PydanticCustomError("unavailable", "expected text without control characters")
-    return text
-
-
-Text = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
-"""Text that a page or terminal may show."""
-
-Number = Annotated[float, Field(ge=-1e100, le=1e100)]
-"""A finite number of a size that statistics can square."""
-
-Whole = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
-class Stored(BaseModel):
-    """What a JSON file has at least, of which other code makes use unasked."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class Features(Stored):

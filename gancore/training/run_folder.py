@@ -13,9 +13,7 @@ import tomli_w
 from pydantic import Field
 
 from gancore.errors import InputError
-from gancore.options import shown
-from gancore.protocol import Number, Protocol, Stored, Text, Whole
-from gancore.reading import (
+from gancore.files.reading import (
     LONGEST,
     is_there,
     read_end,
@@ -24,9 +22,12 @@ from gancore.reading import (
     read_toml,
     unreadable,
 )
+from gancore.files.stored import Number, Stored, Text, Whole
+from gancore.files.writing import growing, replacing, sync, write_text
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
-from gancore.training.identity import MadeOf
-from gancore.writing import growing, replacing, sync, write_text
+from gancore.scoring.protocol import Protocol
+from gancore.text import shown
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""

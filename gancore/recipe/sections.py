@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
-from gancore.errors import RecipeError, did_you_mean
-from gancore.options import Given, checked, explain, shown
-from gancore.overrides import Place, override, place_of
-from gancore.overrides import parse_override as parse_override
-from gancore.reading import expanded, read_toml, refuse_absurd
+from gancore.errors import RecipeError
+from gancore.files.reading import expanded, read_toml, refuse_absurd
+from gancore.options import Given, checked, explain
+from gancore.recipe.overrides import Place, override, place_of
+from gancore.text import did_you_mean, shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gancore.errors import InputError
-from gancore.options import shown
+from gancore.text import shown
 
 MOST_THREADS = 1024
 """What may be asked for."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gancore.caller import leaving_no_trace
 from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
-from gancore.protocol import shown_protocol, shown_scores
-from gancore.randomness import Order, Stream
-from gancore.reading import LARGEST, is_there, read_text
+from gancore.files.reading import LARGEST, is_there, read_text
+from gancore.files.storage import refuse_unwritable
+from gancore.files.writing import write_bytes, write_text
+from gancore.isolation.caller import leaving_no_trace
+from gancore.isolation.randomness import Order, Stream
 from gancore.recipe import Recipe
 from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
@@ -25,13 +26,12 @@ from gancore.report.histograms import (
 )
 from gancore.report.page import Page, Picture, Section
 from gancore.report.surface import plot_surface
-from gancore.sampling import Progress, generate
+from gancore.scoring.protocol import shown_protocol, shown_scores
+from gancore.scoring.sampling import Progress, generate
 from gancore.training import checkpoint
-from gancore.training.experiment import dataset_of, load_critic, load_generator, refuse_python
-from gancore.training.folder import Run
+from gancore.training.building import dataset_of, load_critic, load_generator, refuse_python
 from gancore.training.notes import noticed
-from gancore.training.storage import refuse_unwritable
-from gancore.writing import write_bytes, write_text
+from gancore.training.run_folder import Run
 
 MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
 

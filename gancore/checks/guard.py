@@ -389,7 +389,7 @@ class _Network:
         """Let a copy make a forward pass on the step's samples; what goes wrong says nothing."""
         import torch
 
-        from gancore.copies import copied
+        from gancore.isolation.copies import copied
 
         x = getattr(step, "real" if self._role == "critic" else "latents", None)
         if x is not None:

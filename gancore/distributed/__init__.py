@@ -1,0 +1,1 @@
+"""Distributed: the processes that train one run together."""

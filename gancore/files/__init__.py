@@ -1,0 +1,1 @@
+"""Files: the one way to read them, and the one way to write them."""

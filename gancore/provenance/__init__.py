@@ -1,0 +1,1 @@
+"""Provenance: what it takes to know where a number came from."""
