@@ -22,9 +22,9 @@ from gancore.recipe import Score
 from gancore.scoring import score_generator
 from gancore.scoring.sampling import calibrated, generate
 from gancore.testing import Subject, check_plugin
-from gancore.training import Trainer
+from gancore.training import Trainer, loading
 from gancore.training import building as experiment
-from gancore.training.building import load_critic
+from gancore.training.loading import load_critic
 from gancore_gp import GradientPenalty
 
 
@@ -92,7 +92,7 @@ CALLS: dict[str, Callable[[gancore.Run, Path], object]] = {
     "Trainer.sampler": lambda run, path: built().sampler(),
     "load_generator": lambda run, path: gancore.load_generator(run),
     "load_critic": lambda run, path: load_critic(run),
-    "score_run": lambda run, path: experiment.score_run(run, run.recipe.score),
+    "score_run": lambda run, path: loading.score_run(run, run.recipe.score),
     "generate": lambda run, path: generate(gancore.load_generator(run), 9, seed=0),
     "check_plugin": lambda run, path: check_plugin(Subject(GradientPenalty)),
 }
@@ -286,7 +286,7 @@ def test_a_data_set_that_draws_is_one_for_all_seeds(monkeypatch: pytest.MonkeyPa
     def build(*arguments: Any) -> gancore.Dataset:
         return gancore.Dataset("drawn", torch.randn(9, 2))
 
-    monkeypatch.setattr(experiment, "_build", build)
+    monkeypatch.setattr(experiment, "build_component", build)
     one, two = (
         experiment.load_data(parsed(TOY, **{"train.seed": seed})).samples for seed in (0, 1)
     )

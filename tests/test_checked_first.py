@@ -29,8 +29,7 @@ from gancore.recipe import Score
 from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
-from gancore.training import Run
-from gancore.training import building as experiment
+from gancore.training import Run, loading
 
 NOTHING = "sampling, training and loading are late"
 
@@ -47,7 +46,7 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
         "gancore.report.writer.generate",
         "gancore.cost.load_data",
         "gancore.training.building.load_data",
-        "gancore.training.building.calibrated",
+        "gancore.training.loading.calibrated",
         "gancore.scoring.sampling.generate",
     ):
         monkeypatch.setattr(name, late)
@@ -178,15 +177,15 @@ def test_metrics_of_another_kind_are_refused_before_sampling(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That needs the data, and nothing more."""
-    monkeypatch.setattr("gancore.training.building.calibrated", late)
+    monkeypatch.setattr("gancore.training.loading.calibrated", late)
     with pytest.raises(AssertionError, match=NOTHING):  # of points: on to the sampling
-        experiment.score_run(made, {"metrics": ["w2"]})
+        loading.score_run(made, {"metrics": ["w2"]})
     before = sorted(made.rglob("*"))
     pictures = Dataset("pictures", images(70).samples)
     with pytest.raises(ScoreError, match="w2 can't be computed for images"):
-        experiment.score_run(made, {"metrics": ["w2"]}, data=pictures)
+        loading.score_run(made, {"metrics": ["w2"]}, data=pictures)
     with pytest.raises(ScoreError, match="isc can't be computed for the points"):
-        experiment.score_run(made, {"metrics": ["isc"], "extractor": "digits"})
+        loading.score_run(made, {"metrics": ["isc"], "extractor": "digits"})
     assert sorted(made.rglob("*")) == before
 
 

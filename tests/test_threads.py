@@ -244,7 +244,7 @@ def test_gancore_run_builds_and_trains_on_them(
         seen.append(torch.get_num_threads())
         return build(*arguments, **options)
 
-    monkeypatch.setattr(gancore.training.building, "trainer", noting)
+    monkeypatch.setattr(gancore.training.building, "build_trainer", noting)
     with pytest.raises(InputError, match="threads: was 2, is 3"):
         gancore.run(parsed(TOY), tmp_path / "run", threads=3, device="cpu", resume=True)
     assert seen == [3]

@@ -29,7 +29,7 @@ from gancore.report.surface import plot_surface
 from gancore.scoring.protocol import shown_protocol, shown_scores
 from gancore.scoring.sampling import Progress, generate
 from gancore.training import checkpoint
-from gancore.training.building import dataset_of, load_critic, load_generator, refuse_python
+from gancore.training.loading import dataset_of, load_critic, load_generator, refuse_python
 from gancore.training.notes import noticed
 from gancore.training.run_folder import Run
 

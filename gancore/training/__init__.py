@@ -4,14 +4,12 @@ from gancore.training.building import (
     build_trainer,
     check,
     default_folder,
-    load_critic,
     load_data,
-    load_generator,
     refuse,
     refuse_components,
     run,
-    score_run,
 )
+from gancore.training.loading import load_critic, load_generator, score_run
 from gancore.training.run_folder import Run
 from gancore.training.trainer import Trainer
 
