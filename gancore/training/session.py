@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from gancore.errors import CheckpointError, InputError, with_notes_of
-from gancore.files.storage import refuse_taken
-from gancore.files.writing import delete, refuse_links_out
-from gancore.provenance.environment import environment
 from gancore.provenance.identity import (
-    SCORING,
-    WORDS,
-    as_now,
-    changes,
     made_of,
-    made_of_in,
-    uncompared,
 )
-from gancore.provenance.machine import TO_ROUNDING, taken_again, unlike
-from gancore.recipe import differences
 from gancore.report import Display, plot_curves, save_grid, spared
 from gancore.scoring.extractors import extractor
 from gancore.scoring.protocol import answers
-from gancore.scoring.sampling import CALIBRATING, SAMPLING, frozen_parts, generate
-from gancore.text import shown
+from gancore.scoring.sampling import CALIBRATING, SAMPLING, generate
 from gancore.training import checkpoint
-from gancore.training.checkpoint import Checkpoint
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
-from gancore.training.rehearsal import rehearse
-from gancore.training.run_folder import BOARD_AGAIN, Run
+from gancore.training.opening import Opening, checkpoint_of
+from gancore.training.run_folder import Run
 from gancore.training.tally import Tally
 
 if TYPE_CHECKING:
@@ -78,7 +62,9 @@ class Session:
     def go(self, *, resume: bool, force: bool, threads: int | None = None) -> None:
         """Make the run, or the rest of it. Raises as `Trainer.run`."""
         trainer, first = self.trainer, self.trainer.ranks.is_first
-        start = self._open(resume=resume, force=force, threads=threads)
+        opening = Opening(trainer, self.run, self.display, self._made_of)
+        start, self.tally = opening.open(resume=resume, force=force, threads=threads)
+        self.notes.tally = self.tally
         if first:
             trainer.plugins.start(self.run.path, start - bool(self.tally.pending))
         self.display.begin(self._title(start), start, trainer.train.steps)
@@ -171,7 +157,9 @@ class Session:
             self.tally.seconds = before + seconds
             done = step + 1
             if done == start + 1 and self.trainer.ranks.is_first:
-                checkpoint.packed(self._checkpoint(done))  # what updates add to it can be saved too
+                checkpoint.packed(
+                    checkpoint_of(trainer, self.tally, self._made_of, done)
+                )  # what updates add to it can be saved too
             if train.max_seconds and seconds > train.max_seconds and done < train.steps:
                 self.stopped = f"train.max_seconds is over after step {done}"
             stop = self._after(done, values)
@@ -270,202 +258,16 @@ class Session:
         self.notes.grid(samples, step)
         return samples
 
-    def _checkpoint(self, step: int) -> Checkpoint:
-        tensors, plugins = self.trainer.state()
-        state = {
-            **self.tally.state(),
-            "plugins": plugins,
-            "recipe": self.trainer.recipe,
-            "made_of": self._made_of,
-            "processes": self.trainer.ranks.count,
-            "frozen": frozen_parts(self.trainer.generator),
-        }
-        return Checkpoint(step, tensors, state)
-
     def _save(self, step: int) -> None:
         if not self.trainer.ranks.is_first:
             return
         self.run.sync_records()
         checkpoint.save(
             self.run.checkpoints,
-            self._checkpoint(step),
+            checkpoint_of(self.trainer, self.tally, self._made_of, step),
             keep=self.trainer.checkpoint.keep,
             best=self.tally.best,
         )
-
-    def _open(self, *, resume: bool, force: bool, threads: int | None) -> int:
-        """Bring all processes to the folder's latest checkpoint; return the step to start at."""
-        ranks, start = self.trainer.ranks, 0
-        self._refuse_unlike_processes()
-
-        def first() -> bytes:
-            nonlocal start
-            found = self._prepare(resume=resume, force=force, threads=threads)
-            start = found.step if found else 0
-            return checkpoint.packed(found) if found and ranks.count > 1 else b""
-
-        sent = ranks.from_first(first)
-        if sent and not ranks.is_first:
-            found = checkpoint.unpacked(sent)
-            self._restore(found)
-            start = found.step
-        if ranks.count > 1:
-            count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
-            torch.set_num_threads(int(count))
-        self.trainer.equalize()
-        return start
-
-    def _refuse_unlike_processes(self) -> None:
-        """Refuse processes that have other data or code than the first."""
-        ranks = self.trainer.ranks
-        first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
-        unlike = [
-            word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
-        ]
-        if unlike:
-            raise InputError(
-                f"the processes of this run don't have the same {', '.join(unlike)}: give all the "
-                "same files and packages"
-            )
-
-    def _prepare(self, *, resume: bool, force: bool, threads: int | None) -> Checkpoint | None:
-        """Make the folder ready to go on from the checkpoint that is returned and restored."""
-        run = self.run
-        refuse_links_out(run.path)
-        refuse_taken(run.path, resume=resume)
-        found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        before = self._environment() if found is not None else {}
-        if found is None:
-            self.trainer.use.refuse()
-        else:
-            changed = {"threads": (before.get("threads", threads), threads)} if threads else {}
-            self._refuse_another(found, changed, force=force)
-            self._take_threads(before, threads)
-        about = {
-            **environment(
-                self.trainer.device,
-                self.trainer.plugins.loaded,
-                world_size=self.trainer.ranks.count,
-            ),
-            **self._made_of,
-        }
-        self._refuse_unexpected(about)
-        if before and (differing := unlike(before, about)):
-            self.display.say(
-                "this is not the kind of machine that the run was made on so far, or not known to "
-                f"be ({'; '.join(differing)}): {TO_ROUNDING}"
-            )
-        if found is not None:
-            self._restore(found)
-        start = found.step if found else 0
-        if start < self.trainer.train.steps:
-            rehearse(self.trainer, self._checkpoint(start))
-        if found is not None:
-            checkpoint.mark_best(run.checkpoints, self.tally.best)
-        run.write_environment(about, before, start)  # first: by it a folder is known for a run's
-        run.write_recipe(self.trainer.recipe)
-        run.cut_records(start - bool(self.tally.pending), self.display.say)
-        if start < self.trainer.train.steps:
-            delete(run.scores_path)
-        return found
-
-    def _environment(self) -> dict[str, Any]:
-        """Return what the run was made on so far; {}, and a line, where that can't be read."""
-        try:
-            return self.run.environment
-        except InputError as error:
-            reason = shown(" ".join(str(error).split()), 1000)
-            self.display.say(f"threads and machine of the run so far are not known: {reason}")
-            return {}
-
-    def _take_threads(self, before: Mapping[str, Any], asked: int | None) -> None:
-        """Compute on as many threads as the run so far, if that can be and no other is asked for.
-
-        Otherwise results would differ in their last bits.
-        """
-        then, now = before.get("threads"), torch.get_num_threads()
-        if then is None or then == now:
-            return
-        if asked is not None:
-            self.display.say(f"threads: {now} instead of {then} so far: {TO_ROUNDING}")
-        elif taken_again(then):
-            self.display.say(f"threads: {then} as so far, instead of {now}")
-        else:
-            self.display.say(f"threads: {then} so far, which can't be had here: {TO_ROUNDING}")
-
-    def _refuse_another(
-        self, found: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
-    ) -> None:
-        """Refuse a checkpoint of another run, or of one that will be shorter.
-
-        changed: what was and what is of other things that may have changed
-        """
-        saved = found.state.get("recipe")
-        if not isinstance(saved, dict):
-            raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
-        recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
-        lines = differences(*recipes) + self._changes_of_identity(found)
-        if made_of_in(found.state).get("data") == self._made_of["data"]:
-            lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (found.state.get("processes", 1), self.trainer.ranks.count)
-        for name, (were, are) in {"processes": processes, **changed}.items():
-            if were != are:
-                lines.append(f"{name}: was {were!r}, is {are!r}")
-        if lines and not force:
-            raise InputError(
-                "what decides the updates has changed since the checkpoint, so this would be "
-                "another run:\n"
-                + "\n".join(f"  {line}" for line in lines)
-                + "\nUndo that, choose another --out, or resume all the same by --force"
-            )
-        if overridden := [line for line in lines if not line.startswith("threads: ")]:
-            self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
-        steps = self.trainer.train.steps
-        if found.step > steps:
-            raise InputError(
-                f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
-                "raise train.steps, or choose another --out"
-            )
-
-    def _changes_of_identity(self, found: Checkpoint) -> list[str]:
-        """Return a line for what of data and code is not the checkpoint's; tell what can't be."""
-        then = made_of_in(found.state)
-        if unknown := uncompared(then, self._made_of):
-            self.display.say(
-                f"resuming: {unknown} can't be compared with the checkpoint's, and may have changed"
-            )
-        return changes(then, self._made_of, but=SCORING)
-
-    def _refuse_unexpected(self, about: Mapping[str, Any]) -> None:
-        """Refuse to make a run of a board of other data or code than the board has it filed by."""
-        lines = changes(self.run.expected, about)
-        if lines:
-            raise InputError(
-                f"{self.run.path} is for a run of a board made of other data or code: "
-                f"{'; '.join(lines)}. {BOARD_AGAIN}"
-            )
-
-    def _restore(self, found: Checkpoint) -> None:
-        by_position = found.state.get("format") == checkpoint.BY_POSITION
-        try:
-            told = self.trainer.load_state(
-                found.tensors, found.state["plugins"], by_position=by_position
-            )
-            self.tally = self.notes.tally = Tally.of(found.state)
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = shown(" ".join(str(error).split()), 1000)
-            failure = CheckpointError(f"the checkpoint does not fit this run: {reason}")
-            raise with_notes_of(error, failure) from error
-        if by_position:
-            told.append(
-                "this checkpoint is an older gancore's, whose optimizer state goes by position: it "
-                "is right as long as no layer has changed its place since"
-            )
-        for line in told:
-            self.display.say(line)
-        plugins = self.trainer.plugins
-        self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 
     def _title(self, start: int) -> str:
         trainer = self.trainer
