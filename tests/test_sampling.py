@@ -115,7 +115,8 @@ def test_the_first_of_many_are_the_few(count: int) -> None:
     generator = Generator().eval()
     few = generate(generator, count, seed=1)
     assert few.shape == (count, 8)
-    assert torch.equal(few, generate(generator, 700, seed=1)[:count])
+    many = generate(generator, 700, seed=1)[:count]
+    torch.testing.assert_close(few, many, rtol=0, atol=1e-6)  # a block of one row rounds otherwise
 
 
 def test_generating_tells_its_progress() -> None:

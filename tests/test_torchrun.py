@@ -89,7 +89,8 @@ def test_a_signal_to_one_stops_all_and_the_rest_is_the_same(tmp_path: Path) -> N
     first, second = part.said()
     assert "stopped with another of its processes: saved in" in first
     assert " ".join(first.split()).count("each process draws its own numbers for dropout") == 1
-    assert second == ""
+    lines = [line for line in second.splitlines() if not line.startswith("[Gloo]")]  # torch 2.9's
+    assert lines == []
     stopped = saved(tmp_path / "part")
     assert 10 <= stopped.step < 60
 
