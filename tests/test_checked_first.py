@@ -30,6 +30,7 @@ from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, loading
+from gancore.training.record import Record
 
 NOTHING = "sampling, training and loading are late"
 
@@ -334,7 +335,8 @@ def finished(folder: Path) -> Job:
     run = Run(folder)
     folder.mkdir()
     for step in (1, 2):
-        run.append({"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5})
+        values = {"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5}
+        run.append(Record.of(values))
     reference = {"name": "points", "split": "train", "samples": 9}
     protocol = {"reference": reference, "samples": 9, "seed": 0, "versions": {}}
     found = {"scores": {"w2": 1.5}, "protocol": protocol, "spread": 1.0, "step": 2}

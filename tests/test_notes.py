@@ -31,9 +31,11 @@ from gancore.errors import InputError
 from gancore.leaderboard.board import Entry
 from gancore.leaderboard.result import _about
 from gancore.leaderboard.text import markdown, notes
+from gancore.provenance.environment import Environment
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
+from gancore.scoring.protocol import Scores
 from gancore.training import Run
 from gancore.training import build_trainer as build
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
@@ -443,7 +445,10 @@ def test_odd_notes_of_a_stranger_s_record_are_refused(tmp_path: Path, odd: str) 
 
 def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(seed: int, **scores: Any) -> SimpleNamespace:
-        run = SimpleNamespace(scores={"spread": 1.0, **scores}, environment={"plugins": {}})
+        run = SimpleNamespace(
+            read_scores=lambda: Scores.model_construct(spread=1.0, **scores),
+            read_environment=lambda: Environment.model_construct(plugins={}),
+        )
         recipe = {"train": {"steps": 1, "critic_steps": 1}}
         made = SimpleNamespace(
             state="done", seed=seed, run=run, recipe=recipe, seconds=1.0, steps=1

@@ -25,6 +25,7 @@ from gancore.report import plot_curves
 from gancore.report import writer as reporting
 from gancore.report.page import Section
 from gancore.training import Run
+from gancore.training.record import Record
 
 EVERY = {
     "checkpoint": {"every": 1, "keep": 2},
@@ -276,11 +277,11 @@ def test_records_are_added_to_no_link_and_no_fifo(tmp_path: Path, mine: Mine) ->
         ODD[kind](run.metrics_path, file)
         before = mine.state()
         with pytest.raises(InputError, match=r"metrics\.jsonl is a link, or no plain file"):
-            run.append({"step": 1, "seconds": 1.0})
+            run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
         assert mine.state() == before
         run.metrics_path.rmdir() if run.metrics_path.is_dir() else run.metrics_path.unlink()
-    run.append({"step": 1, "seconds": 1.0})
-    run.append({"step": 2, "seconds": 1.0})
+    run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
+    run.append(Record(2, 1.0, {"step": 2, "seconds": 1.0}))
     assert [record["step"] for record in records_of(run)] == [1, 2]
 
 
