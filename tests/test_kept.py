@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOY, parsed
-from torch import nn
+from helpers import TOY, Critic, Generator, images, parsed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
+from gancore.errors import CheckpointError
 from gancore.report import Display
-from gancore.training import Run, load_generator
+from gancore.training import Run, Trainer, load_generator
 from gancore.training import build_trainer as build
 from gancore.training.optimizers import optimizer_state, restore_optimizer
 
@@ -162,6 +164,27 @@ def test_the_optimizer_state_of_a_name_goes_to_that_name(names: tuple[str, ...])
     for name, parameter in module.named_parameters():
         # Adam's first moment after one step is (1 − β₁)·g
         torch.testing.assert_close(again.state[parameter]["exp_avg"], 0.1 * gradients[name])
+
+
+class Reentrant(Generator):
+    """Whose parameters have no gradient: no input of what it checkpoints asks for one."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        made: Tensor = recompute(super().forward, z, use_reentrant=True)
+        return made
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_generator_that_never_had_gradients_is_told_to_resume(tmp_path: Path) -> None:
+    def made(steps: int) -> Trainer:
+        train = {"steps": steps, "batch_size": 8}
+        score: dict[str, Any] = {"metrics": []}
+        return Trainer(Reentrant(), Critic(), images(), train=train, score=score, device="cpu")
+
+    made(2).run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="had a gradient") as caught:
+        made(3).run(tmp_path / "run", resume=True)
+    assert "use_reentrant=False" in str(caught.value)
 
 
 def test_a_copied_run_goes_on_as_the_one_it_was_copied_from(tmp_path: Path) -> None:

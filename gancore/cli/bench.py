@@ -93,7 +93,7 @@ def bench(
         rows = [asdict(entry) for entry in entries]
         tell(json.dumps({"recipe": loaded.table(), "environment": machine, "entries": rows}))
     else:
-        _show(entries, loaded, about, rounds)
+        show(entries, loaded, about, rounds)
     if failed := [entry.name for entry in entries if entry.cost is None]:
         raise RunError(f"the first update failed, so there is nothing to measure: {failed}")
 
@@ -123,7 +123,8 @@ def _origins(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def _show(entries: Sequence[Entry], recipe: Recipe, about: Stretch, rounds: int) -> None:
+def show(entries: Sequence[Entry], recipe: Recipe, about: Stretch, rounds: int) -> None:
+    """Print the table."""
     from rich.table import Table
 
     from gancore.cli.tables import console, styled
