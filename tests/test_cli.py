@@ -131,14 +131,14 @@ def test_sample_in_three_forms(done: tuple[Path, str], gan: Gan, tmp_path: Path)
 def test_sample_tells_a_long_calibration_and_repeats_its_bytes(
     done: tuple[Path, str], gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gancore import training
+    from gancore.training.loading import Loader
 
     def slow(*args: Any, progress: Any, **options: Any) -> Any:
         progress("calibrating", 7, 16)
         return load(*args, progress=progress, **options)
 
-    load = training.load_generator
-    monkeypatch.setattr(training, "load_generator", slow)
+    load = Loader.generator
+    monkeypatch.setattr(Loader, "generator", slow)
     for name in ("one.npz", "two.npz"):
         code, out, err = gan("sample", done[0], "-n", 9, "--out", tmp_path / name)
         assert (code, out) == (0, f"9 samples in {tmp_path / name}\n")
