@@ -62,7 +62,9 @@ def test_the_best_step_is_one_that_has_a_checkpoint(
         protocol = {"reference": reference, "samples": 16, "seed": 0, "versions": {}}
         return {"scores": {"w2": next(values)}, "protocol": protocol, "spread": 1.0}
 
-    monkeypatch.setattr("gancore.training.trainer.score_generator", scores)
+    for name, module in list(sys.modules.items()):  # wherever it has been imported to
+        if name.startswith("gancore.training.") and hasattr(module, "score_generator"):
+            monkeypatch.setattr(module, "score_generator", scores)
     every = {"score.every": 1, "checkpoint.every": 1, "checkpoint.keep": 3}
     run = trained(tmp_path / "run", 2, **every)
     marked = run.checkpoints / "best.json"
