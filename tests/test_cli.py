@@ -28,6 +28,7 @@ from gancore.cli.tables import show_scores
 from gancore.data.digits import digits
 from gancore.report import save_images
 from gancore.scoring import extractor
+from gancore.scoring.protocol import Protocol, Reference, Scores
 
 RECIPE = tomli_w.dumps(
     parsed(DIGITS, **{"train.steps": 6, "log.every": 2, "score.metrics": ["fid", "isc"]}).table()
@@ -130,14 +131,14 @@ def test_sample_in_three_forms(done: tuple[Path, str], gan: Gan, tmp_path: Path)
 def test_sample_tells_a_long_calibration_and_repeats_its_bytes(
     done: tuple[Path, str], gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gancore import training
+    from gancore.training.loading import Loader
 
     def slow(*args: Any, progress: Any, **options: Any) -> Any:
         progress("calibrating", 7, 16)
         return load(*args, progress=progress, **options)
 
-    load = training.load_generator
-    monkeypatch.setattr(training, "load_generator", slow)
+    load = Loader.generator
+    monkeypatch.setattr(Loader, "generator", slow)
     for name in ("one.npz", "two.npz"):
         code, out, err = gan("sample", done[0], "-n", 9, "--out", tmp_path / name)
         assert (code, out) == (0, f"9 samples in {tmp_path / name}\n")
@@ -440,9 +441,11 @@ def test_paths_and_names_are_text_in_a_terminal(
     assert is_tame(out, "good")
     assert is_tame(err, "bad", "none")
     assert err.count(str(tmp_path)) == len(err.splitlines())
-    reference = {"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
-    protocol = {"reference": reference, "samples": 2, "seed": 0}
-    show_scores({"scores": {"w2": 1.0}, "protocol": protocol})
+    reference = Reference.model_construct(
+        **{"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
+    )
+    protocol = Protocol.model_construct(reference=reference, samples=2, seed=0)
+    show_scores(Scores.model_construct(scores={"w2": 1.0}, protocol=protocol))
     assert is_tame(capsys.readouterr().out, "data", "split")
 
 
