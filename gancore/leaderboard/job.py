@@ -1,22 +1,22 @@
-"""One run of a board: its folder, the process that makes it, and what came of that."""
+"""One run of a board: its folder, the process that makes it, and how it ended."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
+from gancore import entrypoints
 from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
-from gancore.recipe import Recipe
 from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
@@ -37,6 +37,9 @@ LAUNCHERS = {
 """Variables by which torchrun tells a process of the others it belongs to."""
 
 
+State = Literal["queued", "running", "done", "failed"]
+
+
 @dataclass(eq=False)
 class Job:
     """One run of a board: an entry with a seed.
@@ -50,7 +53,7 @@ class Job:
     seed: int
     recipe: dict[str, Any]
     path: Path
-    state: str = "waiting"  # then: running, done, failed
+    state: State = "queued"
     error: str = ""
     seconds: float = 0.0
     started: float = field(default=0.0, repr=False)
@@ -110,6 +113,10 @@ class Job:
         self.run.write_recipe(self.recipe)
         self.run.write_json(self.run.expected_path, self.about)
 
+    def begin(self) -> None:
+        """Note that the run goes on, from now."""
+        self.state, self.started = "running", time.monotonic()
+
     def fail(self, error: str) -> None:
         """Note why there are no scores."""
         self.state, self.error = "failed", shown(error.removeprefix("error: "), 1000)
@@ -130,40 +137,13 @@ class Job:
         self.fail((errors or lines or [how])[-1])
 
 
-Watch = Callable[[Sequence[Job]], None]
-
-
-class Executor(Protocol):
-    """What makes the runs of a board: this machine, or a cluster.
-
-    device  of each run
-    where   what costs depend on beside the recipes
-    """
-
-    @property
-    def device(self) -> str: ...  # noqa: D102
-
-    @property
-    def where(self) -> str: ...  # noqa: D102
-
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-        """Return each entry's `gancore.cost.Cost` as a table; those that can't be are left out."""
-
-    def sweep(self, jobs: Sequence[Job], watch: Watch) -> None:
-        """Make the runs that are not done; a failed one is marked, no more.
-
-        watch is called with all jobs a few times a second. SIGINT and SIGTERM let the runs that go
-        on save, and raise KeyboardInterrupt then.
-        """
-
-
 def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     """Mark the runs that have been done before; return the others."""
     for job in jobs:
         if job.is_scored():
             job.state = "done"
             job.seconds = float(job._last_record().get("seconds", 0.0))  # 0 without records
-    return [job for job in jobs if job.state == "waiting"]
+    return [job for job in jobs if job.state == "queued"]
 
 
 def start(folder: Path, *, threads: int, device: str) -> subprocess.Popen[bytes]:
@@ -184,6 +164,7 @@ def command(folder: Path, device: str) -> list[str]:
     """Return what makes a run, goes on with it, or finds it done."""
     recipe = str(Run(folder).recipe_path)
     run = ["run", recipe, "--resume", "--out", str(folder), "--device", device]
+    run += [f"--plugin-file={path}" for path in entrypoints.files()]
     # not from the current folder, whose random.py would be Python's; -I drops PYTHONPATH as well
     return [sys.executable, "-P", "-m", "gancore", *run]
 
@@ -203,18 +184,3 @@ def surroundings(threads: int) -> dict[str, str]:
         if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")
     }
     return kept | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
-    received: list[int] = []
-    previous = {
-        each: signal.signal(each, lambda number, frame: received.append(number))
-        for each in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
