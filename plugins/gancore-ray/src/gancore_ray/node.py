@@ -16,12 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gancore import entrypoints
-from gancore.errors import GancoreError, InputError, RunError
+from gancore.errors import GancoreError, InputError, RunError, told_of_files
 from gancore.files.reading import read_bytes, read_text
 from gancore.files.storage import LOCK, told_when_full, wait_until_free
 from gancore.files.writing import replacing_folder, write_bytes, write_text
 from gancore.leaderboard.job import LOCKED, LOG, POLL, start
 from gancore.leaderboard.plan import versions
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
 from gancore.text import shown
 from gancore.training import Run
@@ -57,7 +58,7 @@ class Order:
     recipe: dict[str, Any]
     folder: Path
     token: Token
-    about: dict[str, Any]
+    about: MadeOf
     sources: tuple[Source, ...]
     threads: int
     device: str
@@ -83,12 +84,11 @@ def make_run(order: Order) -> Outcome:
         add_sources(order.sources)
         _refuse_other_versions(order)
         if _is_shared(order):
-            code, seconds = _train(order.folder, order)
-            return Outcome(code, seconds)
+            return Outcome(*_train(order.folder, order))
         with tempfile.TemporaryDirectory(prefix="gancore-") as name:
             folder = Path(name)
             Run(folder).write_recipe(order.recipe)
-            Run(folder).write_json(Run(folder).expected_path, order.about)
+            Run(folder).write_json(Run(folder).expected_path, order.about.table())
             code, seconds = _train(folder, order)
             return Outcome(code, seconds, files=pack(folder))
     except GancoreError as error:
@@ -115,8 +115,7 @@ def _refuse_other_versions(order: Order) -> None:
 
     The run itself compares the data, as it loads them.
     """
-    mine = versions(Recipe.parse(order.recipe))
-    here, there = _flat(mine), _flat(order.about)
+    here, there = _flat(versions(Recipe.parse(order.recipe))), _flat(order.about)
     unlike = [
         f"{name} {here.get(name, 'none')} (the board's: {there.get(name, 'none')})"
         for name in sorted({*here, *there})
@@ -129,15 +128,15 @@ def _refuse_other_versions(order: Order) -> None:
         )
 
 
-def _flat(about: Mapping[str, Any]) -> dict[str, str]:
-    plugins = {f"plugin {name}": found for name, found in about["plugins"].items()}
-    core = {"gancore's own code": about["core"]["code"]}
+def _flat(about: MadeOf) -> dict[str, str]:
+    """Return all that has to be alike on every node, by what a message calls it."""
+    plugins = about.plugins or {}
     return {
-        **about["versions"],
-        **about["components"],
-        **plugins,
-        **core,
-        "python": about["python"],
+        **(about.versions or {}),
+        **(about.components or {}),
+        **{f"plugin {name}": origin for name, origin in plugins.items()},
+        **({"gancore's own code": about.core.code} if about.core else {}),
+        **({"python": about.python} if about.python else {}),
     }
 
 
@@ -154,7 +153,8 @@ def _train(folder: Path, order: Order) -> tuple[int, float]:
     """Return the exit code of the run's process, and the seconds it took."""
     wait_until_free(folder, LOCKED)
     began = time.monotonic()
-    process = start(folder, threads=order.threads, device=order.device)
+    with told_of_files(folder):
+        process = start(folder, threads=order.threads, device=order.device)
     try:
         while process.poll() is None:
             time.sleep(POLL)  # not wait(), which a cancelled task would not leave
