@@ -77,7 +77,11 @@ def leaderboard(
 
     if executor_name is not None and address is not None:
         raise InputError("--ray ADDRESS is short for --executor ray:ADDRESS: give one of them")
-    name, place = ("ray", address) if address is not None else parsed(executor_name or "local")
+    name, place = (
+        ("ray", address)
+        if address is not None
+        else parsed("local" if executor_name is None else executor_name)
+    )
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
     recipes = loaded.recipes(board.parent)

@@ -6,15 +6,20 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from gancore.errors import GancoreError, told_of_files
+from gancore.errors import GancoreError, InputError, told_of_files
 from gancore.files.storage import InUseError, wait_until_free
 from gancore.files.writing import make_folder
-from gancore.leaderboard.executor import Executor, Watch
+from gancore.leaderboard.executor import Executor, Terms, Watch
 from gancore.leaderboard.job import LOCKED, POLL, Job, start
 
 
 class Local(Executor):
     """The executor `local`: processes on this machine, one at a time unless `--jobs` says more."""
+
+    def __init__(self, terms: Terms) -> None:
+        if terms.place:
+            raise InputError(f"--executor local:{terms.place}: local takes no place, leave it out")
+        super().__init__(terms)
 
     def make(self, jobs: Sequence[Job], watch: Watch) -> None:
         """Make the runs; see `Executor`."""
