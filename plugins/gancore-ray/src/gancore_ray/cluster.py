@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gancore import entrypoints
 from gancore.cost import Cost
-from gancore.errors import GancoreError, InputError, RunError
+from gancore.errors import GancoreError, InputError, RunError, told_of_files
 from gancore.files.reading import read_text
 from gancore.files.writing import delete, make_folder, write_text
 from gancore.leaderboard.executor import Executor, Terms, Watch, measure_here
@@ -155,7 +155,12 @@ class _Sweep:
                     break
 
     def _send(self, job: Job) -> None:
-        job.prepare()
+        try:
+            with told_of_files(job.path):
+                job.prepare()
+        except GancoreError as error:
+            job.fail(str(error))
+            return
         terms = self._cluster.terms
         order = Order(
             job.recipe,
