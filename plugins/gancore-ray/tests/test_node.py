@@ -352,6 +352,201 @@ def test_a_node_with_other_versions_makes_no_scores(order: Order, key: str) -> N
 def test_plugin_files_are_those_of_the_board(
     order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Their texts travel, and a node adds them once."""
+    added: list[Path] = []
+    monkeypatch.setattr(entrypoints, "add_file", added.append)
+    files = tuple(tmp_path / f"{name}.py" for name in ("one", "two"))
+    for path in files:
+        path.write_text(f"# {path.stem}\n", "utf-8")
+    monkeypatch.setattr(entrypoints, "files", lambda: files)
+    sources = (Source("one.py", "# one\n"), Source("two.py", "# two\n"))
+    made = Ray()
+    monkeypatch.setattr(cluster, "ray", made)
+    monkeypatch.setattr(Job, "is_scored", lambda job: job.state == "running")
+    return made
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    recipe = parsed(BASE).table()
+    return [Job("gp", seed, recipe, tmp_path / "runs" / f"gp-{seed}") for seed in range(3)]
+
+
+def test_as_many_runs_are_sent_as_jobs_says(ray: Ray, jobs: list[Job]) -> None:
+    for parallel, most in ((None, 3), (2, 2)):
+        ray.answers, ray.begun, ray.most, shown = {}, {}, 0, []
+        for job in jobs:
+            job.state = "queued"
+
+        def show(jobs: Any, shown: list[str] = shown) -> None:
+            shown.append(" ".join(job.state for job in jobs))
+            for job in jobs:
+                if job.state == "running":
+                    ray.answers[str(job.path)] = ("a", Outcome(0, 7.0))
+                ray.begun[str(job.path)] = "a"
+
+        make_runs(Cluster(replace(TERMS, parallel=parallel)), jobs, show)
+        assert ray.most == most
+        assert shown[0] == "queued queued queued"
+        assert [job.state for job in jobs] == ["done"] * 3
+        assert [job.seconds for job in jobs] == [7.0] * 3
+    assert (ray.options["num_cpus"], ray.options["num_gpus"]) == (0, 0.0)  # the book's, the tasks'
+
+
+def test_a_run_whose_node_is_lost_is_told_of_and_queued_again(ray: Ray, jobs: list[Job]) -> None:
+    told: list[str] = []
+    seen: list[str] = []
+    (job, *_) = jobs
+
+    def show(jobs: list[Job]) -> None:
+        seen.append(job.state)
+        match len(seen):
+            case 1:
+                ray.begun[str(job.path)] = "a"
+            case 2:
+                ray.alive = {"b"}
+            case 3:
+                ray.begun[str(job.path)] = "b"
+            case 4:
+                ray.answers[str(job.path)] = ("b", Outcome(0, 1.0))
+
+    make_runs(Cluster(replace(TERMS, tell=told.append)), [job], show)
+    assert seen[:5] == ["queued", "running", "queued", "running", "done"]
+    assert told == ["gp seed 0: its node is lost, it is made again"]
+
+
+@pytest.mark.parametrize(("known", "lines"), [("a", 1), ("b", 0), (None, 0)])
+def test_a_run_that_was_made_again_between_two_looks_is_told_so(
+    ray: Ray, jobs: list[Job], known: str | None, lines: int
+) -> None:
+    told: list[str] = []
+    (job, *_) = jobs
+    if known:
+        ray.begun[str(job.path)] = known
+
+    def show(jobs: list[Job]) -> None:
+        ray.answers[str(job.path)] = ("b", Outcome(code=1))
+
+    make_runs(Cluster(replace(TERMS, tell=told.append)), [job], show)
+    assert job.state == "failed"
+    assert told == ["gp seed 0: its node is lost, it is made again"] * lines
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (OSError("lost for good\nand why\n"), "lost for good"),
+        (TimeoutError("a task's\ntraceback\nValueError: x\n"), "ValueError: x"),
+        (OSError(""), "OSError"),
+        (("a", Outcome(error="another torch")), "another torch"),
+        (("a", Outcome(files={"../x": b""})), "a node sent the file '../x', which no run's"),
+        (("a", Outcome(files={"log.txt": b"error: inf\n"}, code=1)), "inf"),
+    ],
+)
+def test_why_a_run_failed_is_one_line(ray: Ray, jobs: list[Job], answer: Any, error: str) -> None:
+    (job, other, _) = jobs
+    ray.answers[str(job.path)] = answer
+    ray.answers[str(other.path)] = ("b", Outcome(0, 1.0))
+    ray.begun = {str(other.path): "b"}
+    make_runs(Cluster(TERMS), [job, other], lambda jobs: None)
+    assert job.state == "failed"
+    assert job.error.startswith(error)
+    assert "\n" not in job.error
+    assert other.state in ("done", "failed")
+
+
+def test_costs_that_no_node_can_measure_are_told(ray: Ray) -> None:
+    ray.send = lambda *_: "costs"  # type: ignore[method-assign,assignment]
+    ray.answers["costs"] = TimeoutError("a task's\nValueError: x")
+    with pytest.raises(RunError, match=r"can't measure costs: ValueError: x. --no-cost leaves"):
+        Cluster(TERMS).measure({"none": parsed(BASE)})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "threads", "is_told"), [(0.0, 4, False), (0.0, 5, True), (0.5, 1, False), (1, 1, True)]
+)
+def test_room_is_that_of_one_node(
+    ray: Ray, jobs: list[Job], gpus: float, threads: int, is_told: bool
+) -> None:
+    told: list[str] = []
+    ray.answers = {str(job.path): OSError("x") for job in jobs}
+    terms = replace(TERMS, device="auto", gpus=gpus, threads=threads, tell=told.append)
+    make_runs(Cluster(terms), jobs, lambda jobs: None)
+    assert bool(told) is is_told
+
+
+# a node
+
+
+@pytest.fixture
+def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
+    """An order, on a node where every run is a shell that leaves a file and exits with 3."""
+
+    def start(folder: Path, **_: object) -> subprocess.Popen[bytes]:
+        script = 'cat expected.json > seen; echo "$0" > made; exit 3'
+        return subprocess.Popen(["sh", "-c", script, str(folder)], cwd=folder)
+
+    monkeypatch.setattr(node, "start", start)
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    token = Token(".shared-1", "abc")
+    (folder.parent / token.name).write_text(token.content)
+    recipe = parsed(BASE)
+    return Order(recipe.table(), folder, token, versions(recipe), (), 1, "cpu")
+
+
+def test_in_the_board_s_own_folder_a_run_is_made_there(order: Order) -> None:
+    (order.folder / "expected.json").write_text("{}")
+    outcome = make_run(order)
+    assert (outcome.code, outcome.error, outcome.files) == (3, "", None)
+    assert 0 < outcome.seconds < 20
+    assert (order.folder / "made").read_text() == f"{order.folder}\n"
+
+
+@pytest.mark.parametrize("how", ["another text", "no file", "no text"])
+def test_elsewhere_it_is_made_in_a_folder_that_comes_back(order: Order, how: str) -> None:
+    token = order.folder.parent / order.token.name
+    match how:
+        case "another text":
+            token.write_text("abd")
+        case "no file":
+            token.unlink()
+        case "no text":
+            token.write_bytes(b"\xff\xfe")
+    outcome = make_run(order)
+    assert outcome.files is not None
+    assert {"recipe.toml", "expected.json", "made", "seen"} <= outcome.files.keys()
+    assert json.loads(outcome.files["seen"]) == order.about.table()  # it was there at the start
+    assert not list(order.folder.iterdir())
+    assert not Path(outcome.files["made"].decode().strip()).exists()
+
+
+@pytest.mark.parametrize("key", ["torch", "python", "gp", "code", "generator"])
+def test_a_node_with_other_versions_makes_no_scores(order: Order, key: str) -> None:
+    about = order.about.model_copy(deep=True)
+    assert about.versions
+    assert about.components
+    match key:
+        case "torch":
+            about.versions["torch"] = "0.0.7"
+        case "python":
+            about.python = "0.0.7"
+        case "gp":
+            about.plugins = {**(about.plugins or {}), "gp": "0.0.7"}
+        case "code":
+            assert about.core
+            about.core = about.core.model_copy(update={"code": "0.0.7"})
+        case "generator":
+            about.components["generator"] = "0.0.7"
+    outcome = make_run(replace(order, about=about))
+    assert re.search(rf"\b{key} \S+ \(the board's: 0\.0\.7\)", outcome.error)
+    assert "\n" not in outcome.error
+    assert not list(order.folder.iterdir())
+
+
+def test_plugin_files_are_those_of_the_board(
+    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Their texts travel; two files of one name are two; a node adds them once."""
     added: list[Path] = []
     monkeypatch.setattr(entrypoints, "add_file", added.append)
@@ -371,7 +566,7 @@ def test_plugin_files_are_those_of_the_board(
     for _ in range(2):
         make_run(made.sent[0])
     assert [path.read_text("utf-8") for path in added] == ["# one\n", "# two\n"]
-    assert [path.name for path in added] == ["mine.py", "mine.py"]
+    assert [path.name for path in added] == ["one.py", "two.py"]
     assert not {*added} & {*files}
 
 

@@ -103,11 +103,9 @@ def add_sources(sources: tuple[Source, ...]) -> None:
     """
     folder = Path(tempfile.mkdtemp(prefix="gancore-plugins-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for number, source in enumerate(sources):
-        path = folder / str(number) / source.name
-        path.parent.mkdir()
-        write_text(path, source.text)
-        entrypoints.add_file(path)
+    for source in sources:
+        write_text(folder / source.name, source.text)
+        entrypoints.add_file(folder / source.name)
 
 
 def _refuse_other_versions(order: Order) -> None:
