@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,9 +10,11 @@ import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +24,10 @@ from helpers import TOY, Gan, parsed
 from gancore import entrypoints
 from gancore.errors import InputError, MissingError, PluginError, RunError
 from gancore.leaderboard import sweep
+from gancore.leaderboard.board import Board
 from gancore.leaderboard.display import BoardDisplay
 from gancore.leaderboard.executor import Executor, Terms, Watch, chosen, make_runs
-from gancore.leaderboard.job import Job, command, shell_line
+from gancore.leaderboard.job import Job, command, shell_line, surroundings
 from gancore.leaderboard.sweep import Local
 from gancore.training import Run
 
@@ -383,3 +387,83 @@ def test_an_executor_s_device_and_default_costs(monkeypatch: pytest.MonkeyPatch)
         made.taken.callback(closed.append, "closed")
         assert closed == []
     assert closed == ["closed"]
+
+
+def test_a_run_is_on_its_own_whatever_launched_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("KEPT", "yes")
+    given = surroundings(3)
+    assert (given["OMP_NUM_THREADS"], given["MKL_NUM_THREADS"]) == ("3", "3")
+    assert given["KEPT"] == "yes"
+    assert not [name for name in given if "RANK" in name or "TORCHELASTIC" in name]
+    assert "WORLD_SIZE" not in given
+    assert "MASTER_PORT" not in given
+
+
+# what a board shows
+
+
+def shown(jobs: Sequence[Job], *states: str, metric: str | None = None) -> str:
+    """Return the lines of a display that is shown these jobs, after each change of states."""
+    text = f'metric = "{metric}"\n' if metric else ""
+    table = tomllib.loads(f"{text}{BOARD}")
+    file = io.StringIO()
+    with BoardDisplay(Board.model_validate_json(json.dumps(table)), file) as display:
+        for words in states:
+            for job, word in zip(jobs, words.split(), strict=True):
+                job.state = word  # type: ignore[assignment]
+            display.show(jobs)
+    return file.getvalue()
+
+
+def scored(job: Job, seconds: float, **scores: float) -> Job:
+    """Give a job what is read of a run that is done."""
+    saved = SimpleNamespace(scores=SimpleNamespace(scores=scores), records=())
+    job.saved, job.seconds = saved, seconds  # type: ignore[assignment]
+    return job
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Job]:
+    table = parsed(BASE).table()
+    return [
+        Job(entry, seed, table, tmp_path / "runs" / f"{entry}-{seed}")
+        for seed in (0, 1)
+        for entry in ("none", "boom")
+    ]
+
+
+def test_the_time_left_is_by_what_runs_took(four: list[Job]) -> None:
+    """none takes 60 s and boom 100 s, so 160 s are left, or half where two go on at a time."""
+    scored(four[0], 60.0, w2=1.25)
+    scored(four[1], 100.0, w2=9.0)
+    lines = shown(four, "done done queued queued").splitlines()
+    assert lines == [
+        "none seed 0: w2 1.25, done before | 2/4 runs, 2:40 left",
+        "boom seed 0: w2 9, done before | 2/4 runs, 2:40 left",
+    ]
+    lines = shown(four, "running running queued queued", "done running queued queued").splitlines()
+    assert lines[:2] == [
+        "none seed 0: starts at step 0 of 3",
+        "boom seed 0: starts at step 0 of 3",
+    ]
+    assert lines[2].startswith("none seed 0: w2 1.25 in 1:00 | 1/4 runs, ")
+    # boom has taken no time that is known: as long as none; the running one began at time 0
+    assert lines[2].endswith(" 1:00 left")
+
+
+def test_a_failed_run_is_not_waited_for(four: list[Job]) -> None:
+    scored(four[0], 60.0, w2=1.25)
+    four[1].error = "so"
+    lines = shown(four, "done failed queued queued").splitlines()
+    assert lines[1] == "boom seed 0: failed: so | 2/4 runs, 2:00 left"
+
+
+def test_the_score_that_ranks_is_shown(four: list[Job]) -> None:
+    scored(four[0], 1.0, w2=1.25, modes=8.0)
+    assert " modes 8, done" in shown(four[:1], "done", metric="modes")
+    assert " w2 1.25, done" in shown(four[:1], "done")
+    scored(four[0], 1.0)
+    assert "none seed 0: , done before" in shown(four[:1], "done", metric="modes")

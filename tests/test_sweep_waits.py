@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from helpers import TOY, Gan
 
 from gancore.data import Dataset
-from gancore.errors import RunError
+from gancore.errors import InputError, RunError
+from gancore.files.storage import locked, wait_until_free
 from gancore.leaderboard import sweep
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.executor import Terms, make_runs
@@ -84,6 +86,20 @@ def test_it_waits_for_nothing_else(jobs: list[Job]) -> None:
     make_runs(local(2, pytest.fail), jobs, lambda jobs: None)
     assert time.monotonic() - began < 20
     assert [job.state for job in jobs] == ["done", "done"]
+
+
+def test_the_lock_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="in use"):
+            wait_until_free(tmp_path, 0.3)
+        assert 0.3 < time.monotonic() - began < 5
+        threading.Timer(0.5, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        wait_until_free(tmp_path, 60)
+        assert 0.8 < time.monotonic() - began < 30
+    with locked(tmp_path):
+        pass
 
 
 def test_a_board_loads_its_data_once(
