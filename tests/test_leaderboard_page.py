@@ -19,6 +19,7 @@ from PIL import Image
 
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.files import write
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
 from gancore.leaderboard.plots import (
     Look,
@@ -34,7 +35,6 @@ from gancore.leaderboard.plots import (
 )
 from gancore.leaderboard.result import result
 from gancore.leaderboard.statistics import detectable
-from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import MINUS, against_title, markdown, notes
 from gancore.training.record import Record
 

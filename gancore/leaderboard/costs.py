@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gancore import cost
-from gancore.cost import measure
 from gancore.files.reading import is_there, read_json
 from gancore.files.stored import Number, Stored
 from gancore.files.writing import write_text
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.job import Executor
+from gancore.leaderboard.executor import Executor
 from gancore.leaderboard.plan import versions
-from gancore.provenance.machine import on_threads
 from gancore.provenance.sources import file_code
 from gancore.recipe import Recipe
 
@@ -54,15 +52,6 @@ def measure_costs(
         if kept.key == key:
             return kept.costs
     tell(f"measuring what {len(recipes)} entries cost, before the first run")
-    found = executor.measure(recipes)
+    found = {name: asdict(measured) for name, measured in executor.measure(recipes).items()}
     write_text(path, json.dumps({"key": key, "costs": found}, indent=1) + "\n")
     return found
-
-
-def measure_here(
-    recipes: Mapping[str, Recipe], *, threads: int, device: str
-) -> dict[str, dict[str, Any]]:
-    """Measure in this process, on so many threads. Raises InputError."""
-    with on_threads(threads):
-        measured = measure(recipes, device=device)
-    return {name: asdict(each) for name, each in measured.items()}

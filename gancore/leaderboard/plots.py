@@ -93,7 +93,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
     drawn = {}
     for entry in found["entries"]:
         runs = [
-            [record for record in job.whole_records() if key in record]
+            [record.values for record in job.whole_records() if key in record.values]
             for job in jobs
             if job.entry == entry["name"] and job.state == "done"
         ]
@@ -114,8 +114,8 @@ def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
         (job.entry, job.seed): record.values["wasserstein"]
         for job in jobs
         if job.state == "done" and job.has_whole_records()
-        for record in [job.run.last_record()]
-        if record and "wasserstein" in record.values
+        for record in job.whole_records()[-1:]
+        if "wasserstein" in record.values
     }
     drawn = {}
     for entry in scored(found):

@@ -98,7 +98,7 @@ def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
         "critic_updates": train["steps"] * train["critic_steps"],
         "seconds": [round(job.seconds, 1) for job in done],
         "failed": [{"seed": job.seed, "error": job.error} for job in jobs if job.state == "failed"],
-        "missing": [job.seed for job in jobs if job.state in ("waiting", "running")],
+        "missing": [job.seed for job in jobs if job.state in ("queued", "running")],
         "collapsed": [job.seed for job in done if _scored(job)["spread"] < COLLAPSED],
         "notes": [
             {"seed": job.seed, "note": note}
