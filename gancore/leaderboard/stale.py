@@ -35,7 +35,7 @@ def _line(stale: Sequence[Job], cause: str) -> str:
     seeds: dict[str, list[str]] = {}
     for job in stale:
         seeds.setdefault(job.entry, []).append(str(job.seed))
-    which = "; ".join(f"{entry} seed {', '.join(each)}" for entry, each in seeds.items())
+    which = "; ".join(f"{entry} seed {', '.join(numbers)}" for entry, numbers in seeds.items())
     runs = "1 run is" if len(stale) == 1 else f"{len(stale)} runs are"
     return f"{runs} made again ({which}), as this has changed: {cause}"
 
@@ -63,5 +63,5 @@ def _causes(before: Run, job: Job) -> list[str]:
         return [f"it can't be read of what it was made: {error}"]
     if expected is None:
         return ["it was not recorded then which data and code a run was made of"]
-    found = [*differences(recipe, job.recipe, free=()), *changes(expected, job.about)]
-    return found or ["what decides its numbers"]
+    causes = [*differences(recipe, job.recipe, free=()), *changes(expected, job.about)]
+    return causes or ["what decides its numbers"]
