@@ -393,7 +393,7 @@ def test_a_folder_that_lost_its_recipe_says_what_writes_it(made: Path, tmp_path:
         Run.open(folder)
     changes = {"train.steps": 1, "sample.count": 4}
     gancore.run(made.parent / "toy.toml", folder, changes, resume=True)
-    assert Run.open(folder).seed == 0
+    assert Run.open(folder).read_recipe().train.seed == 0
 
 
 def test_a_page_is_as_whole_as_it_can_be(tmp_path: Path, monkeypatch: Any) -> None:

@@ -126,12 +126,15 @@ class Opening:
 
     def _environment(self) -> Environment | None:
         """Return what the run was made on so far; None, and a line, where that can't be read."""
+        reason = f"there is no {self.run.environment_path}"
         try:
-            return self.run.read_environment()
+            if before := self.run.read_environment():
+                return before
         except InputError as error:
-            reason = shown(" ".join(str(error).split()), 1000)
-            self.display.say(f"threads and machine of the run so far are not known: {reason}")
-            return None
+            reason = str(error)
+        reason = shown(" ".join(reason.split()), 1000)
+        self.display.say(f"threads and machine of the run so far are not known: {reason}")
+        return None
 
     def _take_threads(self, before: Environment | None, asked: int | None) -> None:
         """Compute on as many threads as the run so far, if that can be and no other is asked for.
