@@ -15,7 +15,8 @@ from helpers import Gan
 
 from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import gate, read, regressed
+from gancore.leaderboard.compare import gate, regressed
+from gancore.leaderboard.result import Result
 from gancore.leaderboard.text import markdown, notes
 from gancore.recipe import Recipe
 from gancore.training import Run
@@ -95,6 +96,10 @@ def board(**values: list[float]) -> dict[str, Any]:
         "threads": 1,
         "statistics": {},
     }
+
+
+def parsed(table: dict[str, Any]) -> Result:
+    return Result.model_validate_json(json.dumps(table))
 
 
 @pytest.fixture
@@ -244,31 +249,31 @@ def times(factor: float) -> list[float]:
 
 
 def test_a_tie_passes_and_a_regression_does_not() -> None:
-    before = board(none=STEADY, gp=STEADY)
-    found = gate(before, board(none=times(1.0), gp=times(1.2)), "fid")
+    before = parsed(board(none=STEADY, gp=STEADY))
+    found = gate(before, parsed(board(none=times(1.0), gp=times(1.2))), "fid")
     assert {name: each.verdict for name, each in found.items()} == {"none": "tie", "gp": "worse"}
-    assert [name for name, each in found.items() if regressed(each, "fid", 0.0)] == ["gp"]
-    assert regressed(found["gp"], "fid", 0.15)
-    assert not regressed(found["gp"], "fid", 0.25)
-    better = gate(before, board(none=times(1.0), gp=times(0.8)), "fid")
+    assert [name for name, each in found.items() if regressed(each, 0.0)] == ["gp"]
+    assert regressed(found["gp"], 0.15)
+    assert not regressed(found["gp"], 0.25)
+    better = gate(before, parsed(board(none=times(1.0), gp=times(0.8))), "fid")
     assert better["gp"].verdict == "better"
-    assert not regressed(better["gp"], "fid", 0.0)
+    assert not regressed(better["gp"], 0.0)
 
 
 def test_higher_is_better_turns_the_gate_round() -> None:
     before, after = board(none=STEADY), board(none=times(0.8))
     for each in (before, after):
         each["entries"][0]["scores"]["isc"] = each["entries"][0]["scores"].pop("fid")
-    found = gate(before, after, "isc")["none"]
-    assert regressed(found, "isc", 0.2)
-    assert not regressed(found, "isc", 0.3)
+    found = gate(parsed(before), parsed(after), "isc")["none"]
+    assert regressed(found, 0.2)
+    assert not regressed(found, 0.3)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
         (("protocol", "samples"), 999, "protocol.samples: was 1797, is 999"),
-        (("protocol", "weights_sha256"), "ef", "protocol.weights_sha256: was 'abab"),
+        (("protocol", "weights_sha256"), "ef" * 32, "protocol.weights_sha256: was 'abab"),
         (("budget", "count"), 50, "budget.count: was 100, is 50"),
     ],
 )
@@ -276,13 +281,13 @@ def test_unlike_protocols_are_not_compared(key: tuple[str, str], value: Any, lin
     after = board(none=STEADY)
     after[key[0]][key[1]] = value
     with pytest.raises(InputError, match=line):
-        gate(board(none=STEADY), after, "fid")
+        gate(parsed(board(none=STEADY)), parsed(after), "fid")
 
 
 def test_versions_may_differ() -> None:
     after = board(none=STEADY)
     after["protocol"]["versions"]["torch"] = "9.9"
-    assert gate(board(none=STEADY), after, "fid")["none"].verdict == "tie"
+    assert gate(parsed(board(none=STEADY)), parsed(after), "fid")["none"].verdict == "tie"
 
 
 def compared(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -364,7 +369,7 @@ def test_a_terminal_may_lack_characters(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(InputError, match=r"is no leaderboard.json"):
-        read(tmp_path / "x.json")
+        Result.read(tmp_path / "x.json")
 
 
 # The text
@@ -384,7 +389,7 @@ def against(ratio: float, verdict: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def found() -> dict[str, Any]:
+def told() -> dict[str, Any]:
     whole = board(none=STEADY)
     gp = entry("gp", times(0.5), label="gp | <b>λ</b>", **against(0.5, "better"))
     lost = entry("lost", [1.0])
@@ -395,7 +400,7 @@ def found() -> dict[str, Any]:
 
 
 def test_the_table_is_markdown_that_nothing_breaks() -> None:
-    lines = markdown(found()).splitlines()
+    lines = markdown(parsed(told())).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 5
     unescaped = [line.replace(r"\|", "").count("|") for line in table]
@@ -411,7 +416,7 @@ def test_the_table_is_markdown_that_nothing_breaks() -> None:
 
 
 def test_the_notes_say_what_the_numbers_are() -> None:
-    text = "\n".join(notes(found()))
+    text = "\n".join(notes(parsed(told())))
     assert "1,797 samples against 1,797 of digits" in text
     assert "seed 0, 1, 2" in text
     assert "100 critic updates an entry" in text
@@ -422,6 +427,7 @@ def test_the_notes_say_what_the_numbers_are() -> None:
 
 
 def test_two_seeds_decide_nothing_and_the_note_says_so() -> None:
-    whole = found()
+    whole = told()
     whole["entries"][0]["scores"]["fid"] |= {"seeds_compared": 2, "verdict": "undecided"}
-    assert "2 seeds in common with the baseline decide nothing: that takes 3." in notes(whole)
+    (told_of, *_) = [line for line in notes(parsed(whole)) if "in common" in line]
+    assert told_of == "2 seeds in common with the baseline decide nothing: that takes 3."

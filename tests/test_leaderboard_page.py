@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from boards import board, job
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from PIL import Image
 
-from gancore.leaderboard.board import Board
 from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.files import write_files
 from gancore.leaderboard.page import page
@@ -36,11 +35,8 @@ from gancore.leaderboard.result import EntryCost, Result
 from gancore.leaderboard.statistics import detectable
 from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import MINUS, against_title, markdown, notes
-from gancore.training.record import Record
 
 EVIL = "<script>alert(1)</script>"
-SCORED = (100, 200, 300)
-"""Generator updates after which a made-up run is scored."""
 
 
 class Made(NamedTuple):
@@ -48,80 +44,6 @@ class Made(NamedTuple):
 
     result: Result
     jobs: list[Job]
-
-
-def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
-    """A finished run that never ran, with the files of one."""
-    plugins = {"gp": "gancore-gp==0.1.0"}
-    values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True}
-    values |= {"loss": "wasserstein", **changes}
-    recipe = {
-        "data": {"name": "digits"},
-        "generator": {"name": "mlp"},
-        "critic": {"name": "mlp"},
-        "train": {"steps": SCORED[-1], "critic_steps": 5},
-        "score": {"metrics": ["fid", "isc"]},
-        "loss": {"name": values["loss"]},
-        "plugin": [{"name": "gp"}],
-    }
-    made = Job(entry, seed, recipe, folder / "runs" / f"{entry}-{seed}", "done", seconds=60.0)
-    made.run.write_recipe(recipe)
-    made.run.write_json(
-        made.run.scores_path,
-        {
-            "scores": {"fid": fid, "isc": 10 / fid, "isc_std": 0.1},
-            "protocol": {
-                "samples": 5000,
-                "reference": {"name": "digits", "split": "all", "samples": 1797},
-                "seed": seed,
-                "extractor": "digits",
-                "weights_sha256": "0123456789",
-                "versions": {"torch-fidelity": "0.4.0"},
-            },
-            "spread": 0.9,
-        },
-    )
-    made.run.write_json(
-        made.run.environment_path,
-        {
-            "versions": {"torch": "2.14.0"},
-            "plugins": values["plugins"],
-            "python": "3.11.2",
-            "platform": "Linux",
-            "device": "cpu",
-            "device_name": "",
-            "threads": 1,
-            "git": None,
-        },
-    )
-    for k, step in enumerate(SCORED):
-        record = {
-            "update": 5 * step,
-            "step": step,
-            "seconds": 20.0 * (k + 1) + seed**2,
-            "wasserstein": (-1) ** seed * fid / (k + 1),
-        }
-        score = {"score/fid": fid * (len(SCORED) - k)} if values["every"] else {}
-        made.run.append(Record.of({**record, **score}))
-    if size := values["picture"]:
-        path = made.run.sample_path(SCORED[-1])
-        path.parent.mkdir()
-        noise = np.random.default_rng(seed).bytes(3 * size**2)
-        Image.frombytes("RGB", (size, size), noise).save(path)
-    made.saved = made.run.read()
-    return made
-
-
-def board(entries: Mapping[str, str], seeds: Sequence[int], **changes: Any) -> Board:
-    return Board.model_validate(
-        {
-            "recipe": "some.toml",
-            "baseline": next(iter(entries)),
-            "seeds": tuple(seeds),
-            "entry": tuple({"name": name, "label": label} for name, label in entries.items()),
-            **changes,
-        }
-    )
 
 
 FIDS = {

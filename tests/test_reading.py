@@ -23,8 +23,8 @@ from gancore.data.mnist import mnist
 from gancore.errors import DataError, InputError, RecipeError, ScoreError, of_file
 from gancore.files import reading
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import read
 from gancore.leaderboard.job import LOG, Job
+from gancore.leaderboard.result import Result
 from gancore.recipe import Recipe
 from gancore.report import curves
 from gancore.report.filmstrip import read_grid
@@ -84,7 +84,7 @@ def test_what_is_no_regular_file_is_not_even_opened(
         for call in (
             lambda path: reading.read_text(path, 10),
             reading.read_toml,
-            read,
+            Result.read,
             lambda path: list(reading.read_lines(path, 10)),
             Board.load,
         ):

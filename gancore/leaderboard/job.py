@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from gancore.cost import Cost
 from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
-from gancore.files.reading import LONGEST, is_there, read_end
+from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
 from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
@@ -80,23 +80,19 @@ class Job:
         return last.step if last else 0
 
     def is_scored(self) -> bool:
-        """Whether the folder has the scores that the recipe asks for, of its last step.
+        """Whether the run has all scores that its recipe asks for; `saved` is what was read of it.
 
-        Not if its environment or a record can't be read: whoever goes on with it writes the one
-        anew, and leaves out the other. Records that are gone are gone; no score depends on them.
+        Not where its environment or a record can't be read: who goes on with the run writes the one
+        anew, and leaves out the other. Records may be missing, as no score depends on them.
         """
-        if not is_there(self.run.scores_path):
-            return False
+        self.saved = None
         try:
-            saved = self.run.read()
-        except InputError:  # whoever goes on with the run tells it
-            return False
-        if saved.environment is None:
-            return False
-        if not answers(saved.scores, self.recipe["score"], self.steps):
-            return False
-        self.saved = saved
-        return True
+            if answers(self.run.read_scores(), self.recipe["score"], self.steps):
+                saved = self.run.read()
+                self.saved = saved if saved.environment else None
+        except InputError:
+            pass  # who goes on with the run tells it
+        return self.saved is not None
 
     def has_whole_records(self) -> bool:
         """Whether the records reach to the end of the run."""
