@@ -31,6 +31,7 @@ from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, loading
+from gancore.training.record import Record
 
 NOTHING = "sampling, training and loading are late"
 
@@ -338,7 +339,8 @@ def finished(folder: Path) -> Job:
     folder.mkdir()
     run.write_recipe(recipe)
     for step in (1, 2):
-        run.append({"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5})
+        numbers = {"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5}
+        run.append(Record.of(numbers))
     reference = {"name": "points", "split": "train", "samples": 9}
     protocol = {"reference": reference, "samples": 9, "seed": 0, "versions": {}}
     found = {"scores": {"w2": 1.5}, "protocol": protocol, "spread": 1.0, "step": 2}

@@ -10,83 +10,75 @@ from gancore.errors import InputError
 from gancore.leaderboard import result
 from gancore.leaderboard.board import Board, Budget, Entry
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.statistics import ALPHA, POWER, Comparison, compare, method, summarize
+from gancore.leaderboard.result import EntryCost, EntryResult, EntryScore, Result
+from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
 from gancore.provenance.environment import Environment
 from gancore.scoring.generator import COLLAPSED
-from gancore.scoring.protocol import HIGHER_IS_BETTER, Scores, keys
+from gancore.scoring.protocol import HIGHER_IS_BETTER, Features, Scores, keys
 
 NO_RECORDS = (
     "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
 )
 
-OF_A_RUN: Mapping[str, set[str] | bool] = {
-    "plugins": True,
-    "components": True,
-    "from_step": True,
-    "earlier": True,
-    "core": {"modules"},
-}
-"""What of an environment belongs to one run."""
-
 
 class Finished(NamedTuple):
-    """A run that is done, with what was read of its folder."""
+    """A run that is done, and what was read of its folder."""
 
     job: Job
     scores: Scores
-    environment: Environment | None
+    environment: Environment
 
 
-def evaluate(
-    board: Board, jobs: Sequence[Job], costs: Mapping[str, result.EntryCost]
-) -> result.Result:
+def evaluate(board: Board, jobs: Sequence[Job], costs: Mapping[str, EntryCost]) -> Result:
     """Return the result of a board: entries from best to worst, and how they were made.
 
-    jobs   all runs of the board
-    costs  of an entry's critic update, by the entry's name
+    jobs: all runs of the board; costs: of an entry's critic update, by the entry's name
 
     Raises InputError where runs have scores against other real samples than others.
     """
     finished = [
         Finished(job, saved.scores, saved.environment)
         for job in jobs
-        if job.state == "done" and (saved := job.saved) and saved.scores
+        if job.state == "done" and (saved := job.saved) and saved.scores and saved.environment
     ]
     metrics = keys(finished[0].job.recipe["score"]["metrics"]) if finished else []
     metric = board.metric or (metrics[0] if metrics else "")
-    values = {
-        key: {
-            entry.name: {
-                run.job.seed: run.scores.scores[key]
-                for run in finished
-                if run.job.entry == entry.name
-            }
-            for entry in board.entry
-        }
-        for key in metrics
+    runs = {
+        entry.name: [run for run in finished if run.job.entry == entry.name]
+        for entry in board.entry
     }
-    compared = {
-        key: compare(
+    scores: dict[str, dict[str, EntryScore]] = {name: {} for name in runs}
+    tests = {}
+    for key in metrics:
+        values = {
+            name: {run.job.seed: run.scores.scores[key] for run in mine}
+            for name, mine in runs.items()
+        }
+        baseline = values[board.baseline]
+        compared = compare(
             {
-                name: (scores, by_entry[board.baseline])
-                for name, scores in by_entry.items()
+                name: (by_seed, baseline)
+                for name, by_seed in values.items()
                 if name != board.baseline
             },
             higher_is_better=key in HIGHER_IS_BETTER,
         )
-        for key, by_entry in values.items()
-    }
+        tests[key] = method(compared.values())
+        for name, by_seed in values.items():
+            if by_seed:
+                seeds = sorted(by_seed)
+                numbers = [by_seed[seed] for seed in seeds]
+                against = dict(compared[name]) if name in compared else {"verdict": "baseline"}
+                scores[name][key] = EntryScore(
+                    **dict(summarize(numbers)), values=tuple(numbers), seeds=tuple(seeds), **against
+                )
     entries = [
         _entry(
             entry,
             [job for job in jobs if job.entry == entry.name],
-            [run for run in finished if run.job.entry == entry.name],
-            {
-                key: _score(values[key][entry.name], compared[key].get(entry.name))
-                for key in metrics
-                if values[key][entry.name]
-            },
-            costs.get(entry.name, result.EntryCost()),
+            runs[entry.name],
+            scores[entry.name],
+            costs.get(entry.name, EntryCost()),
         )
         for entry in board.entry
     ]
@@ -94,7 +86,7 @@ def evaluate(
     entries.sort(
         key=lambda entry: sign * entry.scores[metric].median if metric in entry.scores else math.inf
     )
-    return result.Result(
+    return Result(
         format=result.FORMAT,
         metric=metric,
         higher_is_better=tuple(sorted(HIGHER_IS_BETTER.intersection(metrics))),
@@ -105,11 +97,7 @@ def evaluate(
         budget=Budget(**dict(board.budget)) if board.budget else None,
         seeds=board.seeds,
         threads=board.threads,
-        statistics=result.Decisions(
-            alpha=ALPHA,
-            power=POWER,
-            tests={key: method(by_entry.values()) for key, by_entry in compared.items()},
-        ),
+        statistics=result.Decisions(alpha=ALPHA, power=POWER, tests=tests),
     )
 
 
@@ -117,23 +105,18 @@ def _entry(
     entry: Entry,
     jobs: Sequence[Job],
     finished: Sequence[Finished],
-    scores: dict[str, result.EntryScore],
-    cost: result.EntryCost,
-) -> result.EntryResult:
+    scores: dict[str, EntryScore],
+    cost: EntryCost,
+) -> EntryResult:
     train = jobs[0].recipe["train"]
-    origins = finished[0].environment.plugins if finished and finished[0].environment else {}
-    notes = [
-        result.RunNote(seed=run.job.seed, note=note)
-        for run in finished
-        for note in (
-            *run.scores.notes,
-            *([] if run.job.has_whole_records() or not run.job.steps else [NO_RECORDS]),
-        )
+    notes = [(run, note) for run in finished for note in run.scores.notes]
+    notes += [
+        (run, NO_RECORDS) for run in finished if run.job.steps and not run.job.has_whole_records()
     ]
-    return result.EntryResult(
+    return EntryResult(
         name=entry.name,
         label=entry.label or entry.name,
-        plugins=origins,
+        plugins=finished[0].environment.plugins if finished else {},
         generator_updates=train["steps"],
         critic_updates=train["steps"] * train["critic_steps"],
         seconds=tuple(round(run.job.seconds, 1) for run in finished),
@@ -146,27 +129,15 @@ def _entry(
             for run in finished
             if run.scores.spread is not None and run.scores.spread < COLLAPSED
         ),
-        notes=tuple(notes),
+        notes=tuple(result.RunNote(seed=run.job.seed, note=note) for run, note in notes),
         scores=scores,
         cost=cost,
     )
 
 
-def _score(values: Mapping[int, float], comparison: Comparison | None) -> result.EntryScore:
-    seeds = sorted(values)
-    numbers = [values[seed] for seed in seeds]
-    return result.EntryScore(
-        values=tuple(numbers),
-        seeds=tuple(seeds),
-        **dict(summarize(numbers)),
-        **(dict(comparison) if comparison else {"verdict": "baseline"}),
-    )
-
-
-def _protocol(finished: Sequence[Finished]) -> result.CommonProtocol:
-    """Return what the protocols of all runs have in common, all but the seed."""
+def _protocol(finished: Sequence[Finished]) -> Features:
+    """Return what the protocols of all runs have in common: all but the seed."""
     protocols = [run.scores.protocol for run in finished]
-    tables = [protocol.model_dump(exclude_unset=True) for protocol in protocols]
     for run, protocol in zip(finished, protocols, strict=True):
         if protocol.reference != protocols[0].reference:  # somebody has scored it anew
             raise InputError(
@@ -174,18 +145,19 @@ def _protocol(finished: Sequence[Finished]) -> result.CommonProtocol:
                 f"{finished[0].job.path}: delete the scores.json of whichever is wrong, and run "
                 "the board again"
             )
-    return result.CommonProtocol.model_validate(
-        {
-            key: value
-            for key, value in (tables[0] if tables else {}).items()
-            if key != "seed" and all(table.get(key) == value for table in tables)
-        }
-    )
+    tables = [protocol.table() for protocol in protocols]
+    common = {
+        key: value
+        for key, value in (tables[0] if tables else {}).items()
+        if key != "seed" and all(table.get(key) == value for table in tables)
+    }
+    return Features.model_validate(common)
 
 
 def _machine(finished: Sequence[Finished]) -> result.Machine:
-    """Return what the first run ran on."""
-    if not (finished and finished[0].environment):
-        return result.Machine()
-    about = finished[0].environment.model_dump(exclude_unset=True, exclude=OF_A_RUN)
+    """Return what the first run ran on, but for what is its own."""
+    about = finished[0].environment.table() if finished else {}
+    for key in ("plugins", "components", "from_step", "earlier"):
+        about.pop(key, None)
+    about.get("core", {}).pop("modules", None)
     return result.Machine.model_validate(about)

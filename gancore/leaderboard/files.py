@@ -22,12 +22,14 @@ def refuse_strangers(out: Path) -> None:
 
     leaderboard.json tells: it is a board's, or the folder has none of the three.
     """
-    for name in (JSON, MARKDOWN, PAGE):
-        if is_there(out / name) and not _is_result(out / JSON):
-            raise InputError(
-                f"{shown(str(out / name), 4096)} is no board's, and would be replaced: move it, or "
-                "choose another --out"
-            )
+    there = [name for name in (JSON, MARKDOWN, PAGE) if is_there(out / name)]
+    try:
+        _ = Result.read(out / JSON) if there else None
+    except InputError as error:
+        raise InputError(
+            f"{shown(str(out / there[0]), 4096)} is no board's, and would be replaced: move it, or "
+            "choose another --out"
+        ) from error
 
 
 def write_files(result: Result, jobs: Sequence[Job], out: Path) -> None:
@@ -38,11 +40,3 @@ def write_files(result: Result, jobs: Sequence[Job], out: Path) -> None:
     result.write(out / JSON)
     write_text(out / MARKDOWN, markdown(result))
     write_text(out / PAGE, page(result, jobs))
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        Result.read(path)
-    except InputError:
-        return False
-    return True

@@ -7,19 +7,20 @@ import hashlib
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gancore.errors import DataError, GancoreError
 from gancore.files.reading import read_bytes
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.result import EntryResult, EntryScore, Machine, Result
+from gancore.leaderboard.result import EntryResult, Result
 from gancore.leaderboard.text import (
     COSTS,
     MINUS,
+    NO_SCORE,
     against,
     against_title,
     interval,
@@ -27,7 +28,6 @@ from gancore.leaderboard.text import (
     runs,
     times,
     title,
-    verdict,
 )
 from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
@@ -57,13 +57,6 @@ PRICED: dict[plots.Cost, str] = {
 """What the costs that scores are drawn against are."""
 
 
-class Column(NamedTuple):
-    """A column of the table; `first` is the order that has the best on top."""
-
-    title: str
-    first: str = "ascending"
-
-
 class Cell(NamedTuple):
     """What a cell shows, the number it is sorted by (None comes last), and what goes below it."""
 
@@ -73,13 +66,12 @@ class Cell(NamedTuple):
     look: str = ""
 
 
-class Row(NamedTuple):
-    """A row of the table; an entry without the score that ranks has no rank."""
+class Column(NamedTuple):
+    """A column of the table; `first` is the order that has the best on top."""
 
-    rank: int | None
-    entry: EntryResult
-    sources: list[str]
-    cells: list[Cell]
+    title: str
+    first: Literal["ascending", "descending"]
+    cell: Callable[[EntryResult], Cell]
 
 
 def page(result: Result, jobs: Sequence[Job]) -> str:
@@ -94,7 +86,7 @@ def page(result: Result, jobs: Sequence[Job]) -> str:
         TEMPLATE,
         summary=_summary(result),
         columns=_columns(result),
-        rows=[_row(result, rank, entry) for rank, entry in enumerate(result.entries, 1)],
+        result=result,
         notes=notes(result),
         sections=[
             _as_far_as("Scores", lambda: _final(result, jobs)),
@@ -103,7 +95,7 @@ def page(result: Result, jobs: Sequence[Job]) -> str:
         ],
         samples=_samples(result, jobs),
         entries=[_entry(entry) for entry in result.entries],
-        environment=_environment(result.environment, result.threads),
+        environment=_environment(result),
         script=script,
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
     )
@@ -121,57 +113,53 @@ def _summary(result: Result) -> str:
 
 
 def _columns(result: Result) -> list[Column]:
-    main = _score_column(result, result.metric)
+    metric, main = result.metric, _score_column(result, result.metric)
+
+    def ratio(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        return _cell(against(score), score.ratio if score else None)
+
+    def decided(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        if score is None:
+            return Cell(NO_SCORE, look="none")
+        return Cell(score.verdict, VERDICTS.index(score.verdict), look=score.verdict)
+
+    def ended(entry: EntryResult) -> Cell:
+        good, _, bad = runs(entry).partition(", ")
+        return Cell(good, len(entry.seconds), bad)
+
     return [
         main,
-        Column(against_title(result), main.first),
-        Column("verdict"),
+        Column(against_title(result), main.first, ratio),
+        Column("verdict", "ascending", decided),
         *(_score_column(result, key) for key in result.other_metrics()),
-        *(Column(name) for name in COSTS.values()),
-        Column("runs", "descending"),
+        *(_cost_column(key) for key in COSTS),
+        Column("runs", "descending", ended),
     ]
 
 
 def _score_column(result: Result, key: str) -> Column:
-    return Column(
-        title(result, key).replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑") if key else "score",
-        "descending" if key in result.higher_is_better else "ascending",
-    )
+    def cell(entry: EntryResult) -> Cell:
+        score = entry.scores.get(key)
+        return _cell(interval(score), score.median if score else None)
+
+    name = title(result, key).replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑") if key else "score"
+    return Column(name, "descending" if key in result.higher_is_better else "ascending", cell)
 
 
-def _row(result: Result, rank: int, entry: EntryResult) -> Row:
-    main = entry.scores.get(result.metric)
-    good, _, bad = runs(entry).partition(", ")
-    costs = [getattr(entry.cost, key) for key in COSTS]
-    return Row(
-        rank=rank if main else None,
-        entry=entry,
-        sources=[source.replace("==", " ") for source in dict.fromkeys(entry.plugins.values())],
-        cells=[
-            _score_cell(main),
-            _cell(against(main), main.ratio if main else None),
-            _verdict_cell(main),
-            *(_score_cell(entry.scores.get(key)) for key in result.other_metrics()),
-            *(Cell(times(ratio), ratio) for ratio in costs),
-            Cell(good, len(entry.seconds), bad),
-        ],
-    )
+def _cost_column(key: str) -> Column:
+    def cell(entry: EntryResult) -> Cell:
+        ratio = getattr(entry.cost, key)
+        return Cell(times(ratio), ratio)
 
-
-def _score_cell(score: EntryScore | None) -> Cell:
-    return _cell(interval(score), score.median if score else None)
+    return Column(COSTS[key], "ascending", cell)
 
 
 def _cell(text: str, value: float | None) -> Cell:
     """Return a cell of a number, with its interval below it."""
     number, _, spread = text.partition(" ")
     return Cell(number, None if text == MINUS else value, spread)
-
-
-def _verdict_cell(score: EntryScore | None) -> Cell:
-    if score is None:
-        return Cell(verdict(score), look="none")
-    return Cell(verdict(score), VERDICTS.index(score.verdict), look=score.verdict)
 
 
 def _as_far_as(title: str, make: Callable[[], Section]) -> Section:
@@ -183,29 +171,25 @@ def _as_far_as(title: str, make: Callable[[], Section]) -> Section:
 
 
 def _final(result: Result, jobs: Sequence[Job]) -> Section:
-    section = Section("Scores")
     ranked = result.ranked()
     if not ranked:
-        section.missing.append("There are no pictures of scores: no run has one yet.")
-        return section
-    name = title(result, result.metric)
+        missing = "There are no pictures of scores: no run has one yet."
+        return Section("Scores", missing=[missing])
     several = result.has_intervals()
     bars = (
         "Each entry's median as a mark, its 95 % bootstrap interval as a bar, and below it each "
         "run as a ring; bars that overlap decide nothing"
     )
     baseline = any(entry.name == result.baseline for entry, _ in ranked)
-    section.pictures.append(
-        Picture.of(
-            plots.plot_intervals(result),
-            title="Medians and intervals" if several else "Scores",
-            caption=(bars if several else "Each entry's only run")
-            + ("; the dashed line is the baseline's." if baseline else "."),
-            alt=f"{name} of each entry: all runs{', median and interval' if several else ''}",
-        )
+    intervals = Picture.of(
+        plots.plot_intervals(result),
+        title="Medians and intervals" if several else "Scores",
+        caption=(bars if several else "Each entry's only run")
+        + ("; the dashed line is the baseline's." if baseline else "."),
+        alt=f"{title(result, result.metric)} of each entry: all runs"
+        f"{', median and interval' if several else ''}",
     )
-    section.pictures.append(_gaps(result, jobs))
-    return section
+    return Section("Scores", [intervals, _gaps(result, jobs)])
 
 
 def _gaps(result: Result, jobs: Sequence[Job]) -> Picture:
@@ -228,6 +212,7 @@ def _gaps(result: Result, jobs: Sequence[Job]) -> Picture:
 
 def _training(result: Result, jobs: Sequence[Job]) -> Section:
     section = Section("Over training")
+    name = title(result, result.metric)
     for over, text in OVER.items():
         drawn = plots.curves(result, jobs, over)
         if not drawn:
@@ -236,45 +221,41 @@ def _training(result: Result, jobs: Sequence[Job]) -> Section:
                 "score.every in a recipe makes it do."
             ]
             break
+        alone = all(len(curve.runs) < 2 for curve in drawn.values())
+        lines = (
+            "Each entry's only run as a line."
+            if alone
+            else "The median over seeds as a line, each run faintly."
+        )
         without = [entry.label for entry, _ in result.ranked() if entry.name not in drawn]
         left_out = f" Without score.every, and so left out: {', '.join(without)}."
         section.pictures.append(
             Picture.of(
                 plots.plot_curves(result, drawn, over),
                 title=f"Over {plots.AXES[over]}",
-                caption=f"{_lines(drawn)} {text}{left_out if without else ''}",
-                alt=f"{title(result, result.metric)} of each entry over {plots.AXES[over]}",
+                caption=f"{lines} {text}{left_out if without else ''}",
+                alt=f"{name} of each entry over {plots.AXES[over]}",
             )
         )
     return section
-
-
-def _lines(drawn: Mapping[str, plots.Curve]) -> str:
-    if all(len(curve.runs) < 2 for curve in drawn.values()):
-        return "Each entry's only run as a line."
-    return "The median over seeds as a line, each run faintly."
 
 
 def _cost(result: Result) -> Section:
-    section = Section("Cost")
     name = title(result, result.metric)
     what = "Medians with their intervals." if result.has_intervals() else "Each entry's only run."
-    for cost, about in PRICED.items():
-        if all(getattr(entry.cost, cost) is None for entry, _ in result.ranked()):
-            continue
-        section.pictures.append(
-            Picture.of(
-                plots.plot_cost(result, cost),
-                title=f"Score against {COSTS[cost]}",
-                caption=f"{what} {about} No entry beats those on the stepped line, the "
-                "Pareto front, in both; it does not know ties.",
-                alt=f"{name} of each entry against its cost in {COSTS[cost]}, with the Pareto "
-                "front",
-            )
+    pictures = [
+        Picture.of(
+            plots.plot_cost(result, cost),
+            title=f"Score against {COSTS[cost]}",
+            caption=f"{what} {about} No entry beats those on the stepped line, the Pareto front, "
+            "in both; it does not know ties.",
+            alt=f"{name} of each entry against its cost in {COSTS[cost]}, with the Pareto front",
         )
-    if not section.pictures:
-        section.missing.append("Scores against costs are left out: no cost was measured.")
-    return section
+        for cost, about in PRICED.items()
+        if any(getattr(entry.cost, cost) is not None for entry, _ in result.ranked())
+    ]
+    missing = [] if pictures else ["Scores against costs are left out: no cost was measured."]
+    return Section("Cost", pictures, missing)
 
 
 def _samples(result: Result, jobs: Sequence[Job]) -> Section:
@@ -328,12 +309,13 @@ def _entry(entry: EntryResult) -> dict[str, str]:
     }
 
 
-def _environment(machine: Machine, threads: int) -> dict[str, str]:
+def _environment(result: Result) -> dict[str, str]:
     """Return the versions, and the machine."""
-    keys = ("python", "platform", "device", "device_name", "cpu", "cpu_capability", "blas")
-    known = {key.replace("_", " "): getattr(machine, key) for key in keys}
+    about = result.environment.table()
+    machine = ("device", "device_name", "cpu", "cpu_capability", "blas")
+    keys = [key for key in ("python", "platform", *machine) if about.get(key)]
     return {
-        **machine.versions,
-        **{name: text for name, text in known.items() if text},
-        "threads a run": str(threads),
+        **result.environment.versions,
+        **{key.replace("_", " "): str(about[key]) for key in keys},
+        "threads a run": str(result.threads),
     }

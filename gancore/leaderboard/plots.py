@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gancore.leaderboard.job import Job
@@ -91,18 +91,20 @@ def curves(result: Result, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
     drawn = {}
     for entry in result.entries:
         runs = [
-            [record.values for record in job.whole_records() if key in record.values]
+            [
+                (record.values["update"], (record.values[over], record.values[key]))
+                for record in job.whole_records()
+                if key in record.values
+            ]
             for job in jobs
             if job.entry == entry.name and job.state == "done"
         ]
         at: dict[float, list[Point]] = {}
-        for values in (values for records in runs for values in records):
-            at.setdefault(values["update"], []).append((values[over], values[key]))
+        for update, point in chain.from_iterable(runs):
+            at.setdefault(update, []).append(point)
         if at:
-            drawn[entry.name] = Curve(
-                [[(values[over], values[key]) for values in records] for records in runs],
-                [_median(at[update]) for update in sorted(at)],
-            )
+            lines = [[point for _, point in run] for run in runs]
+            drawn[entry.name] = Curve(lines, [_median(at[update]) for update in sorted(at)])
     return drawn
 
 
@@ -145,8 +147,7 @@ def plot_intervals(result: Result) -> Figure:
             axes.axvline(score.median, color=colour, linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(ranked)), [in_figure(entry.label) for entry, _ in ranked], fontsize=8)
     axes.set_ylim(len(ranked) - 0.5, -0.5)
-    _finish(axes)
-    _score_axis(axes, "x", result, [value for _, score in ranked for value in score.values])
+    _finish(axes, result, [value for _, score in ranked for value in score.values])
     return figure
 
 
@@ -163,12 +164,9 @@ def plot_curves(result: Result, drawn: Mapping[str, Curve], over: str) -> Figure
             *zip(*drawn[name].median, strict=True),
             color=colour, marker=shape, markersize=4, linewidth=1.4, zorder=3,
         )  # fmt: skip
-    axes.set_xlabel(AXES[over], fontsize=8)
-    _finish(axes)
     values = [y for curve in drawn.values() for points in curve.runs for _, y in points]
-    _score_axis(axes, "y", result, values)
-    _legend(figure, result, drawn)
-    return figure
+    _finish(axes, result, values, AXES[over])
+    return _with_legend(figure, result, drawn)
 
 
 @our_style()
@@ -195,11 +193,8 @@ def plot_cost(result: Result, cost: Cost) -> Figure:
         colour, shape = drawn[name]
         axes.plot([ratio, ratio], [score.low, score.high], color=colour, alpha=0.5)
         axes.plot(ratio, score.median, marker=shape, color=colour, markersize=7)
-    axes.set_xlabel(AXES[cost], fontsize=8)
-    _finish(axes)
-    _score_axis(axes, "y", result, [y for _, y in points])
-    _legend(figure, result, [name for name, *_ in priced], front=True)
-    return figure
+    _finish(axes, result, [y for _, y in points], AXES[cost])
+    return _with_legend(figure, result, [name for name, *_ in priced], front=True)
 
 
 @our_style()
@@ -217,11 +212,8 @@ def plot_estimates(result: Result, drawn: Mapping[str, Sequence[Point]]) -> Figu
         # a critic that nothing holds is beyond all others
         axes.set_xscale("symlog", linthresh=statistics.median(sizes))
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(GAP, fontsize=8)
-    _finish(axes)
-    _score_axis(axes, "y", result, [y for points in drawn.values() for _, y in points])
-    _legend(figure, result, drawn)
-    return figure
+    _finish(axes, result, [y for points in drawn.values() for _, y in points], GAP)
+    return _with_legend(figure, result, drawn)
 
 
 def in_figure(label: str) -> str:
@@ -247,30 +239,32 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, result: Result, values: Sequence[float], across: str = "") -> None:
+    """Name the axes: scores go up where something else goes across, which `across` names.
+
+    The axis of the scores is logarithmic where the values drawn ask for it.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _score_axis(
-    axes: Axes, which: Literal["x", "y"], result: Result, values: Sequence[float]
-) -> None:
-    """Name the axis of the score, and make it logarithmic where the values drawn ask for it."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    if across:
+        axes.set_xlabel(across, fontsize=8)
+    axis = axes.yaxis if across else axes.xaxis
     text = title(result, result.metric)
     if min(values) > 0 and max(values) > WIDE * min(values):
         text += ", logarithmic"
-        axes.set(**{f"{which}scale": "log"})
+        axes.set(**{"yscale" if across else "xscale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter("{x:g}")
     axis.set_label_text(_plain(text), fontsize=8)
 
 
-def _legend(figure: Figure, result: Result, names: Collection[str], *, front: bool = False) -> None:
+def _with_legend(
+    figure: Figure, result: Result, names: Collection[str], *, front: bool = False
+) -> Figure:
     """Tell below the axes who is who, in the result's order."""
     from matplotlib.lines import Line2D
 
@@ -287,3 +281,4 @@ def _legend(figure: Figure, result: Result, names: Collection[str], *, front: bo
     if front:
         handles.append(Line2D([], [], color="0.45", linewidth=1, label="Pareto front"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    return figure

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gancore.files.reading import read_json
@@ -14,7 +14,7 @@ from gancore.files.stored import Number, Whole
 from gancore.files.writing import write_text
 from gancore.leaderboard.board import Budget
 from gancore.leaderboard.statistics import Comparison, Part, Summary
-from gancore.scoring.protocol import Features, Reference
+from gancore.scoring.protocol import Features
 
 FORMAT: Literal[1] = 1
 """Of leaderboard.json."""
@@ -90,26 +90,10 @@ class EntryResult(Part):
     cost: EntryCost = EntryCost()
 
 
-class CommonProtocol(Features):
-    """What the protocols of all finished runs have in common; the seed they have not."""
-
-    model_config = ConfigDict(frozen=True)
-
-    reference: Reference | None = None
-    samples: Whole | None = None
-
-
 class Machine(Part):
-    """What the runs ran on."""
+    """What the runs ran on: of an environment, what is not one run's own."""
 
     versions: dict[str, str] = Field(default={})
-    python: str = ""
-    platform: str = ""
-    device: str = ""
-    device_name: str = ""
-    cpu: str | None = None
-    cpu_capability: str | None = None
-    blas: str | None = None
 
 
 class Decisions(Part):
@@ -130,7 +114,8 @@ class Ranked(NamedTuple):
 class Result(Part):
     """leaderboard.json: the entries from best to worst, and how they were made.
 
-    metric  the score that ranks; empty where no run has one
+    metric    the score that ranks; empty where no run has one
+    protocol  what the runs' protocols have in common: all but the seed
     """
 
     format: Literal[1]
@@ -138,7 +123,7 @@ class Result(Part):
     higher_is_better: tuple[Name, ...] = Field(max_length=100)
     baseline: str = ""
     entries: tuple[EntryResult, ...] = Field(min_length=1, max_length=1000)
-    protocol: CommonProtocol
+    protocol: Features
     environment: Machine = Machine()
     budget: Budget | None
     seeds: tuple[Whole, ...] = ()

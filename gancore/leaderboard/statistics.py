@@ -111,17 +111,16 @@ def compare(
         name: _compare(scores, baseline, log=positive, family=max(family, 1))
         for name, (scores, baseline) in pairs.items()
     }
-    p = {name: one.p for name, one in compared.items() if one.seeds_compared >= FEWEST}
-    rejected = holm(p)
+    rejected = holm({name: one.p for name, one in compared.items() if _is_decidable(one)})
     return {
-        name: _decided(one, name in p, name in rejected, higher_is_better)
+        name: one.model_copy(update={"verdict": _verdict(one, name in rejected, higher_is_better)})
         for name, one in compared.items()
     }
 
 
 def method(compared: Iterable[Comparison]) -> str | None:
     """Return how these comparisons of one score were decided; None if none was."""
-    decided = [one for one in compared if one.seeds_compared >= FEWEST]
+    decided = [one for one in compared if _is_decidable(one)]
     tested = [one for one in decided if one.detectable is not None]
     parts = []
     if tested:
@@ -209,15 +208,14 @@ def _exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
-def _decided(
-    comparison: Comparison, decidable: bool, rejected: bool, higher_is_better: bool
-) -> Comparison:
-    verdict: Verdict
-    if not decidable:
-        verdict = "undecided"
-    elif not rejected:
-        verdict = "tie"
-    else:
-        neutral = 1.0 if comparison.scale == "ratio" else 0.0
-        verdict = "better" if (comparison.ratio > neutral) == higher_is_better else "worse"
-    return comparison.model_copy(update={"verdict": verdict})
+def _is_decidable(comparison: Comparison) -> bool:
+    return comparison.seeds_compared >= FEWEST
+
+
+def _verdict(comparison: Comparison, rejected: bool, higher_is_better: bool) -> Verdict:
+    if not _is_decidable(comparison):
+        return "undecided"
+    if not rejected:
+        return "tie"
+    neutral = 1.0 if comparison.scale == "ratio" else 0.0
+    return "better" if (comparison.ratio > neutral) == higher_is_better else "worse"

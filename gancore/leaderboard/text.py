@@ -12,6 +12,9 @@ from gancore.scoring.protocol import score_name, shown_protocol
 
 MINUS = "−"
 
+NO_SCORE = "no score"
+"""In the place of a verdict."""
+
 COSTS = {"time_ratio": "time", "flops_ratio": "FLOPs", "memory_ratio": "memory"}
 """The ratios of an entry's cost, and what columns call them."""
 
@@ -28,7 +31,7 @@ def markdown(result: Result) -> str:
     for rank, entry in enumerate(result.entries, 1):
         score = entry.scores.get(metric)
         cells = [str(rank) if score else "", entry.label]
-        cells += [interval(score), against(score), verdict(score)]
+        cells += [interval(score), against(score), score.verdict if score else NO_SCORE]
         cells += [interval(entry.scores.get(key)) for key in others]
         cells += [times(getattr(entry.cost, key)) for key in COSTS]
         lines.append(_row([*cells, runs(entry)]))
@@ -38,9 +41,9 @@ def markdown(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """Return the lines below a table: protocol, budget, certainty, costs, failures, runs' notes."""
     lines = []
-    if result.protocol.reference:
+    if protocol := result.protocol.table():
         seeds = ", ".join(map(str, result.seeds))
-        lines.append(shown_protocol({**result.protocol.table(), "seed": seeds}) + ".")
+        lines.append(shown_protocol({**protocol, "seed": seeds}) + ".")
     if budget := result.budget:
         lines.append(f"Budget: {budget.count:,} {UNITS[budget.unit]} an entry.")
     lines += certainty(result)
@@ -127,11 +130,6 @@ def against_title(result: Result) -> str:
     (label,) = [entry.label for entry in result.entries if entry.name == result.baseline]
     is_difference = any(score.scale == "difference" for _, score in result.ranked())
     return f"{MINUS if is_difference else '÷'} {label}"
-
-
-def verdict(score: EntryScore | None) -> str:
-    """Return the verdict, or that there is no score."""
-    return "no score" if score is None else score.verdict
 
 
 def times(ratio: float | None) -> str:
