@@ -21,17 +21,18 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
     """A finished run that never ran, with the files of one.
 
     changes: picture (its side in pixels; 0 for none), plugins, every (scores while training?),
-    loss, scores, spread, notes
+    loss, metrics, scores, protocol, spread, notes
     """
     plugins = {"gp": "gancore-gp==0.1.0"}
     values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True}
-    values |= {"loss": "wasserstein", "scores": {}, "spread": 0.9, "notes": [], **changes}
+    values |= {"loss": "wasserstein", "scores": {}, "protocol": {}, "spread": 0.9, "notes": []}
+    values |= {"metrics": ["fid", "isc"], **changes}
     recipe = {
         "data": {"name": "digits"},
         "generator": {"name": "mlp"},
         "critic": {"name": "mlp"},
         "train": {"steps": SCORED[-1], "critic_steps": 5},
-        "score": {"metrics": ["fid", "isc"]},
+        "score": {"metrics": values["metrics"]},
         "loss": {"name": values["loss"]},
         "plugin": [{"name": "gp"}],
     }
@@ -48,6 +49,7 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
                 "extractor": "digits",
                 "weights_sha256": "0123456789",
                 "versions": {"torch-fidelity": "0.4.0"},
+                **values["protocol"],
             },
             "spread": values["spread"],
             "notes": values["notes"],

@@ -20,6 +20,14 @@ NO_RECORDS = (
     "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
 )
 
+OTHER = {
+    "reference": "against other real samples",
+    "samples": "of another number of samples",
+    "extractor": "in other features",
+    "weights_sha256": "in features of other weights",
+}
+"""In what the protocols of a table may not differ, and what to say of scores that do."""
+
 
 class Finished(NamedTuple):
     """A run that is done, and what was read of its folder."""
@@ -137,15 +145,14 @@ def _entry(
 
 def _protocol(finished: Sequence[Finished]) -> Features:
     """Return what the protocols of all runs have in common: all but the seed."""
-    protocols = [run.scores.protocol for run in finished]
-    for run, protocol in zip(finished, protocols, strict=True):
-        if protocol.reference != protocols[0].reference:  # somebody has scored it anew
-            raise InputError(
-                f"{run.job.path} has scores against other real samples than "
-                f"{finished[0].job.path}: delete the scores.json of whichever is wrong, and run "
-                "the board again"
-            )
-    tables = [protocol.table() for protocol in protocols]
+    tables = [run.scores.protocol.table() for run in finished]
+    for run, table in zip(finished, tables, strict=True):
+        for key, other in OTHER.items():
+            if table.get(key) != tables[0].get(key):  # somebody has scored it anew
+                raise InputError(
+                    f"{run.job.path} has scores {other} than {finished[0].job.path}: delete the "
+                    "scores.json of whichever is wrong, and run the board again"
+                )
     common = {
         key: value
         for key, value in (tables[0] if tables else {}).items()
