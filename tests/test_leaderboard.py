@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.compare import gate, regressed
 from gancore.leaderboard.result import Result
+from gancore.leaderboard.statistics import Comparison, Verdict
 from gancore.leaderboard.text import markdown, notes
 from gancore.recipe import Recipe
 from gancore.training import Run
@@ -260,6 +262,41 @@ def test_a_tie_passes_and_a_regression_does_not() -> None:
     assert not regressed(better["gp"], 0.0)
 
 
+def difference(mean: float, verdict: Verdict) -> Comparison:
+    return Comparison(
+        seeds_compared=5, scale="difference", ratio=mean, ratio_low=mean - 0.1,
+        ratio_high=mean + 0.1, p=0.01, detectable=0.05, verdict=verdict,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_tolerance_of_differences_is_one(sign: int) -> None:
+    """Of scores that can be 0 it is a size of theirs: 0.3 worse is within 0.4, not 0.2."""
+    worse = difference(sign * 0.3, "worse")
+    assert regressed(worse, 0.0)
+    assert regressed(worse, 0.2)
+    assert not regressed(worse, 0.4)
+    for verdict in ("tie", "undecided", "better"):
+        assert not regressed(difference(sign * 0.3, verdict), 0.0)
+
+
+def test_a_tolerance_of_differences_passes_the_command(gan: Gan, tmp_path: Path) -> None:
+    before, after = [0.0, 0.1, 0.2, 0.1, 0.0], [0.3, 0.41, 0.5, 0.4, 0.31]
+    for name, values in (("before", before), ("after", after)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(board(none=values)))
+    both = tmp_path / "before.json", tmp_path / "after.json"
+    assert gan("compare", *both)[0] == 1
+    assert gan("compare", *both, "--tolerance", "0.2")[0] == 1
+    assert gan("compare", *both, "--tolerance", "0.4")[0] == 0
+
+
+def test_the_gate_divides_the_later_by_the_earlier() -> None:
+    before, after = parsed(board(none=STEADY, gone=STEADY)), parsed(board(none=times(1.2)))
+    found = gate(before, after, "fid")
+    assert found.keys() == {"none"}
+    assert found["none"].ratio == pytest.approx(1.2, rel=1e-3)
+
+
 def test_higher_is_better_turns_the_gate_round() -> None:
     before, after = board(none=STEADY), board(none=times(0.8))
     for each in (before, after):
@@ -273,6 +310,9 @@ def test_higher_is_better_turns_the_gate_round() -> None:
     ("key", "value", "line"),
     [
         (("protocol", "samples"), 999, "protocol.samples: was 1797, is 999"),
+        (("protocol", "extractor"), "fashion", "protocol.extractor: was 'digits', is 'fashion'"),
+        (("protocol", "more"), 3, "protocol.more: was None, is 3"),
+        (("budget", "unit"), "passes", "budget.unit: was 'critic_updates', is 'passes'"),
         (("protocol", "weights_sha256"), "ef" * 32, "protocol.weights_sha256: was 'abab"),
         (("budget", "count"), 50, "budget.count: was 100, is 50"),
     ],
@@ -407,12 +447,14 @@ def test_the_table_is_markdown_that_nothing_breaks() -> None:
     assert set(unescaped) == {10}
     assert not any("<b>" in line or "<i>" in line for line in lines)
     assert "gp \\| &lt;b&gt;λ&lt;/b&gt;" in table[2]
-    assert "0.50 (0.40 to 0.60)" in table[2]
-    assert "better" in table[2]
-    assert "1.67×" in table[2]
-    assert "5, 1 collapsed, 1 missing" in table[2]
-    assert "no score" in table[4]
-    assert "FID (digits features) ↓" in table[0]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    about = ["time", "FLOPs", "memory", "runs"]
+    assert cells[0] == ["", "entry", "FID (digits features) ↓", "÷ none", "verdict", *about]
+    assert cells[2][2:5] == ["0.505 (0.49 to 0.508)", "0.50 (0.40 to 0.60)", "better"]
+    assert cells[2][5:] == ["1.50×", "1.67×", "1.20×", "5, 1 collapsed, 1 missing"]
+    assert cells[3] == ["2", "none", "1 (0.98 to 1.02)", "−", "baseline", *cells[2][5:8], "5"]
+    assert cells[4][2:] == ["−", "−", "no score", "−", "−", "−", "0, 1 failed"]
+    assert [row[0] for row in cells[2:]] == ["1", "2", ""]
 
 
 def test_the_notes_say_what_the_numbers_are() -> None:
@@ -424,6 +466,20 @@ def test_the_notes_say_what_the_numbers_are() -> None:
     assert "lost, seed 1, failed: a|b" in text
     assert "gp | <b>λ</b> collapsed with seeds 3." in text
     assert "has not finished seeds 4" in text
+
+
+def test_what_is_seen_is_told_from_the_steadiest_on() -> None:
+    whole = told()
+    for name, least in (("loose", 1.5), ("firm", 1.07), ("unseen", None)):
+        whole["entries"].append(entry(name, times(0.9), **against(0.9, "tie", detectable=least)))
+    (line,) = [line for line in notes(parsed(whole)) if line.startswith("Verdicts")]
+    assert line.endswith("of 7 % (the steadiest entry) to 50 % (the least steady).")
+    for each in whole["entries"]:
+        for score in each["scores"].values():
+            score["scale"] = "difference"
+    (line,) = [line for line in notes(parsed(whole)) if line.startswith("Verdicts")]
+    assert line.endswith("of 1.1 (the steadiest entry) to 1.5 (the least steady).")
+    assert "logarithms" not in line
 
 
 def test_two_seeds_decide_nothing_and_the_note_says_so() -> None:
