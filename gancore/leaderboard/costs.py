@@ -1,4 +1,4 @@
-"""What the entries of a board cost: measured once, before the runs, while the machine is quiet."""
+"""What the entries of a board cost: measured once, before the runs keep the machine busy."""
 
 from __future__ import annotations
 

@@ -10,33 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from gancore.errors import DataError, GancoreError
 from gancore.files.reading import read_bytes
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.result import EntryResult, Result
-from gancore.leaderboard.text import (
-    COSTS,
-    MINUS,
-    NO_SCORE,
-    against,
-    against_title,
-    interval,
-    notes,
-    runs,
-    times,
-    title,
-)
+from gancore.leaderboard.text import COSTS, MINUS, columns, notes, title
 from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render
 
 TEMPLATE = "leaderboard/leaderboard.html.jinja"
-
-VERDICTS = ("better", "baseline", "tie", "undecided", "worse")
-"""As the column of verdicts sorts them."""
 
 LARGEST = 200_000
 """Bytes of a sample grid; a larger one becomes a JPEG, as ten of them should open on a phone."""
@@ -57,23 +42,6 @@ PRICED: dict[plots.Cost, str] = {
 """What the costs that scores are drawn against are."""
 
 
-class Cell(NamedTuple):
-    """What a cell shows, the number it is sorted by (None comes last), and what goes below it."""
-
-    text: str
-    value: float | None = None
-    small: str = ""
-    look: str = ""
-
-
-class Column(NamedTuple):
-    """A column of the table; `first` is the order that has the best on top."""
-
-    title: str
-    first: Literal["ascending", "descending"]
-    cell: Callable[[EntryResult], Cell]
-
-
 def page(result: Result, jobs: Sequence[Job]) -> str:
     """Return the page of a result: the table, what it can't say, and pictures of its runs.
 
@@ -85,7 +53,7 @@ def page(result: Result, jobs: Sequence[Job]) -> str:
     return render(
         TEMPLATE,
         summary=_summary(result),
-        columns=_columns(result),
+        columns=columns(result),
         result=result,
         notes=notes(result),
         sections=[
@@ -110,56 +78,6 @@ def _summary(result: Result) -> str:
     if count == 1:
         return f"{baseline} over {seeds}: {name}."
     return f"{count} entries over {seeds}, ranked by {name}, against {baseline}."
-
-
-def _columns(result: Result) -> list[Column]:
-    metric, main = result.metric, _score_column(result, result.metric)
-
-    def ratio(entry: EntryResult) -> Cell:
-        score = entry.scores.get(metric)
-        return _cell(against(score), score.ratio if score else None)
-
-    def decided(entry: EntryResult) -> Cell:
-        score = entry.scores.get(metric)
-        if score is None:
-            return Cell(NO_SCORE, look="none")
-        return Cell(score.verdict, VERDICTS.index(score.verdict), look=score.verdict)
-
-    def ended(entry: EntryResult) -> Cell:
-        good, _, bad = runs(entry).partition(", ")
-        return Cell(good, len(entry.seconds), bad)
-
-    return [
-        main,
-        Column(against_title(result), main.first, ratio),
-        Column("verdict", "ascending", decided),
-        *(_score_column(result, key) for key in result.other_metrics()),
-        *(_cost_column(key) for key in COSTS),
-        Column("runs", "descending", ended),
-    ]
-
-
-def _score_column(result: Result, key: str) -> Column:
-    def cell(entry: EntryResult) -> Cell:
-        score = entry.scores.get(key)
-        return _cell(interval(score), score.median if score else None)
-
-    name = title(result, key).replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑") if key else "score"
-    return Column(name, "descending" if key in result.higher_is_better else "ascending", cell)
-
-
-def _cost_column(key: str) -> Column:
-    def cell(entry: EntryResult) -> Cell:
-        ratio = getattr(entry.cost, key)
-        return Cell(times(ratio), ratio)
-
-    return Column(COSTS[key], "ascending", cell)
-
-
-def _cell(text: str, value: float | None) -> Cell:
-    """Return a cell of a number, with its interval below it."""
-    number, _, spread = text.partition(" ")
-    return Cell(number, None if text == MINUS else value, spread)
 
 
 def _as_far_as(title: str, make: Callable[[], Section]) -> Section:

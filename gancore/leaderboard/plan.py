@@ -26,7 +26,7 @@ def plan(
     device: str,
     samples: Samples | None = None,
 ) -> list[Job]:
-    """Return the runs of a board, seed by seed, so that all entries get on alike.
+    """Return the runs of a board, seed by seed: a board that is stopped has seeds of all entries.
 
     recipes  of its entries, by name
     out      the board's folder
@@ -128,10 +128,8 @@ def _refuse_twin(name: str, recipe: Recipe, other: str, its: Recipe) -> None:
 def _refuse_unlike(name: str, recipe: Recipe, other: str, its: Recipe) -> None:
     """Refuse an entry that is scored otherwise than the first: the table would compare nothing."""
     mine, theirs = recipe.table(), its.table()
-    for section, keys in (
-        ("data", mine["data"]),
-        ("score", ("metrics", "samples", "extractor", "weights")),
-    ):
+    of_scores = ("metrics", "samples", "extractor", "weights")
+    for section, keys in (("data", mine["data"]), ("score", of_scores)):
         for key in keys:
             one, another = mine[section].get(key), theirs[section].get(key)
             if one != another:

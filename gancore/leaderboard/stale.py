@@ -1,4 +1,4 @@
-"""Which runs of a board are made again, and why: what has changed since those of the same name."""
+"""Which runs of a board are made again, and why: what has changed since they were made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 20
 
 
 def made_again(jobs: Sequence[Job]) -> list[str]:
-    """Return a line for each cause by which runs that were there are made again: which, and why.
+    """Return a line for each cause that makes runs again: which runs, and what has changed.
 
     jobs: of a board's plan, not begun yet
     """
@@ -27,8 +27,9 @@ def made_again(jobs: Sequence[Job]) -> list[str]:
             for cause in _causes(before, job):
                 causes.setdefault(cause, []).append(job)
     lines = [_line(stale, cause) for cause, stale in causes.items()]
-    more = [f"and {len(lines) - MOST} more causes"] if len(lines) > MOST else []
-    return [*lines[:MOST], *more]
+    if len(lines) > MOST:
+        lines[MOST:] = [f"and {len(lines) - MOST} more causes"]
+    return lines
 
 
 def _line(stale: Sequence[Job], cause: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from gancore.leaderboard.result import EntryResult, EntryScore, Result
 from gancore.leaderboard.statistics import FEWEST, Comparison, method, span
@@ -12,29 +13,86 @@ from gancore.scoring.protocol import score_name, shown_protocol
 
 MINUS = "−"
 
-NO_SCORE = "no score"
-"""In the place of a verdict."""
-
 COSTS = {"time_ratio": "time", "flops_ratio": "FLOPs", "memory_ratio": "memory"}
 """The ratios of an entry's cost, and what columns call them."""
 
 UNITS = {"critic_updates": "critic updates", "passes": "passes of the critic"}
 """What a budget is counted in."""
 
+VERDICTS = ("better", "baseline", "tie", "undecided", "worse")
+"""As a column of verdicts sorts them."""
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and the number it is sorted by; None comes last."""
+
+    text: str
+    value: float | None = None
+
+    def parts(self) -> tuple[str, str]:
+        """Return the number, and what goes below it: its interval, or runs that went wrong."""
+        number, _, below = self.text.partition(" ")
+        return (self.text, "") if self.value is None else (number.rstrip(","), below)
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    first  the order that has the best on top: ascending or descending
+    """
+
+    title: str
+    first: str
+    cell: Callable[[EntryResult], Cell]
+
+
+def columns(result: Result) -> list[Column]:
+    """Return the columns of the table behind rank and entry."""
+    metric, main = result.metric, _score_column(result, result.metric)
+
+    def ratio(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        return Cell(against(score), score.ratio if score and score.seeds_compared else None)
+
+    def decided(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        return Cell(score.verdict, VERDICTS.index(score.verdict)) if score else Cell("no score")
+
+    return [
+        main,
+        Column(against_title(result), main.first, ratio),
+        Column("verdict", "ascending", decided),
+        *(_score_column(result, key) for key in result.other_metrics()),
+        *(_cost_column(key) for key in COSTS),
+        Column("runs", "descending", lambda entry: Cell(runs(entry), len(entry.seconds))),
+    ]
+
+
+def _score_column(result: Result, key: str) -> Column:
+    def cell(entry: EntryResult) -> Cell:
+        score = entry.scores.get(key)
+        return Cell(interval(score), score.median if score else None)
+
+    order = "descending" if key in result.higher_is_better else "ascending"
+    return Column(title(result, key) if key else "score", order, cell)
+
+
+def _cost_column(key: str) -> Column:
+    def cell(entry: EntryResult) -> Cell:
+        ratio = getattr(entry.cost, key)
+        return Cell(MINUS if ratio is None else f"{ratio:.2f}×", ratio)
+
+    return Column(COSTS[key], "ascending", cell)
+
 
 def markdown(result: Result) -> str:
     """Return a leaderboard as Markdown: the table, and the notes on it."""
-    metric, others = result.metric, result.other_metrics()
-    header = ["", "entry", title(result, metric), against_title(result), "verdict"]
-    header += [*(title(result, key) for key in others), *COSTS.values(), "runs"]
+    shown = columns(result)
+    header = ["", "entry", *(column.title for column in shown)]
     lines = [_row(header), _row(["---"] * len(header))]
     for rank, entry in enumerate(result.entries, 1):
-        score = entry.scores.get(metric)
-        cells = [str(rank) if score else "", entry.label]
-        cells += [interval(score), against(score), score.verdict if score else NO_SCORE]
-        cells += [interval(entry.scores.get(key)) for key in others]
-        cells += [times(getattr(entry.cost, key)) for key in COSTS]
-        lines.append(_row([*cells, runs(entry)]))
+        cells = [str(rank) if result.metric in entry.scores else "", entry.label]
+        lines.append(_row([*cells, *(column.cell(entry).text for column in shown)]))
     return "\n".join([*lines, "", *(f"{_line(line)}  " for line in notes(result)), ""])
 
 
@@ -130,11 +188,6 @@ def against_title(result: Result) -> str:
     (label,) = [entry.label for entry in result.entries if entry.name == result.baseline]
     is_difference = any(score.scale == "difference" for _, score in result.ranked())
     return f"{MINUS if is_difference else '÷'} {label}"
-
-
-def times(ratio: float | None) -> str:
-    """Return a cost."""
-    return MINUS if ratio is None else f"{ratio:.2f}×"
 
 
 def runs(entry: EntryResult) -> str:
