@@ -423,7 +423,7 @@ def test_a_run_finds_its_data_again_from_another_folder(
     run = build(recipe).run(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = score_run(run, run.read_recipe().score, device="cpu")
-    assert again == scores_of(run)
+    assert again.table() == scores_of(run)
     assert run.read_table()["data"]["path"] == str(tmp_path / "pictures")
 
 

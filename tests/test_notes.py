@@ -85,7 +85,7 @@ def pictureless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a report its pictures."""
     for name in ("_samples", "_critic"):
         monkeypatch.setattr(f"gancore.report.writer.{name}", lambda *given: Section(""))
-    monkeypatch.setattr("gancore.report.writer.curve_figures", lambda records, recipe: {})
+    monkeypatch.setattr("gancore.report.pictures.curve_figures", lambda records, **options: {})
 
 
 def test_a_run_that_learns_nothing_says_so_everywhere(

@@ -22,10 +22,10 @@ from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.remote import pack, unpack
 from gancore.leaderboard.result import Result
-from gancore.report import plot_curves
-from gancore.report import writer as reporting
-from gancore.report.page import Section
+from gancore.report import pictures, plot_curves
+from gancore.report.page import Page, Picture
 from gancore.training import Run
+from gancore.training.record import Record
 
 EVERY = {
     "checkpoint": {"every": 1, "keep": 2},
@@ -162,10 +162,10 @@ def test_a_run_goes_on_where_every_name_that_it_writes_is_a_link(
 def test_scores_report_and_samples_are_written_over_links(
     trained: Path, gan: Gan, mine: Mine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for slow in ("_critic", "_filmstrip", "curve_figures"):
-        made: Any = {"_critic": Section("Critic"), "_filmstrip": None, "curve_figures": {}}
-        monkeypatch.setattr(reporting, slow, lambda *arguments, found=made[slow]: found)
-    monkeypatch.setattr(reporting.Page, "html", lambda page: "x" * 101)
+    for slow in ("over_time", "surface", "weights", "gradients"):
+        monkeypatch.setattr(pictures, slow, lambda *given, **more: Picture("", "", "", b""))
+    monkeypatch.setattr(pictures, "curves", lambda *given: [])
+    monkeypatch.setattr(Page, "html", lambda page: "x" * 101)
     folder = shutil.copytree(trained / "whole", tmp_path / "run")
     plant = itertools.cycle([mine.link, mine.link_to_nothing])
     for name in ("report.html", "samples.gif", "x.npz", "x.png"):
@@ -277,11 +277,11 @@ def test_records_are_added_to_no_link_and_no_fifo(tmp_path: Path, mine: Mine) ->
         ODD[kind](run.metrics_path, file)
         before = mine.state()
         with pytest.raises(InputError, match=r"metrics\.jsonl is a link, or no plain file"):
-            run.append({"step": 1, "seconds": 1.0})
+            run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
         assert mine.state() == before
         run.metrics_path.rmdir() if run.metrics_path.is_dir() else run.metrics_path.unlink()
-    run.append({"step": 1, "seconds": 1.0})
-    run.append({"step": 2, "seconds": 1.0})
+    run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
+    run.append(Record(2, 1.0, {"step": 2, "seconds": 1.0}))
     assert [record["step"] for record in records_of(run)] == [1, 2]
 
 

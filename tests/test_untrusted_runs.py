@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import BROKEN, ESCAPE, TOY, Gan, is_clear, parsed, records_of
+from helpers import BROKEN, ESCAPE, TOY, Gan, is_clear, parsed
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -380,10 +380,10 @@ def test_every_key_that_others_use_is_asked_for(folder: Path) -> None:
 
 def test_a_record_that_is_none_is_named_by_its_line(folder: Path) -> None:
     run = Run(folder)
-    count = len(records_of(run))
+    count = len([*run.read_records()])
     good = run.metrics_path.read_text()
     run.metrics_path.write_text(good + '{"cut off')
-    assert len(records_of(run)) == count
+    assert len([*run.read_records()]) == count
     for line in (
         "{}",
         '{"step": 1}',

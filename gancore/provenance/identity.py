@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
-from gancore.errors import CheckpointError, GancoreError, RecipeError
+from gancore.errors import GancoreError, RecipeError
 from gancore.files.stored import Stored, Text
 from gancore.plugins import Loaded
 from gancore.provenance.sources import Core, class_code, core_code
@@ -58,18 +57,6 @@ def made_of(data: Dataset, plugins: Iterable[Loaded], components: Mapping[str, s
         components=dict(components),
         core=core_code(),
     )
-
-
-def made_of_in(state: Mapping[str, Any]) -> MadeOf:
-    """Return the identity in a checkpoint's state. Raises CheckpointError.
-
-    An early one's state has none: nothing of it is known then.
-    """
-    try:
-        return MadeOf.model_validate(state.get("made_of", {}))
-    except ValidationError as error:
-        reason = options.explain(error, "the checkpoint's made_of", lambda path: ())
-        raise CheckpointError(f"{reason}. Copy the run folder anew, or train again") from error
 
 
 def plugin_origins(plugins: Iterable[Loaded]) -> dict[str, str]:
@@ -167,7 +154,7 @@ def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
     for section, kind in kinds.items():
         table[section] = _completed(kind, table[section], {})
     table["loss"] = _completed("plugin", table["loss"], classes)
-    table["plugin"] = [_completed("plugin", each, classes) for each in table["plugin"]]
+    table["plugin"] = [_completed("plugin", section, classes) for section in table["plugin"]]
     return table
 
 
@@ -178,9 +165,9 @@ def _completed(kind: Kind, table: dict[str, Any], classes: Mapping[str, type]) -
         factory = classes.get(name) or entrypoints.load(entrypoints.get(kind, name))
         known = fields(factory) if is_dataclass(factory) else ()
         made = {
-            each.name: each.default_factory()
-            for each in known
-            if each.init and each.default_factory is not MISSING
+            option.name: option.default_factory()
+            for option in known
+            if option.init and option.default_factory is not MISSING
         }
         return {**options.complete(factory, made), **table}
     except GancoreError:

@@ -84,7 +84,7 @@ class Session:
                 if found:
                     steps = trainer.train.steps
                     scored = {**self.notes.scored(found, steps), "step": steps}
-                    self.run.write_scores(Scores.model_validate(scored))
+                    self.run.write_scores(Scores.model_validate(scored), self.run.read_scores())
                 elif first:
                     self.display.say(
                         f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "
