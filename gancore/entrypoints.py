@@ -21,7 +21,7 @@ from gancore.checks import guard
 from gancore.errors import ContractError, MissingError, PluginError
 from gancore.text import close_to, did_you_mean
 
-Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
+Kind = Literal["plugin", "dataset", "generator", "critic", "extractor", "executor"]
 
 OURS = frozenset({"clip", "cr", "dragan", "gp", "lazy", "lecam", "r1", "r2", "sn", "tensorboard"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
@@ -79,9 +79,9 @@ def get(kind: Kind, name: str) -> Found:
             "gancore.Trainer"
         )
     names = {found.name for found in installed}
-    if kind == "plugin" and name in OURS:
+    if (kind == "plugin" and name in OURS) or (kind, name) == ("executor", "ray"):
         hint = f" It comes with the package gancore-{name}: pip install it."
-        raise MissingError(f"no plugin {name!r} is installed.{hint}", close=False)
+        raise MissingError(f"no {kind} {name!r} is installed.{hint}", close=False)
     raise MissingError(
         f"no {kind} {name!r} is installed.{did_you_mean(name, names)}",
         close=bool(close_to(name, names)),
@@ -163,6 +163,19 @@ def _code_files(module: str) -> list[Path]:
 
 def _cached(path: Path) -> bool:
     return path.parent.name == "__pycache__"
+
+
+_files: list[Path] = []
+
+
+def add_file(path: Path) -> None:
+    """Find the plugins in a file like installed ones."""
+    _files.append(path.absolute())
+
+
+def files() -> tuple[Path, ...]:
+    """Return the plugin files of this command."""
+    return tuple(_files)
 
 
 def load(found: Found) -> Any:

@@ -533,10 +533,10 @@ def test_a_board_makes_runs_of_replaced_data_again(
     assert made_again(jobs) == []
     make(jobs[:1])
     begin(jobs[1:])
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
     assert made_again(planned(board)) == []
     pictures(tmp_path / "images", 1)
-    assert states(board) == ["waiting"] * 4
+    assert states(board) == ["queued"] * 4
     (line,) = made_again(planned(board))
     assert line.startswith(
         "4 runs are made again (none seed 0, 1; clip seed 0, 1), as this has changed: "
@@ -546,7 +546,7 @@ def test_a_board_makes_runs_of_replaced_data_again(
     (line,) = made_again(planned(board))
     assert line.startswith("3 runs are made again (clip seed 0, 1; none seed 1)")
     pictures(tmp_path / "images", 0)
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
 
 
 def test_what_an_edit_makes_stale(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:

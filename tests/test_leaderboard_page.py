@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.files import write_files
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
 from gancore.leaderboard.plots import (
     Style,
@@ -33,7 +34,6 @@ from gancore.leaderboard.plots import (
 )
 from gancore.leaderboard.result import EntryCost, Result
 from gancore.leaderboard.statistics import detectable
-from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import MINUS, against_title, markdown, notes
 
 EVIL = "<script>alert(1)</script>"

@@ -26,8 +26,8 @@ from gancore.errors import InputError, RecipeError
 from gancore.files.reading import LARGEST
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.compare import gate, regressed
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.result import Result
-from gancore.leaderboard.sweep import Job, _finish
 from gancore.leaderboard.text import markdown
 from gancore.recipe import Recipe
 from gancore.training import build_trainer as build
@@ -364,7 +364,7 @@ def test_messages_hold_no_control_characters(tmp_path: Path) -> None:
 def test_the_error_of_a_failed_run_is_text(tmp_path: Path) -> None:
     job = Job("gp", 0, {}, tmp_path)
     (tmp_path / "log.txt").write_text(f"Traceback\nerror: {ESCAPE}red{'x' * 5000}\n")
-    _finish(job, 1)
+    job.finish(1, 0.0)
     assert job.state == "failed"
     assert job.error.isprintable()
     assert "red" in job.error

@@ -12,10 +12,9 @@ from gancore.files.reading import is_there, read_json
 from gancore.files.stored import Stored
 from gancore.files.writing import write_text
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.job import Executor
+from gancore.leaderboard.executor import Executor
 from gancore.leaderboard.plan import versions
 from gancore.leaderboard.result import EntryCost
-from gancore.provenance.machine import on_threads
 from gancore.provenance.sources import file_code
 from gancore.recipe import Recipe
 
@@ -58,11 +57,3 @@ def measure_costs(
     kept = KeptCosts(key=key, costs=costs)
     write_text(path, json.dumps(kept.table(), indent=1) + "\n")
     return costs
-
-
-def measure_here(
-    recipes: Mapping[str, Recipe], *, threads: int, device: str
-) -> dict[str, cost.Cost]:
-    """Measure in this process, on so many threads. Raises InputError."""
-    with on_threads(threads):
-        return cost.measure(recipes, device=device)
