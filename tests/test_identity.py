@@ -27,9 +27,9 @@ from gancore.errors import CheckpointError, InputError
 from gancore.leaderboard import costs
 from gancore.leaderboard import plan as planning
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.job import Job, left_to_do
 from gancore.leaderboard.plan import plan
-from gancore.leaderboard.result import result
 from gancore.leaderboard.stale import made_again
 from gancore.provenance import identity
 from gancore.provenance.environment import Stretch
@@ -533,10 +533,10 @@ def test_a_board_makes_runs_of_replaced_data_again(
     assert made_again(jobs) == []
     make(jobs[:1])
     begin(jobs[1:])
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
     assert made_again(planned(board)) == []
     pictures(tmp_path / "images", 1)
-    assert states(board) == ["waiting"] * 4
+    assert states(board) == ["queued"] * 4
     (line,) = made_again(planned(board))
     assert line.startswith(
         "4 runs are made again (none seed 0, 1; clip seed 0, 1), as this has changed: "
@@ -546,7 +546,7 @@ def test_a_board_makes_runs_of_replaced_data_again(
     (line,) = made_again(planned(board))
     assert line.startswith("3 runs are made again (clip seed 0, 1; none seed 1)")
     pictures(tmp_path / "images", 0)
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
 
 
 def test_what_an_edit_makes_stale(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,17 +656,21 @@ def test_scores_of_a_run_against_other_samples_are_told(board: Path) -> None:
     jobs = planned(board)[:2]
     make(jobs)
     loaded = Board.load(board)
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
-    assert "modules" not in result(loaded, jobs, {})["environment"]["core"]
+    result = evaluate(loaded, jobs, {})
+    assert result.protocol.reference is not None
+    assert result.protocol.reference.name == "folder"
+    assert "modules" not in result.table()["environment"]["core"]
     scores = scores_of(jobs[1].run)
     assert scores is not None
     scores["protocol"]["reference"]["sha256"] = "0" * 64
     jobs[1].run.write_json(jobs[1].run.scores_path, scores)
+    assert jobs[1].is_scored()  # reads it again
     with pytest.raises(InputError, match="has scores against other real samples than") as caught:
-        result(loaded, jobs, {})
+        evaluate(loaded, jobs, {})
     assert str(jobs[1].path) in str(caught.value)
     gancore.run(jobs[1].run.recipe_path, jobs[1].path, device="cpu", resume=True)  # scored anew
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
+    assert jobs[1].is_scored()
+    assert evaluate(loaded, jobs, {}).protocol == result.protocol
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/boards/results").glob("*.json")))

@@ -19,6 +19,7 @@ from gancore.errors import InputError
 from gancore.leaderboard import files, job
 from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.job import Job
+from gancore.leaderboard.result import Result
 from gancore.report import pictures, plot_curves
 from gancore.report.page import Page, Picture
 from gancore.training import Run
@@ -303,8 +304,8 @@ def test_a_board_writes_over_links(
                 getattr(mine, kind)(folder / each)
     (tmp_path / "board" / "costs.json").unlink()  # it is read, and refused if it is none
     before = mine.state()
-    monkeypatch.setattr(files, "markdown", lambda found: "x")
-    monkeypatch.setattr(files, "page", lambda found, jobs: "x")
+    monkeypatch.setattr(files, "markdown", lambda result: "x")
+    monkeypatch.setattr(files, "page", lambda result, jobs: "x")
     said = b"error: so\n"
     monkeypatch.setattr(
         job.subprocess, "Popen", lambda *_, stdout, **options: os.write(stdout.fileno(), said)
@@ -314,7 +315,10 @@ def test_a_board_writes_over_links(
     measure_costs(loaded, {}, tmp_path / "board", executor=executor, tell=print)
     one.prepare()
     job.start(one.path, threads=1, device="cpu")
-    files.write({}, [one], tmp_path / "board")
+    about = '"format": 1, "metric": "", "higher_is_better": [], "protocol": {}, "budget": null'
+    entries = '[{"name": "gp", "scores": {}}]'
+    result = Result.model_validate_json(f'{{{about}, "entries": {entries}}}')
+    files.write_files(result, [one], tmp_path / "board")
     assert mine.state() == before
     assert (one.path / "log.txt").read_bytes() == said
     for folder, names in ((tmp_path / "board", board), (one.path, ours)):

@@ -67,11 +67,11 @@ def leaderboard(
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.costs import measure_costs
     from gancore.leaderboard.display import BoardDisplay
+    from gancore.leaderboard.evaluate import evaluate
     from gancore.leaderboard.executor import Terms, chosen, make_runs, parsed
-    from gancore.leaderboard.files import write
+    from gancore.leaderboard.files import refuse_strangers, write_files
     from gancore.leaderboard.job import left_to_do, shell_line
-    from gancore.leaderboard.plan import Samples, plan, tables
-    from gancore.leaderboard.result import result
+    from gancore.leaderboard.plan import Samples, plan, resolved
     from gancore.leaderboard.stale import made_again
     from gancore.leaderboard.text import markdown
 
@@ -90,15 +90,16 @@ def leaderboard(
         cost = False  # measured when the runs are done, where they were made
     priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
     refuse_unwritable(out)
-    tables(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
+    refuse_strangers(out)
+    resolved(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
     terms = Terms(place, jobs, loaded.threads, loaded.gpus, device, display.say)
     with told_of_files(out), chosen(name, terms) as executor, display:
-        spent = {}
+        costs = {}
         samples = Samples()
         if cost:
             plan(loaded, priced, out, device=executor.device, samples=samples)
-            spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
-        ratios = {name: each["flops_ratio"] for name, each in spent.items()}
+            costs = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
+        ratios = {name: spent.flops_ratio for name, spent in costs.items() if spent.flops_ratio}
         recipes = loaded.within_budget(recipes, ratios)
         planned = plan(loaded, recipes, out, device=executor.device, samples=samples)
         for line in made_again(planned):
@@ -108,10 +109,10 @@ def leaderboard(
                 tell(shell_line(job, threads=loaded.threads, device=executor.device))
             return
         make_runs(executor, planned, display.show)
-    found = result(loaded, planned, spent)
+    result = evaluate(loaded, planned, costs)
     with told_of_files(out):
-        write(found, planned, out)
-    tell(markdown(found))
+        write_files(result, planned, out)
+    tell(markdown(result))
     tell(f"in {out}")
-    if any(entry["failed"] for entry in found["entries"]):
+    if any(entry.failed for entry in result.entries):
         sys.exit(1)
