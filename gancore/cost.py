@@ -145,7 +145,7 @@ class _Variant:
             return self.trainer
         train = self.recipe.train.model_copy(update={"compile": False})
         plain = self.recipe.model_copy(update={"train": train})
-        return build_trainer(plain, device=self.trainer.device.type, data=self.trainer.data)
+        return build_trainer(plain, device=self.trainer.learner.device.type, data=self.trainer.data)
 
     def time(self) -> None:
         seconds = 0.0
@@ -236,7 +236,8 @@ def _shares(built: Trainer) -> dict[int, float]:
     plugins, first = built.plugins, dict[tuple[bool, ...], int]()
     penalties = plugins.penalties("penalty")
     found: Counter[tuple[bool, ...]] = Counter()
-    updates = _asked(built.train.steps * built.train.critic_steps) if penalties else range(1)
+    train = built.settings.train
+    updates = _asked(train.steps * train.critic_steps) if penalties else range(1)
     for update in updates:
         due = tuple(plugins.scale(each, update) != 0 for each in penalties)
         first.setdefault(due, update)

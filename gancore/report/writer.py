@@ -14,7 +14,7 @@ from gancore.files.reading import LARGEST, is_there, read_text
 from gancore.files.storage import refuse_unwritable
 from gancore.files.writing import write_bytes, write_text
 from gancore.isolation.caller import leaving_no_trace
-from gancore.isolation.randomness import Order, Stream
+from gancore.isolation.randomness import DataOrder, Stream
 from gancore.recipe import Recipe
 from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
@@ -196,7 +196,7 @@ def _batches(run: Run, data: Dataset, generator: nn.Module) -> tuple[Tensor, Ten
     """Return as many real and generated samples, as the critic takes them."""
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
-    real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))
+    real = data.batch(DataOrder(run.seed, "order/report", len(data)).take(0, count))
     fake = generate(generator, count, seed=run.seed)
     return real.to(where), (to_unit(fake) if data.is_images else fake).to(where)
 

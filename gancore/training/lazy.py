@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -70,7 +72,9 @@ class Settled:
 
     def __init__(self, **networks: nn.Module) -> None:
         self._networks = networks
-        self._parameters = [each for network in networks.values() for each in network.parameters()]
+        self._parameters = [
+            *chain.from_iterable(network.parameters() for network in networks.values())
+        ]
         self._is_checked = False
 
     def check_once(self) -> None:
@@ -81,7 +85,7 @@ class Settled:
 
     def check(self) -> None:
         """Raise ContractError for a parameter that was not there before."""
-        known = {id(each) for each in self._parameters}
+        known = {id(parameter) for parameter in self._parameters}
         for what, network in self._networks.items():
             for name, parameter in network.named_parameters():
                 if id(parameter) not in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,29 +27,33 @@ from gancore.scoring.sampling import frozen_parts
 from gancore.text import shown
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
+from gancore.training.learner import Learner
 from gancore.training.rehearsal import rehearse
 from gancore.training.run_folder import BOARD_AGAIN, Run
 from gancore.training.tally import Tally
-
-if TYPE_CHECKING:
-    from gancore.training.trainer import Trainer
 
 
 class Opening:
     """Makes a run's folder ready for a trainer, and brings the trainer to where the run is."""
 
     def __init__(
-        self, trainer: Trainer, run: Run, display: Display, made_of: dict[str, Any]
+        self,
+        learner: Learner,
+        run: Run,
+        display: Display,
+        recipe: Mapping[str, Any],
+        made_of: Mapping[str, Any],
     ) -> None:
-        self.trainer = trainer
+        self.learner = learner
         self.run = run
         self.display = display
         self.tally = Tally()
+        self._recipe = recipe
         self._made_of = made_of
 
     def open(self, *, resume: bool, force: bool, threads: int | None) -> tuple[int, Tally]:
         """Bring all processes to the folder's latest checkpoint; return its step and tally."""
-        ranks, start = self.trainer.ranks, 0
+        ranks, start = self.learner.ranks, 0
         self._refuse_unlike_processes()
 
         def first() -> bytes:
@@ -66,12 +70,12 @@ class Opening:
         if ranks.count > 1:
             count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
             torch.set_num_threads(int(count))
-        self.trainer.equalize()
+        self.learner.equalize()
         return start, self.tally
 
     def _refuse_unlike_processes(self) -> None:
         """Refuse processes that have other data or code than the first."""
-        ranks = self.trainer.ranks
+        ranks = self.learner.ranks
         first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
         unlike = [
             word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
@@ -90,16 +94,16 @@ class Opening:
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
         before = self._environment() if found is not None else {}
         if found is None:
-            self.trainer.use.refuse()
+            self.learner.use.refuse()
         else:
             changed = {"threads": (before.get("threads", threads), threads)} if threads else {}
             self._refuse_another(found, changed, force=force)
             self._take_threads(before, threads)
         about = {
             **environment(
-                self.trainer.device,
-                self.trainer.plugins.loaded,
-                world_size=self.trainer.ranks.count,
+                self.learner.device,
+                self.learner.plugins.loaded,
+                world_size=self.learner.ranks.count,
             ),
             **self._made_of,
         }
@@ -112,14 +116,17 @@ class Opening:
         if found is not None:
             self._restore(found)
         start = found.step if found else 0
-        if start < self.trainer.train.steps:
-            rehearse(self.trainer, checkpoint_of(self.trainer, self.tally, self._made_of, start))
+        if start < self.learner.settings.train.steps:
+            rehearse(
+                self.learner,
+                checkpoint_of(self.learner, self.tally, self._recipe, self._made_of, start),
+            )
         if found is not None:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_environment(about, before, start)  # first: by it a folder is known for a run's
-        run.write_recipe(self.trainer.recipe)
+        run.write_recipe(self._recipe)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
-        if start < self.trainer.train.steps:
+        if start < self.learner.settings.train.steps:
             delete(run.scores_path)
         return found
 
@@ -157,12 +164,12 @@ class Opening:
         saved = found.state.get("recipe")
         if not isinstance(saved, dict):
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
-        recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
+        classes = {each.method: type(each.instance) for each in self.learner.plugins.loaded}
+        recipes = (as_now(saved, classes), as_now(self._recipe, classes))
         lines = differences(*recipes) + self._changes_of_identity(found)
         if made_of_in(found.state).get("data") == self._made_of["data"]:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (found.state.get("processes", 1), self.trainer.ranks.count)
+        processes = (found.state.get("processes", 1), self.learner.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
                 lines.append(f"{name}: was {were!r}, is {are!r}")
@@ -175,7 +182,7 @@ class Opening:
             )
         if overridden := [line for line in lines if not line.startswith("threads: ")]:
             self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
-        steps = self.trainer.train.steps
+        steps = self.learner.settings.train.steps
         if found.step > steps:
             raise InputError(
                 f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
@@ -200,10 +207,13 @@ class Opening:
                 f"{'; '.join(lines)}. {BOARD_AGAIN}"
             )
 
+    def _checkpoint(self, step: int) -> Checkpoint:
+        return checkpoint_of(self.learner, self.tally, self._recipe, self._made_of, step)
+
     def _restore(self, found: Checkpoint) -> None:
         by_position = found.state.get("format") == checkpoint.BY_POSITION
         try:
-            told = self.trainer.load_state(
+            told = self.learner.load_state(
                 found.tensors, found.state["plugins"], by_position=by_position
             )
             self.tally = Tally.of(found.state)
@@ -218,21 +228,24 @@ class Opening:
             )
         for line in told:
             self.display.say(line)
-        plugins = self.trainer.plugins
-        self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
+        self.tally.keep_penalties(self.learner.plugins)
 
 
 def checkpoint_of(
-    trainer: Trainer, tally: Tally, made_of: Mapping[str, Any], step: int
+    learner: Learner,
+    tally: Tally,
+    recipe: Mapping[str, Any],
+    made_of: Mapping[str, Any],
+    step: int,
 ) -> Checkpoint:
     """Return all that a run goes on from after a step."""
-    tensors, plugins = trainer.state()
+    tensors, plugins = learner.state()
     state = {
         **tally.state(),
         "plugins": plugins,
-        "recipe": trainer.recipe,
+        "recipe": recipe,
         "made_of": made_of,
-        "processes": trainer.ranks.count,
-        "frozen": frozen_parts(trainer.generator),
+        "processes": learner.ranks.count,
+        "frozen": frozen_parts(learner.generator),
     }
     return Checkpoint(step, tensors, state)
