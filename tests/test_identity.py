@@ -34,9 +34,10 @@ from gancore.leaderboard.stale import made_again
 from gancore.provenance import identity
 from gancore.provenance.identity import as_now, changes, uncompared
 from gancore.report import Display
-from gancore.training import Run, session
+from gancore.training import Run
 from gancore.training import build_trainer as build
 from gancore.training import run_folder as folder
+from gancore.training.opening import Opening
 from gancore.training.run_folder import LARGEST
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +297,8 @@ def test_code_that_can_not_be_had_is_told() -> None:
 
 
 def test_processes_of_unlike_data_or_code_are_refused() -> None:
-    made = session.Session(trainer(), Run(Path("nowhere")), Display())
+    of = {"data": "d", "plugins": {}, "components": {}, "core": {}}
+    made = Opening(trainer().learner, Run(Path("nowhere")), Display(), {}, of)
 
     class Ranks:
         is_first = False
@@ -306,10 +308,10 @@ def test_processes_of_unlike_data_or_code_are_refused() -> None:
             self.any = bool
 
     for key, word in identity.WORDS.items():
-        made.trainer.ranks = Ranks({**made._made_of, key: "other"})  # type: ignore[assignment]
+        made.learner.ranks = Ranks({**of, key: "other"})  # type: ignore[assignment]
         with pytest.raises(InputError, match=f"don't have the same {word}: give"):
             made._refuse_unlike_processes()
-    made.trainer.ranks = Ranks(made._made_of)  # type: ignore[assignment]
+    made.learner.ranks = Ranks(of)  # type: ignore[assignment]
     made._refuse_unlike_processes()
 
 

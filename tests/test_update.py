@@ -30,7 +30,7 @@ from gancore.networks import DCGANCritic, DCGANGenerator, ResNetCritic
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer
 from gancore.training import building as experiment
-from gancore.training.update import TRACES, CompileWarning
+from gancore.training.compiled import TRACES, CompileWarning
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
@@ -175,10 +175,10 @@ def test_the_penaltys_gradient_is_there(graphs: Graphs) -> None:
     for plugins in ([], [GradientPenalty(weight=100.0)]):
         compiled, _ = pair(lambda plugins=plugins: plugins)
         real, fake = compiled.critic_samples(0)
-        found.append(compiled._updates["critic"](0, real, fake))
-    (without, by), names = found, found[1].names
-    assert "penalty/gp" in names
-    assert by.values[names.index("critic_grad_norm")] > 2 * without.values[-1]
+        found.append(compiled.update_critic(0, real, fake))
+    without, by = found
+    assert "penalty/gp" in by
+    assert by["critic_grad_norm"] > 2 * without["critic_grad_norm"]
 
 
 class Dead(torch.autograd.Function):
@@ -328,7 +328,7 @@ def test_train_compile_is_refused_where_torch_is_too_old_for_it(
     def no_data(recipe: Recipe) -> None:
         raise DataError("the data are loaded")
 
-    monkeypatch.setattr("gancore.training.update.TRACES", traces)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", traces)
     monkeypatch.setattr(experiment, "load_data", no_data)
     said = (
         rf"^train\.compile needs torch 2\.13 or later, and this is {re.escape(torch.__version__)}: "

@@ -39,7 +39,7 @@ def into_training(network: nn.Module, side: str) -> None:
         f"and was put into training mode; for parts that are to stay frozen, call {side}.train() "
         "and then eval() on each of them first",
         ModeWarning,
-        stacklevel=4,  # Trainer, and what it is wrapped in
+        stacklevel=5,  # the learner, Trainer, and what that is wrapped in
     )
 
 

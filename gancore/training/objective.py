@@ -159,14 +159,14 @@ def objective(
     return Objective(total, terms)
 
 
-def to_host(gradients: Gradients, update: int, ranks: Ranks) -> dict[str, float]:
+def to_host(gradients: Gradients, update: int, ranks: Ranks | None = None) -> dict[str, float]:
     """Copy all terms to the host at once: the only thing that an update waits for.
 
     Each note becomes its mean over the processes that have it. Raises NonFiniteError that names
     the first term or note that is inf or nan.
     """
     terms: dict[str, float] = dict(zip(gradients.names, gradients.values.tolist(), strict=True))
-    if terms.pop(NOTED, 0):
+    if terms.pop(NOTED, 0) and ranks is not None:
         terms |= ranks.mean_of({name: terms[name] for name in terms if name.startswith(NOTE)})
     for name, value in terms.items():
         if not math.isfinite(value):
