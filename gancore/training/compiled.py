@@ -209,10 +209,11 @@ def _distance(answer: Gradients, expected: Gradients) -> float:
     there = [(one, other) for one, other in pairs if one is not None and other is not None]
     total = nn.utils.get_total_norm([other for _, other in there])
     apart = nn.utils.get_total_norm([one - other for one, other in there])
+    values = (answer.values, expected.values)
     number = sum(not name.startswith(NOTE) for name in expected.names)
     away = [float(apart / total)]
     for part in (slice(number), slice(number, None)):
-        one, other = answer.values[part], expected.values[part]
-        if not one.equal(other):
-            away.append(float((one - other).norm() / other.norm()))
+        one, other = (both[part].nan_to_num(0.0, 1.0, -1.0) for both in values)
+        if gap := float((one - other).norm()):
+            away.append(gap / float(other.norm() or 1.0))
     return max(away)

@@ -190,7 +190,7 @@ class Learner:
     def _step(self, side: Side, update: int, *tensors: Tensor) -> Made:
         """Differentiate a network's objective, of these samples or latents, and step with it."""
         self.use.note()
-        self._sampler = None
+        self.forget_sampler()
         hook = HOOKS[side][1]
         due = self.plugins.due(hook, update)
         self.were_due.update(f"{hook}/{name}" for name in due)
@@ -295,6 +295,10 @@ class Learner:
             self._sampler = self.calibrate(progress)
         return self._sampler
 
+    def forget_sampler(self) -> None:
+        """Let the next `sampler` be made anew."""
+        self._sampler = None
+
     def scores(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
@@ -348,7 +352,7 @@ class Learner:
 
         Raises RuntimeError, KeyError where it does not fit.
         """
-        self._sampler = None
+        self.forget_sampler()
         lines = []
         for side, network in self.networks.items():
             network.load_state_dict(tensors[side])

@@ -6,6 +6,7 @@ they are written, and from the first updates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
@@ -122,6 +123,21 @@ class Notes:
                 f"are neither black nor white, of the data's {real:.2g}: lower the learning rate, "
                 "or let the generator end in tanh.",
             )
+
+    def without_broken(self, values: Mapping[str, float], step: int) -> dict[str, float]:
+        """Return an update's terms without plugins' notes that are inf or nan; no record has any.
+
+        The first of them is told.
+        """
+        whole = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name in values.keys() - whole.keys():
+            if "not_finite" not in self.tally.notes:
+                self._note(
+                    "not_finite",
+                    f"{shown(name, 200)} was {values[name]} at step {step}: records leave out "
+                    "notes that are inf or nan.",
+                )
+        return whole
 
     def broken(self, text: str, step: int) -> None:
         """Take what is said of samples that are inf or nan."""

@@ -163,13 +163,13 @@ def to_host(gradients: Gradients, update: int, ranks: Ranks | None = None) -> di
     """Copy all terms to the host at once: the only thing that an update waits for.
 
     Each note becomes its mean over the processes that have it. Raises NonFiniteError that names
-    the first term or note that is inf or nan.
+    the first term that is inf or nan; a note may be.
     """
     terms: dict[str, float] = dict(zip(gradients.names, gradients.values.tolist(), strict=True))
     if terms.pop(NOTED, 0) and ranks is not None:
         terms |= ranks.mean_of({name: terms[name] for name in terms if name.startswith(NOTE)})
     for name, value in terms.items():
-        if not math.isfinite(value):
+        if not (math.isfinite(value) or name.startswith(NOTE)):
             raise NonFiniteError(
                 f"{name} is {value} at update {update}; the weights are those before it. "
                 "Lower the learning rate, or look at the last records and checkpoint"

@@ -91,6 +91,7 @@ class Session:
             try:
                 self._go_on(start)
             finally:
+                self.learner.forget_sampler()
                 self.display.end()
 
     def _go_on(self, start: int) -> None:
@@ -138,8 +139,9 @@ class Session:
         self.notes.gradients(update.side, update.number, made.reached)
         if made.fake is not None:
             self.notes.samples(made.fake, step)
-        self.tally.remember_penalties(made.values)
-        return made.values
+        values = self.notes.without_broken(made.values, step + 1)
+        self.tally.remember_penalties(values)
+        return values
 
     def _after(self, step: int, values: Mapping[str, float]) -> bool:
         """Do what is due after a step; return whether to stop, as all have agreed.
