@@ -31,6 +31,7 @@ from gancore.recipe import Recipe
 from gancore.training import Run, Trainer
 from gancore.training import building as experiment
 from gancore.training.compiled import TRACES, CompileWarning
+from gancore.training.objective import Gradients
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
@@ -167,6 +168,88 @@ def test_runs_of_one_process_do_not_disturb_each_other(graphs: Graphs) -> None:
                 found, expected = compiled.critic_update(update), eager.critic_update(update)
                 assert found == pytest.approx(expected, rel=1e-6, abs=1e-7)
             assert graphs.count == number + 1
+
+
+@plugin
+class WarmUp:
+    """An R1 that grows over 100 updates, by a number that it asks the step for."""
+
+    shift: int = 1
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        rows = torch.zeros(self.shift, 2, dtype=step.real.dtype).sum()  # of an option's size
+        gradient = step.input_gradient(step.real).flatten(1)
+        step.note("squared", gradient.square().sum(1).mean())
+        return min(1, step.update / 100) * gradient.square().sum(1).mean() + rows
+
+
+def test_a_penalty_that_warms_up_is_compiled_for_all_its_updates(graphs: Graphs) -> None:
+    """Twenty updates, two graphs: one for update 0, one for any; in runs of other sizes too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for number, size in enumerate((8, 6, 4)):
+            compiled, eager = pair(
+                lambda number=number: [WarmUp(shift=3 + number)], batch_size=size
+            )
+            for update in range(20):
+                values, expected = compiled.critic_update(update), eager.critic_update(update)
+                assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+                assert values["penalty/warm_up"] == pytest.approx(
+                    update / 100 * values["note/warm_up/squared"], rel=1e-4, abs=1e-7
+                )
+            assert graphs.count <= 2 * (number + 1)
+
+
+def changed(place: str, gradients: Gradients) -> Gradients:
+    """Return what a graph that computes something else would, in one place."""
+    names, values = gradients.names, gradients.values.clone()
+    if place in names:
+        values[names.index(place)] *= 1.01
+        return gradients._replace(values=values)
+    if place == "a name":
+        return gradients._replace(names=(*names[:-1], "other"))
+    first, *others = gradients.gradients
+    assert first is not None
+    return gradients._replace(gradients=(None if place == "none" else 1.01 * first, *others))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["penalty/warm_up", "critic_loss", "note/warm_up/squared", "a name", "a gradient", "none"],
+)
+def test_a_graph_that_computes_something_else_is_not_used(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong by a hundredth in a term, a note or a gradient; lacking one; naming one otherwise."""
+
+    def compile_wrongly(function: Callable[..., Gradients], **_: Any) -> Any:
+        return lambda *arguments: changed(place, function(*arguments))
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", True)
+    compiled, eager = pair(lambda: [WarmUp()])
+    with pytest.warns(CompileWarning, match="away from the right ones; going on without"):
+        values = compiled.critic_update(100)
+    assert values == eager.critic_update(100)
+    assert_same(weights(compiled.critic), weights(eager.critic))
+
+
+def test_a_graph_that_computes_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `changed` changes nothing: what is warned of above is the change."""
+    calls: list[int] = []
+
+    def compile_rightly(function: Callable[..., Gradients], **_: Any) -> Any:
+        return lambda *arguments: calls.append(1) or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compile_rightly)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", True)
+    compiled, eager = pair(lambda: [WarmUp()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for update in range(2):
+            assert compiled.critic_update(update) == eager.critic_update(update)
+    assert len(calls) == 3  # one to check it
 
 
 def test_the_penaltys_gradient_is_there(graphs: Graphs) -> None:

@@ -245,7 +245,7 @@ class Recipe(Section):
             (("generator",), self.generator),
             (("critic",), self.critic),
             (("loss",), self.loss),
-            *((("plugin", number), each) for number, each in enumerate(self.plugin)),
+            *((("plugin", number), section) for number, section in enumerate(self.plugin)),
         ]
         for place, section in sections:
             typed = {str(key[-1]): text for key, text in places.items() if key[:-1] == place}
@@ -255,12 +255,12 @@ class Recipe(Section):
 
     def without(self, names: Sequence[str]) -> Recipe:
         """Return the recipe without the plugins of these names. Raises RecipeError for others."""
-        there = [each.called for each in self.plugin]
+        there = [section.called for section in self.plugin]
         for name in names:
             if name not in there:
                 hint = did_you_mean(name, there)
                 raise RecipeError(f"--no-plugin {name}: the recipe has no such plugin.{hint}")
-        kept = [each for each in self.plugin if each.called not in names]
+        kept = [section for section in self.plugin if section.called not in names]
         return self.model_copy(update={"plugin": tuple(kept)})
 
     def table(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def differences(
         f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and not any(key == each or key.startswith(f"{each}.") for each in free)
+        and not any(key == path or key.startswith(f"{path}.") for path in free)
     ]
 
 
@@ -294,14 +294,14 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     items: list[tuple[str, Any]]
     if isinstance(value, Mapping):
         items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        items = [(str(number), each) for number, each in enumerate(value)]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(number), item) for number, item in enumerate(value)]
     else:
         return {path: value}
     return {
         key: leaf
-        for name, each in items
-        for key, leaf in _flat(each, f"{path}.{name}" if path else name).items()
+        for name, item in items
+        for key, leaf in _flat(item, f"{path}.{name}" if path else name).items()
     }
 
 
