@@ -102,7 +102,6 @@ class Learner:
         materialize_critic(critic, data, size, train.seed)
         plugins.prepare_critic(critic)
         self.generator, self.critic = place(generator, self.device), place(critic, self.device)
-        plugins.guard.watch(**self.networks)
         plugins.setup(self.generator, self.critic, data.shape, self.device)
         self.parameters = {
             side: trainable(network, side) for side, network in self.networks.items()
