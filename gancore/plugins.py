@@ -267,7 +267,6 @@ class Plugins:
 
     def setup(self, generator: nn.Module, critic: nn.Module, shape: Any, device: Any) -> None:
         """Call the hook `setup` of every plugin."""
-        self.guard.watch(generator=generator, critic=critic)
 
     def post_step(self, critic: nn.Module, update: int) -> None:
         """Call the hook `post_step` of every plugin."""

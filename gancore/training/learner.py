@@ -103,6 +103,7 @@ class Learner:
         plugins.prepare_critic(critic)
         self.generator, self.critic = place(generator, self.device), place(critic, self.device)
         plugins.setup(self.generator, self.critic, data.shape, self.device)
+        plugins.guard.watch(**self.networks)
         self.parameters = {
             side: trainable(network, side) for side, network in self.networks.items()
         }
