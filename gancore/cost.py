@@ -145,7 +145,7 @@ class _Variant:
             return self.trainer
         train = self.recipe.train.model_copy(update={"compile": False})
         plain = self.recipe.model_copy(update={"train": train})
-        return build_trainer(plain, device=self.trainer.learner.device.type, data=self.trainer.data)
+        return build_trainer(plain, device=self.trainer.device.type, data=self.trainer.data)
 
     def time(self) -> None:
         seconds = 0.0

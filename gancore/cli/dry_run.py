@@ -36,7 +36,7 @@ def show(trainer: Trainer) -> None:
     tell(f"data: {data.name}, {len(data):,} of {data.shape}, {size / 2**20:,.1f} MiB{about}")
     tell("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
     if (peak := _peak_bytes(trainer)) is not None:
-        tell(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.learner.device}")
+        tell(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")
     steps = trainer.settings.train.steps
     tell(
         f"time: {seconds * 1e3:.0f} ms a step, about "
@@ -61,8 +61,8 @@ def _seconds_a_step(trainer: Trainer) -> float:
 
 def _peak_bytes(trainer: Trainer) -> int | None:
     """Return the most memory that was in use; None where the system does not tell."""
-    if trainer.learner.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(trainer.learner.device)
+    if trainer.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(trainer.device)
     try:
         import resource
     except ImportError:  # Windows

@@ -49,37 +49,22 @@ def _table(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Need:
-    """What an option needs in order to have an effect.
-
-    words  says it
-    holds  tells whether it is there, from the settings and whether a plugin penalizes the critic
-    """
-
-    words: str
-    holds: Callable[[Settings, bool], bool]
-
-
-_FEATURES = Need(
-    "fid, isc, kid or prc in score.metrics",
-    lambda settings, _: (
-        not settings.score.metrics or not FEATURES.isdisjoint(settings.score.metrics)
+NEEDS: dict[str, tuple[str, Callable[[Settings, bool], bool]]] = {
+    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
+    "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
+    "train.allow_batch_statistics": ("a penalty of the critic", lambda _, penalized: penalized),
+    **dict.fromkeys(
+        ("score.extractor", "score.weights"),
+        (
+            "fid, isc, kid or prc in score.metrics",
+            lambda of, _: not of.score.metrics or not FEATURES.isdisjoint(of.score.metrics),
+        ),
     ),
-)
-"""Without any metrics `[score]` is switched off as a whole, and kept for `gan score`."""
-
-NEEDS = {
-    "optimizer.betas": Need(
-        "optimizer.name = 'adam'", lambda settings, _: settings.optimizer.name == "adam"
-    ),
-    "optimizer.alpha": Need(
-        "optimizer.name = 'rmsprop'", lambda settings, _: settings.optimizer.name == "rmsprop"
-    ),
-    "train.allow_batch_statistics": Need("a penalty of the critic", lambda _, penalized: penalized),
-    "score.extractor": _FEATURES,
-    "score.weights": _FEATURES,
 }
+"""What options need to have an effect: in words, and of (settings, is there a penalty?).
+
+Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
+"""
 
 
 def idle_options(settings: Settings, *, penalized: bool) -> list[str]:
@@ -88,14 +73,14 @@ def idle_options(settings: Settings, *, penalized: bool) -> list[str]:
     penalized: whether a plugin penalizes the critic
     """
     lines = []
-    for key, need in NEEDS.items():
+    for key, (needed, has_effect) in NEEDS.items():
         section_name, name = key.split(".")
         section: Section = getattr(settings, section_name)
         value = getattr(section, name)
         is_default = value == type(section).model_fields[name].default
-        if not is_default and not need.holds(settings, penalized):
+        if not is_default and not has_effect(settings, penalized):
             lines.append(
-                f"{key} = {shown(to_json(value).decode())} has no effect: it needs {need.words}; "
+                f"{key} = {shown(to_json(value).decode())} has no effect: it needs {needed}; "
                 "add that, or leave it out"
             )
     return lines

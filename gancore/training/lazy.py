@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -72,9 +70,7 @@ class Settled:
 
     def __init__(self, **networks: nn.Module) -> None:
         self._networks = networks
-        self._parameters = [
-            *chain.from_iterable(network.parameters() for network in networks.values())
-        ]
+        self._parameters = [one for network in networks.values() for one in network.parameters()]
         self._is_checked = False
 
     def check_once(self) -> None:

@@ -122,17 +122,11 @@ class Learner:
             "generator": self._differentiate_generator,
         }
         if train.compile:
-            self._differentiate = {
-                side: Compiled(
-                    side,
-                    function,
-                    plugins,
-                    self.networks,
-                    self.randomness,
-                    tolerance=TOLERANCE[train.precision],
+            tolerance = TOLERANCE[train.precision]
+            for side, function in self._differentiate.items():
+                self._differentiate[side] = Compiled(
+                    side, function, plugins, self.networks, self.randomness, tolerance=tolerance
                 )
-                for side, function in self._differentiate.items()
-            }
         self._looked_at_scores = False
         self._sampler: nn.Module | None = None
 

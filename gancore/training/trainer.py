@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
@@ -134,6 +135,11 @@ class Trainer:
     def data(self) -> Dataset:
         """The real samples, on the device."""
         return self.learner.data
+
+    @property
+    def device(self) -> torch.device:
+        """Where both networks are."""
+        return self.learner.device
 
     @property
     def plugins(self) -> Plugins:
