@@ -260,6 +260,14 @@ class Plugins:
                 product *= answer
         return product
 
+    def call(self, hook: str, /, **arguments: Any) -> None:
+        """Call a hook of every plugin."""
+        for each, call in self._callers[hook]:
+            self._guard(each, hook, call, **arguments)
+
+    def setup(self, generator: nn.Module, critic: nn.Module, shape: Any, device: Any) -> None:
+        """Call the hook `setup` of every plugin."""
+
     def post_step(self, critic: nn.Module, update: int) -> None:
         """Call the hook `post_step` of every plugin."""
         for each, call in self._callers["post_step"]:

@@ -216,6 +216,7 @@ class _Scores:
         self._randomness = randomness
         self._asker = _Asker("step")
         self._known: dict[_Key, _Known] = {}
+        self._notes: dict[str, Tensor] = {}
         self._handed: list[tuple[str, Tensor, int]] = []
         """Tensors that all plugins share: what each is, and its version when it was new."""
 
@@ -223,6 +224,16 @@ class _Scores:
         if not (torch.compiler.is_compiling() or tensor.is_inference()):
             self._handed.append((what, tensor, tensor._version))
         return tensor
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Record a number beside penalties."""
+        plugin = self._asker.who.partition("/")[2]
+        self._notes[f"note/{plugin}/{name}"] = value.detach()
+
+    @property
+    def notes(self) -> dict[str, Tensor]:
+        """What was noted so far, by record key."""
+        return dict(self._notes)
 
     def _asked_by(self, who: str) -> None:
         """Say whose hook is called next: it draws its own numbers, from the first on."""

@@ -21,7 +21,7 @@ from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer
-from gancore.training.update import TRACES
+from gancore.training.compiled import TRACES
 
 ROOT = Path(__file__).parents[1]
 LATENT = 5

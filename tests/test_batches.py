@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -209,7 +208,7 @@ def made(kind: type[nn.Module] = Watched, **changes: Any) -> Trainer:
         train=train,
         optimizer={"lr": 1e-2},
         device="cpu",
-        **{name: getattr(subject, name) for name in ("sample", "checkpoint", "score")},
+        **{name: getattr(subject.settings, name) for name in ("sample", "checkpoint", "score")},
     )
 
 
@@ -217,7 +216,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return a section whose scores are a stand-in's, of samples that are really made."""
     found = {"scores": {"isc": 1.0}, "protocol": {"reference": {}}, "spread": 1.0}
     monkeypatch.setattr("gancore.scoring.generator._score", lambda *_, **__: found)
-    monkeypatch.setattr(sys.modules[Trainer.__module__], "check_scoring", lambda *_: None)
+    monkeypatch.setattr("gancore.training.session.check_scoring", lambda *_: None)
     monkeypatch.setattr("gancore.training.rehearsal.try_scoring", lambda *_: None)
     return {"metrics": ["isc"], "samples": 20, "every": 2}
 

@@ -30,7 +30,7 @@ from gancore.errors import GancoreError
 from gancore.plugins import HOOKS, Loaded, Plugins, load
 from gancore.recipe import Recipe
 from gancore.testing import CHECKS, Subject, check_plugin
-from gancore.training import check
+from gancore.training import check_recipe
 from gancore.training.objective import Gradients, objective, to_host
 
 ROOT = Path(__file__).parent.parent
@@ -184,17 +184,17 @@ def test_the_tutorials_package_is_the_scaffolds(site: Path) -> None:
 def test_the_tutorials_recipes_are_valid(site: Path) -> None:
     install(site, package())
     own = Recipe.parse(tomllib.loads(files()["recipes/wgan_lp_digits.toml"]))
-    assert check(own) == []
+    assert check_recipe(own) == []
     path = ROOT / "recipes" / "wgan_gp_digits.toml"
     assert Recipe.load(path, {"plugin.0.name": "lp"}) == own
     added = Recipe.load(path, ["plugin.1.name=lp"]).without(["gp"])
-    assert check(added) == []
+    assert check_recipe(added) == []
     assert [each.name for each in added.plugin] == ["lp"]
     with pytest.raises(GancoreError, match="no such plugin"):
         Recipe.load(path, ["plugin.0.name=lp"]).without(["gp"])
     (options,) = (block for block in blocks(PLUGINS, "toml") if block.startswith("[[plugin]]"))
     gp = Recipe.load(path).table()
-    assert check(Recipe.parse({**gp, **tomllib.loads(options)})) == []
+    assert check_recipe(Recipe.parse({**gp, **tomllib.loads(options)})) == []
 
 
 @pytest.mark.parametrize("title", ["Options", "Hooks"])

@@ -24,6 +24,7 @@ from gancore.scoring.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import build_trainer as build
 from gancore.training.building import load_data, resolve
+from gancore.training.learner import Learner
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
 from gancore_sn import SpectralNorm
@@ -169,11 +170,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 def test_interrupted_while_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(tiny()).run(tmp_path / "whole")
 
-    def interrupt(self: Trainer, progress: object) -> None:
+    def interrupt(self: Learner, progress: object) -> None:
         raise Interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "scores", interrupt)
+        patch.setattr(Learner, "scores", interrupt)
         with pytest.raises(Interruption):
             build(tiny()).run(tmp_path / "run")
     assert scores_of(Run.open(tmp_path / "run")) is None
@@ -218,15 +219,16 @@ PROTOCOL = {
 }
 
 
-def by_step(self: Trainer, progress: object = None) -> dict[str, Any]:
-    step = int(self.generator_optimizer.state[self.generator_parameters[0]]["step"])
+def by_step(self: Learner, progress: object = None) -> dict[str, Any]:
+    first = self.parameters["generator"][0]
+    step = int(self.optimizers["generator"].state[first]["step"])
     return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": PROTOCOL}
 
 
 def test_the_best_step_is_marked_and_its_checkpoint_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "scores", by_step)
+    monkeypatch.setattr(Learner, "scores", by_step)
     recipe = tiny(**{"score.every": 2, "checkpoint.keep": 1, "train.steps": 8})
     run = build(recipe).run(tmp_path / "run")
     scores = {"fid": 1.5, "isc": 1 / 8}
@@ -248,7 +250,7 @@ def test_the_best_step_is_marked_and_its_checkpoint_kept(
 def test_an_interrupted_run_marks_the_same_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    monkeypatch.setattr(Trainer, "scores", by_step)
+    monkeypatch.setattr(Learner, "scores", by_step)
     monkeypatch.setitem(BY_STEP, steps, 9.0)  # the final score of the shorter run
     recipe = {"score.every": 2, "checkpoint.keep": 1}
     build(tiny(**recipe, **{"train.steps": steps})).run(tmp_path / "run")
@@ -260,7 +262,7 @@ def test_an_interrupted_run_marks_the_same_best(
 
 def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        Trainer,
+        Learner,
         "scores",
         lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": PROTOCOL},
     )
@@ -288,8 +290,8 @@ def test_a_finished_run_is_scored_again_only_if_it_is_asked_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    real = Trainer.scores
-    monkeypatch.setattr(Trainer, "scores", lambda *args: taken.append(1) or real(*args))
+    real = Learner.scores
+    monkeypatch.setattr(Learner, "scores", lambda *args: taken.append(1) or real(*args))
     run = build(tiny()).run(tmp_path / "run")
     assert scores_of(run) is not None
     assert scores_of(run)["step"] == 6

@@ -310,7 +310,7 @@ def test_the_trial_of_a_critic_leaves_no_trace(tmp_path: Path) -> None:
         trainer = made(Generator(), Normed())
         if by_hand:
             for number in range(2):
-                trainer.set_rates(number)
+                trainer.learner.set_rates(number)
                 trainer.critic_update(number)
                 trainer.generator_update(number)
         else:

@@ -108,7 +108,7 @@ def test_what_a_penalty_changes_is_told_before_the_optimizer_step(case: str) -> 
         t.critic_update(0)
     assert all(part.training for part in t.critic.modules())
     assert all(parameter.requires_grad for parameter in t.critic.parameters())
-    assert not t.critic_optimizer.state
+    assert not t.learner.optimizers["critic"].state
 
 
 GENERATOR: dict[str, tuple[Act, str]] = {
@@ -431,9 +431,9 @@ def test_a_network_that_changes_its_own_weights_is_nobodys_fault() -> None:
         device="cpu",
     )
     for update in range(2):
-        t.plugins.answer_loss("critic_loss", t._critic_step(*t.critic_samples(update), update=0))
+        t.plugins.answer_loss("critic_loss", CriticStep(critic, *t.critic_samples(update)))
     step = _generator_step(t)
-    t.randomness.seed("generator_loss/joint", 0, alone=True)
+    t.learner.randomness.seed("generator_loss/joint", 0, alone=True)
     draws = torch.get_rng_state()
     t.plugins.answer_loss("generator_loss", step)
     assert torch.equal(torch.get_rng_state(), draws)

@@ -308,7 +308,7 @@ def test_code_that_can_not_be_had_is_told() -> None:
 
 def test_processes_of_unlike_data_or_code_are_refused() -> None:
     made_of = identity.made_of(images(), [], {"generator": "here", "critic": "here"})
-    made = Opening(trainer(), Run(Path("nowhere")), Display(), made_of)
+    made = Opening(trainer().learner, Run(Path("nowhere")), Display(), {}, made_of)
 
     class Ranks:
         is_first = False
@@ -318,10 +318,10 @@ def test_processes_of_unlike_data_or_code_are_refused() -> None:
             self.any = bool
 
     for key, word in identity.WORDS.items():
-        made.trainer.ranks = Ranks({**made_of.table(), key: "other"})  # type: ignore[assignment]
+        made.learner.ranks = Ranks({**made_of.table(), key: "other"})  # type: ignore[assignment]
         with pytest.raises(InputError, match=f"don't have the same {word}: give"):
             made._refuse_unlike_processes()
-    made.trainer.ranks = Ranks(made_of.table())  # type: ignore[assignment]
+    made.learner.ranks = Ranks(made_of.table())  # type: ignore[assignment]
     made._refuse_unlike_processes()
 
 

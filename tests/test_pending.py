@@ -13,6 +13,7 @@ from gancore.recipe import Recipe
 from gancore.training import Run, Trainer, session
 from gancore.training import build_trainer as build
 from gancore.training.checkpoint import latest
+from gancore.training.learner import Learner
 from gancore.training.tally import Tally
 
 RECIPE = """
@@ -106,7 +107,7 @@ def test_a_run_killed_in_scores_or_grids_goes_on_from_there(
 
     owner: Any
     owner, name = {
-        "scores": (Trainer, "scores"),
+        "scores": (Learner, "scores"),
         "grid": (session, "save_grid"),
     }.get(place, (Run, "append"))
     run = Run(tmp_path / "run")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gancore.isolation.randomness import Order, Stream, _scramble
+from gancore.isolation.randomness import DataOrder, Stream, _scramble
 
 WORDS = 2**32
 word = st.integers(0, WORDS - 1)
@@ -121,8 +121,8 @@ def test_seed_global_seeds_its_own_device(
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 100))
 def test_order_is_permutations_end_to_end(size: int, start: int, count: int) -> None:
-    whole = Order(1, "order/critic", size).take(0, start + count).tolist()
-    part = Order(1, "order/critic", size).take(start, count)
+    whole = DataOrder(1, "order/critic", size).take(0, start + count).tolist()
+    part = DataOrder(1, "order/critic", size).take(start, count)
     assert part.dtype == torch.int64
     assert part.tolist() == whole[start:]
     for epoch in range(len(whole) // size):
@@ -130,10 +130,10 @@ def test_order_is_permutations_end_to_end(size: int, start: int, count: int) -> 
 
 
 def test_order_has_no_history_and_shuffles_each_epoch() -> None:
-    order = Order(0, "a", 100)
+    order = DataOrder(0, "a", 100)
     late = order.take(950, 60).tolist()
     epochs = [tuple(order.take(100 * epoch, 100).tolist()) for epoch in range(5)]
     assert order.take(950, 60).tolist() == late
     assert len({*epochs, tuple(range(100))}) == 6
-    assert tuple(Order(1, "a", 100).take(0, 100).tolist()) not in epochs
-    assert tuple(Order(0, "b", 100).take(0, 100).tolist()) not in epochs
+    assert tuple(DataOrder(1, "a", 100).take(0, 100).tolist()) not in epochs
+    assert tuple(DataOrder(0, "b", 100).take(0, 100).tolist()) not in epochs

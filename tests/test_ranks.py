@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import field
@@ -122,7 +121,7 @@ def updates(case: str) -> list[tuple[dict[str, float], list[Tensor | None]]]:
             gradients.append([None if each is None else each.clone() for each in given])
             apply_gradients(optimizer, parameters, given)
 
-        patch.setattr(sys.modules[Trainer.__module__], "apply_gradients", keep)
+        patch.setattr("gancore.training.learner.apply_gradients", keep)
         for number in range(UPDATES):
             values = made.critic_update(number)
             found.append((values, gradients.pop()))
@@ -292,7 +291,7 @@ def test_scores_are_those_of_one_process(tmp_path: Path) -> None:
         )
         large = Large()
         large.load_state_dict(generator.state_dict())
-        made.generator = large
+        made.learner.generator = large
         return made.scores()
 
     first, second = together(work, tmp_path)

@@ -460,5 +460,5 @@ def test_what_is_tried_draws_from_nothing_of_the_process() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    rehearse(trainer, Checkpoint(0, tensors, {}))
+    rehearse(trainer.learner, Checkpoint(0, tensors, {}))
     assert torch.equal(torch.rand(2), expected)

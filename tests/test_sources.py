@@ -172,7 +172,7 @@ def test_packages_that_decide_numbers_are_in() -> None:
         if name.startswith(("networks", "scoring")) and not name.endswith("_train"):
             assert name in hashed
     assert {"step", "losses", "zeros", "randomness", "sampling", "recipe", "plugins"} < {*hashed}
-    assert {"data", "training.session", "training.trainer", "training.update"} < {*hashed}
+    assert {"data", "training.session", "training.trainer", "training.learner"} < {*hashed}
 
 
 def test_every_exception_is_of_something() -> None:

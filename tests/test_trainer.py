@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.errors import ContractError, DataError, InputError, NonFiniteError, RecipeError
-from gancore.isolation.randomness import Order, Stream
+from gancore.isolation.randomness import DataOrder, Stream
 from gancore.report import Display
 from gancore.training import Run, Trainer
 from gancore.training.optimizers import decay_factor
@@ -43,7 +43,7 @@ def test_the_loop_is_the_textbook_loop() -> None:
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2, betas=(0.0, 0.9))
     d_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2, betas=(0.0, 0.9))
     data = images().samples.float() / 127.5 - 1
-    order = Order(0, "order/critic", len(data))
+    order = DataOrder(0, "order/critic", len(data))
     draws = {side: Stream(0, f"latents/{side}") for side in ("critic", "generator")}
     dropout = {side: Stream(0, f"global/{side}/generator") for side in ("critic", "generator")}
 
@@ -153,9 +153,9 @@ def test_moving_average() -> None:
             average = now
         else:
             average = [0.9 * a + 0.1 * b for a, b in zip(average, now, strict=True)]
-    assert made.ema is not None
+    assert made.learner.average is not None
     assert average is not None
-    for ours, theirs in zip(made.ema.module.parameters(), average, strict=True):
+    for ours, theirs in zip(made.learner.average.module.parameters(), average, strict=True):
         torch.testing.assert_close(ours.detach(), theirs)
     sampled = made.sampler()
     assert not sampled.training
@@ -178,7 +178,9 @@ def test_learning_rate_decay(tmp_path: Path, decay: str, expected: list[float]) 
     class Watch:
         @hookimpl
         def post_step(self) -> None:
-            rates.append(next(group["lr"] for group in made.critic_optimizer.param_groups))
+            rates.append(
+                next(group["lr"] for group in made.learner.optimizers["critic"].param_groups)
+            )
 
     made = trainer(
         plugins=[Watch()],
@@ -191,10 +193,12 @@ def test_learning_rate_decay(tmp_path: Path, decay: str, expected: list[float]) 
 
 
 def test_optimizers() -> None:
-    adam = trainer(optimizer={"lr": 0.1, "betas": [0, 0.5]}).critic_optimizer
+    adam = trainer(optimizer={"lr": 0.1, "betas": [0, 0.5]}).learner.optimizers["critic"]
     assert isinstance(adam, torch.optim.Adam)
     assert adam.param_groups[0]["betas"] == (0.0, 0.5)
-    rmsprop = trainer(optimizer={"name": "rmsprop", "lr": 0.1, "alpha": 0.9}).generator_optimizer
+    rmsprop = trainer(optimizer={"name": "rmsprop", "lr": 0.1, "alpha": 0.9}).learner.optimizers[
+        "generator"
+    ]
     assert isinstance(rmsprop, torch.optim.RMSprop)
     assert rmsprop.param_groups[0]["alpha"] == 0.9
 
@@ -262,7 +266,7 @@ def test_generator_penalty_counts() -> None:
     for plugins in ([], [Push()]):
         made = trainer(plugins=plugins)
         kept: list[Tensor] = []
-        made.generator_optimizer.register_step_pre_hook(
+        made.learner.optimizers["generator"].register_step_pre_hook(
             lambda optimizer, args, kwargs, kept=kept: kept.extend(
                 p.grad.clone() for group in optimizer.param_groups for p in group["params"]
             )
@@ -313,7 +317,7 @@ def test_mirroring_shows_each_image_or_its_mirror() -> None:
     made = trainer(plugins=[spy], flip=True, train={"steps": 1, "batch_size": 50})
     made.critic_update(0)
     shown = spy.critic_steps[0].real.detach().add(1).mul(127.5).round().to(torch.uint8)
-    originals = images().samples[Order(0, "order/critic", 50).take(0, 50)]
+    originals = images().samples[DataOrder(0, "order/critic", 50).take(0, 50)]
     mirrored = [not torch.equal(a, b) for a, b in zip(shown, originals, strict=True)]
     assert 10 < sum(mirrored) < 40
     for is_mirrored, ours, original in zip(mirrored, shown, originals, strict=True):

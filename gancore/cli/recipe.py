@@ -28,13 +28,13 @@ def check(recipes: tuple[Path, ...]) -> None:
     from gancore.cli.tables import lines
     from gancore.recipe import Recipe
     from gancore.text import shown
-    from gancore.training import check
+    from gancore.training import check_recipe
 
     failed = False
     for path in recipes:
         where = shown(str(path), 4096)
         try:
-            missing = check(Recipe.load(path))
+            missing = check_recipe(Recipe.load(path))
         except GancoreError as error:
             failed = True
             text = "\n".join(lines(str(error)))

@@ -97,7 +97,7 @@ def run(
                 threads=threads,
                 display=display_for(sys.stdout),
             )
-        if built.ranks.is_first:
+        if built.learner.ranks.is_first:
             _show(done)
 
 

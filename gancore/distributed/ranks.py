@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -131,6 +132,16 @@ class Ranks:
             mean.reshape(shape.shape).to(shape) if any_there else None
             for mean, shape, any_there in zip(means, like, anywhere, strict=True)
         ]
+
+    def mean_of(self, here: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each number, by name, over the processes that have it."""
+        if self.count == 1:
+            return dict(here)
+        tables: list[dict[str, float]] = [{} for _ in range(self.count)]
+        with _told():
+            dist.all_gather_object(tables, dict(here), group=self._host)
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: fmean(table[name] for table in tables if name in table) for name in names}
 
     @torch.no_grad()
     def equalize(self, tensors: Iterable[Tensor]) -> None:

@@ -268,7 +268,7 @@ def _normal(key: Key, update: int | Tensor, index: Tensor, dtype: torch.dtype) -
     return radius.log_().mul_(-2).sqrt_().mul_(angle.cos_()).to(dtype)
 
 
-class Order:
+class DataOrder:
     """An endless data order: epoch after epoch, each a permutation of range(size).
 
     It is the same on every device; an epoch's goes there as a whole, and nothing after that.

@@ -57,7 +57,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def typed_in(overrides: Sequence[str]) -> dict[str, str]:
     """Return the values of overrides as they were typed, by their keys; names are no options."""
-    pairs = (each.partition("=") for each in overrides)
+    pairs = (text.partition("=") for text in overrides)
     typed = {key.strip(): value.strip() for key, _, value in pairs}
     return {key: text for key, text in typed.items() if key.split(".")[-1] not in ("name", "as")}
 

@@ -12,7 +12,7 @@ from gancore.errors import GancoreError
 from gancore.files.storage import refuse_unwritable
 from gancore.files.writing import write_bytes, write_text
 from gancore.isolation.caller import leaving_no_trace
-from gancore.isolation.randomness import Order, Stream
+from gancore.isolation.randomness import DataOrder, Stream
 from gancore.provenance.environment import Environment
 from gancore.report import pictures
 from gancore.report.filmstrip import read_frames
@@ -138,7 +138,7 @@ def _batches(loader: Loader, generator: nn.Module) -> tuple[Tensor, Tensor]:
     data, seed = loader.data, loader.recipe.train.seed
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
-    real = data.batch(Order(seed, "order/report", len(data)).take(0, count))
+    real = data.batch(DataOrder(seed, "order/report", len(data)).take(0, count))
     fake = generate(generator, count, seed=seed)
     return real.to(where), (to_unit(fake) if data.is_images else fake).to(where)
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gancore.distributed.launching import is_launched
+from gancore.distributed.ranks import Ranks
 from gancore.errors import InputError
+from gancore.isolation.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a run computes: its device, the processes that share it, their random numbers."""
+
+    device: torch.device
+    ranks: Ranks
+    randomness: Randomness
+
+    @classmethod
+    def join(cls, name: str, seed: int) -> Host:
+        """Choose the device and meet the other processes. Raises InputError and RunError."""
+        device = choose_device(name)
+        ranks = Ranks.join(device)
+        return cls(device, ranks, Randomness(seed, device, index=ranks.index))
+
 
 M = TypeVar("M", bound=nn.Module)
 

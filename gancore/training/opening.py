@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -33,27 +33,33 @@ from gancore.scoring.sampling import frozen_parts
 from gancore.text import shown
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
+from gancore.training.learner import Learner
 from gancore.training.rehearsal import rehearse
 from gancore.training.run_folder import BOARD_AGAIN, Run
 from gancore.training.tally import Tally
-
-if TYPE_CHECKING:
-    from gancore.training.trainer import Trainer
 
 
 class Opening:
     """Makes a run's folder ready for a trainer, and brings the trainer to where the run is."""
 
-    def __init__(self, trainer: Trainer, run: Run, display: Display, made_of: MadeOf) -> None:
-        self.trainer = trainer
+    def __init__(
+        self,
+        learner: Learner,
+        run: Run,
+        display: Display,
+        recipe: Mapping[str, Any],
+        made_of: MadeOf,
+    ) -> None:
+        self.learner = learner
         self.run = run
         self.display = display
         self.tally = Tally()
+        self._recipe = recipe
         self._made_of = made_of
 
     def open(self, *, resume: bool, force: bool, threads: int | None) -> tuple[int, Tally]:
         """Bring all processes to the folder's latest checkpoint; return its step and tally."""
-        ranks, start = self.trainer.ranks, 0
+        ranks, start = self.learner.ranks, 0
         self._refuse_unlike_processes()
 
         def first() -> bytes:
@@ -70,12 +76,12 @@ class Opening:
         if ranks.count > 1:
             count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
             torch.set_num_threads(int(count))
-        self.trainer.equalize()
+        self.learner.equalize()
         return start, self.tally
 
     def _refuse_unlike_processes(self) -> None:
         """Refuse processes that have other data or code than the first."""
-        ranks = self.trainer.ranks
+        ranks = self.learner.ranks
         sent = ranks.from_first(lambda: json.dumps(self._made_of.table()).encode())
         first, mine = json.loads(sent), self._made_of.table()
         differing = [word for key, word in WORDS.items() if ranks.any(first[key] != mine[key])]
@@ -93,15 +99,15 @@ class Opening:
         saved = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
         before = self._environment() if saved is not None else None
         if saved is None:
-            self.trainer.use.refuse()
+            self.learner.use.refuse()
         else:
             changed = {"threads": (before.threads, threads)} if before and threads else {}
             self._refuse_another(saved, changed, force=force)
             self._take_threads(before, threads)
         about = environment(
-            self.trainer.device,
-            made_with(self.trainer.plugins.loaded).model_copy(update=self._made_of.known()),
-            world_size=self.trainer.ranks.count,
+            self.learner.device,
+            made_with(self.learner.plugins.loaded).model_copy(update=self._made_of.known()),
+            world_size=self.learner.ranks.count,
         )
         self._refuse_unexpected(about)
         if before and (differing := unlike(before, about)):
@@ -112,14 +118,17 @@ class Opening:
         if saved is not None:
             self._restore(saved)
         start = saved.step if saved else 0
-        if start < self.trainer.train.steps:
-            rehearse(self.trainer, checkpoint_of(self.trainer, self.tally, self._made_of, start))
+        if start < self.learner.settings.train.steps:
+            rehearse(
+                self.learner,
+                checkpoint_of(self.learner, self.tally, self._recipe, self._made_of, start),
+            )
         if saved is not None:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_environment(about, before, start)  # first: by it a folder is known for a run's
-        run.write_recipe(self.trainer.recipe)
+        run.write_recipe(self._recipe)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
-        if start < self.trainer.train.steps:
+        if start < self.learner.settings.train.steps:
             delete(run.scores_path)
         return saved
 
@@ -161,12 +170,12 @@ class Opening:
         about = saved.about()
         if about.recipe is None:
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        classes = {plugin.method: type(plugin.instance) for plugin in self.trainer.plugins.loaded}
-        recipes = (as_now(about.recipe, classes), as_now(self.trainer.recipe, classes))
+        classes = {plugin.method: type(plugin.instance) for plugin in self.learner.plugins.loaded}
+        recipes = (as_now(about.recipe, classes), as_now(self._recipe, classes))
         lines = differences(*recipes) + self._changes_of_identity(about.made_of)
         if about.made_of.data == self._made_of.data:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (about.processes, self.trainer.ranks.count)
+        processes = (about.processes, self.learner.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
                 lines.append(f"{name}: was {were!r}, is {are!r}")
@@ -179,7 +188,7 @@ class Opening:
             )
         if overridden := [line for line in lines if not line.startswith("threads: ")]:
             self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
-        steps = self.trainer.train.steps
+        steps = self.learner.settings.train.steps
         if saved.step > steps:
             raise InputError(
                 f"the checkpoint is at step {saved.step}, beyond train.steps = {steps}: "
@@ -206,7 +215,7 @@ class Opening:
     def _restore(self, saved: Checkpoint) -> None:
         by_position = saved.state.get("format") == checkpoint.BY_POSITION
         try:
-            told = self.trainer.load_state(
+            told = self.learner.load_state(
                 saved.tensors, saved.state["plugins"], by_position=by_position
             )
             self.tally = Tally.of(saved.state)
@@ -221,20 +230,21 @@ class Opening:
             )
         for line in told:
             self.display.say(line)
-        plugins = self.trainer.plugins
-        self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
+        self.tally.keep_penalties(self.learner.plugins)
 
 
-def checkpoint_of(trainer: Trainer, tally: Tally, made_of: MadeOf, step: int) -> Checkpoint:
+def checkpoint_of(
+    learner: Learner, tally: Tally, recipe: Mapping[str, Any], made_of: MadeOf, step: int
+) -> Checkpoint:
     """Return all that a run goes on from after a step."""
-    tensors, plugins = trainer.state()
+    tensors, plugins = learner.state()
     state = {
         **tally.state(),
         "plugins": plugins,
-        "recipe": trainer.recipe,
+        "recipe": recipe,
         "made_of": made_of.table(),
-        "processes": trainer.ranks.count,
-        "frozen": frozen_parts(trainer.generator),
-        "shape": list(trainer.data.shape),
+        "processes": learner.ranks.count,
+        "frozen": frozen_parts(learner.generator),
+        "shape": list(learner.data.shape),
     }
     return Checkpoint(step, tensors, state)
