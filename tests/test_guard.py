@@ -16,7 +16,8 @@ from helpers import LATENT, Critic, Spy, assert_same, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
-from gancore.checks.guard import Guard, kept
+from gancore.checks.guard import Guard
+from gancore.checks.settings import kept
 from gancore.errors import ContractError
 from gancore.plugins import build
 from gancore.training import Trainer
