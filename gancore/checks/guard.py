@@ -19,8 +19,6 @@ from gancore.errors import ContractError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Caller = Callable[..., Any]
-
 NOTE = "raised in "
 
 
@@ -49,6 +47,26 @@ def named(what: str) -> Iterator[None]:
         raise
 
 
+class Call(NamedTuple):
+    """A call of a hook: the plugin, by what names it in messages, and the arguments by name."""
+
+    plugin: object
+    hook: str
+    arguments: dict[str, Any]
+
+    @property
+    def step(self) -> Any:
+        """The step of an update, if the hook has one; that of `start` and `sample` is a number."""
+        step = self.arguments.get("step")
+        return step if hasattr(step, "averaged") else None
+
+    @property
+    def update(self) -> int | None:
+        """Which update this is, if that is known."""
+        update: int | None = self.arguments.get("update", getattr(self.step, "update", None))
+        return update
+
+
 class Guard:
     """Compares what a hook is given, and the networks of a run, before and after its call.
 
@@ -62,32 +80,48 @@ class Guard:
         """Compare these networks from now on, given by what they are called."""
         self._networks = {role: _Network(role, module) for role, module in networks.items()}
 
+    def call(self, call: Call, function: Callable[..., Any], *, settings: bool = True) -> Any:
+        """Return what a function answers to a hook's call. An error in it names the plugin.
+
+        Raises ContractError as `compared`. Nothing is compared while an update is compiled.
+        """
+        import torch
+
+        try:
+            if torch.compiler.is_compiling():
+                return function(**call.arguments)
+            with self.compared(call, settings=settings):
+                return function(**call.arguments)
+        except BaseException as error:
+            when = "" if call.update is None else f", update {call.update}"
+            name(error, f"hook {call.hook} of plugin {call.plugin}{when}")
+            raise
+
     @contextmanager
-    def __call__(
-        self, who: str, hook: str, arguments: Mapping[str, Any], *, settings: bool = True
-    ) -> Iterator[None]:
-        """Raise ContractError, which names `who` and hook, for what is changed inside.
+    def compared(self, call: Call, *, settings: bool = True) -> Iterator[None]:
+        """Raise ContractError, which names plugin and hook, for what is changed inside.
 
         Settings, modes and requires_grad are put back. A part of a wrapper may leave `settings`
         for the next, as in a `with` block around its yield.
         """
-        shared = _shared(arguments)
+        who = f"plugin {call.plugin}"
+        shared = _shared(call)
         looks = [
             (network, free, network.look(free))
             for role, network in self._networks.items()
-            for free in [(hook, role) == ("post_step", "critic")]
+            for free in [(call.hook, role) == ("post_step", "critic")]
         ]
-        with kept(f"{who}: {hook}") if settings else nullcontext():
+        with kept(f"{who}: {call.hook}") if settings else nullcontext():
             yield
-        change = _changed(shared, _shared(arguments)) or _handed(arguments)
+        change = _changed(shared, _shared(call)) or _handed(call.step)
         for network, free, before in looks:
             if (after := network.look(free)) != before:
-                done = network.undo(before, after, arguments.get("step"), f"{hook} of {who}")
+                done = network.undo(before, after, call.step, f"{call.hook} of {who}")
                 change = change or done
         if change:
             remedy = "work on a copy" if change.endswith("in place") else "put it back"
             raise ContractError(
-                f"{who}: {hook} changed {change}, which others use after it: {remedy}"
+                f"{who}: {call.hook} changed {change}, which others use after it: {remedy}"
             )
 
 
@@ -103,7 +137,7 @@ class Wrapper(Generator[Any, Any, Any]):
         who: str,
         function: Callable[..., Any],
         names: Sequence[str],
-        call: Caller,
+        call: Callable[..., Any],
         *given: Any,
     ) -> None:
         self._call = partial(call, **dict(zip(names, given, strict=True)))
@@ -271,13 +305,13 @@ class _Network:
         return number in self._own
 
 
-def _shared(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return what is told of a hook's arguments, and of the attributes of a step, by name."""
+def _shared(call: Call) -> dict[str, tuple[Any, ...]]:
+    """Return marks of a hook's arguments, and of the attributes of a step, by name."""
     import torch
 
-    named = {**arguments}
-    if hasattr(step := arguments.get("step"), "averaged"):
-        named |= {f"step.{key}": value for key, value in vars(step).items() if key[0] != "_"}
+    named = dict(call.arguments)
+    if call.step is not None:
+        named |= {f"step.{key}": value for key, value in vars(call.step).items() if key[0] != "_"}
     return {
         key: (id(value), value.requires_grad, 0 if value.is_inference() else value._version)
         if isinstance(value, torch.Tensor)
@@ -297,9 +331,9 @@ def _changed(before: Mapping[str, tuple[Any, ...]], after: Mapping[str, tuple[An
     return ""
 
 
-def _handed(arguments: Mapping[str, Any]) -> str:
+def _handed(step: object) -> str:
     """Return which answer of the step, that all share, was changed in place."""
-    for what, tensor, version in getattr(arguments.get("step"), "_handed", ()):
+    for what, tensor, version in getattr(step, "_handed", ()):
         if tensor._version != version:
             return f"{what} in place"
     return ""
