@@ -199,11 +199,10 @@ class Plugins:
         from gancore.isolation.buffers import buffers_kept
 
         self._networks = (generator, critic)
-        self.guard.watch(generator=generator, critic=critic)
         given = {"generator": generator, "critic": critic, "shape": tuple(shape), "device": device}
         before = [parts_of(network).keys() for network in self._networks]
         for plugin, function in self._callers["setup"]:
-            with buffers_kept(self._networks):
+            with buffers_kept(self._networks), self.guard.watching(*self._networks):
                 self._ask(plugin, "setup", function, **given)
             if [parts_of(network).keys() for network in self._networks] != before:
                 raise ContractError(

@@ -203,7 +203,7 @@ def test_example_plugins_keep_the_contract(title: str, site: Path) -> None:
     classes = [
         each for each in found if isinstance(each, type) and each.__module__ == "docs_plugins"
     ]
-    assert len(classes) == {"Options": 1, "Hooks": 10}[title]
+    assert len(classes) == {"Options": 1, "Hooks": 11}[title]
     for cls in classes:
         failed = [each for each in check_plugin(Subject(cls)) if each.verdict == "failed"]
         assert not failed, cls

@@ -80,6 +80,16 @@ class Guard:
         """Compare these networks from now on, given by what they are called."""
         self._networks = {role: _Network(role, module) for role, module in networks.items()}
 
+    @contextmanager
+    def watching(self, generator: nn.Module, critic: nn.Module) -> Iterator[None]:
+        """Compare these networks too, for so long."""
+        before = self._networks
+        self.watch(generator=generator, critic=critic)
+        try:
+            yield
+        finally:
+            self._networks = before
+
     def call(self, call: Call, function: Callable[..., Any], *, settings: bool = True) -> Any:
         """Return what a function answers to a hook's call. An error in it names the plugin.
 
