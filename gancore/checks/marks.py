@@ -8,6 +8,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pluggy import HookimplOpts
+
 from gancore import hooks
 from gancore.errors import PluginError
 from gancore.text import did_you_mean
@@ -131,9 +133,9 @@ def _fault(name: str, value: object, *, bound: bool) -> str:
     return ""
 
 
-def _mark(value: object) -> dict[str, Any] | None:
+def _mark(value: object) -> HookimplOpts | None:
     """Return the options of @hookimpl, also where it is under a static method, property ..."""
-    mark = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
+    mark: HookimplOpts | None = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
     if isinstance(mark, dict):
         return mark
     match value:
