@@ -136,8 +136,8 @@ def checked(
 def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return `options` as the types that `target` declares; `where` begins each error line.
 
-    Strict, but integers are accepted where floats are meant and lists where tuples are. Unknown
-    keys, inf and nan are refused. Raises PluginError.
+    An integer may stand for a float, and a list for a tuple. Nothing else is converted. Raises
+    PluginError for that, for unknown keys, inf and nan.
     """
     from pydantic import ValidationError
 

@@ -190,3 +190,22 @@ def test_it_may_refuse() -> None:
 
     with pytest.raises(PluginError, match=r"^plugin p0 \(.*\): not this critic$"):
         plugins_of(setting_up(act)).setup(network(), network(), (2,), CPU)
+
+
+def test_the_guard_watches_afterwards_what_it_watched_before() -> None:
+    class Acting:
+        @hookimpl
+        def setup(self, critic: nn.Module) -> None:
+            self.critic = critic
+
+        @hookimpl
+        def log(self) -> None:
+            self.critic.train(not self.critic.training)
+
+    plugins, critic = plugins_of(Acting()), network()
+    plugins.setup(network(), critic, (2,), CPU)
+    plugins.call("log", record={})  # nobody has asked for a watch
+    plugins.guard.watch(critic=critic)
+    plugins.setup(network(), critic, (2,), CPU)
+    with pytest.raises(ContractError, match="log changed train or eval mode of the critic"):
+        plugins.call("log", record={})

@@ -1,8 +1,8 @@
-"""A probe for scores that are not of their sample alone.
+"""A probe for scores that depend on other samples than their own.
 
-Penalties take ∇ₓ Σ D(x) for the gradients of each score by its own sample. It is that only where no
-score depends on another sample. No list of layers tells (packs, recurrence along the batch, batch
-normalization in a lambda); the gradient of one score by all samples does.
+Penalties take ∇ₓ Σ D(x) for the gradients of each score by its own sample. That is right only where
+no score depends on another sample. A list of layers can't tell (packs, recurrence along the batch,
+batch normalization in a lambda). The gradient of one score by all samples tells.
 """
 
 from __future__ import annotations

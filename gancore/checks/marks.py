@@ -40,7 +40,7 @@ class Implementation(NamedTuple):
 
 
 def implementations(subject: object) -> list[Implementation]:
-    """Return what an object, or a class, implements; names that are no hooks are among them."""
+    """Return the marked methods of an object, or a class, unknown hooks among them."""
     marked = {name: _mark(inspect.getattr_static(subject, name, None)) for name in dir(subject)}
     return [
         Implementation(
@@ -55,13 +55,13 @@ def implementations(subject: object) -> list[Implementation]:
 
 
 def implemented(subject: object) -> list[str]:
-    """Return the hooks that an object, or a class, answers itself; wrapping others' is none."""
+    """Return the hooks that an object, or a class, answers itself. A wrapper answers none."""
     own = {hook for hook, _, wraps, _ in implementations(subject) if not wraps}
     return [hook for hook in HOOKS if hook in own]
 
 
 def fault(subject: object) -> str:
-    """Return why a method of an object, or a class, would never act as a hook; empty if all do.
+    """Return why a method of an object, or a class, would never act as a hook; "" if all do.
 
     A hook is a plain function, marked, whose parameters are named and positional, and an object
     has one method a hook, beside wrappers.

@@ -1,9 +1,9 @@
 """Random numbers as functions of who draws: there is no generator state to lose, nor to share.
 
-A run's own draws (latents, data order) come from named streams. What steps draw for plugins
-(`step.rand`) is a hash of its place: seed, who draws, update, call and index. Before anything else
-draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded for it.
-So a plugin that is added changes the numbers of no other.
+A run's own draws (latents, data order) come from named streams. A number that a step draws for a
+plugin (`step.rand`) is a hash of its place: seed, who draws, update, call and index. For all other
+draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded just
+before. So adding a plugin changes the numbers of no other.
 """
 
 from __future__ import annotations
