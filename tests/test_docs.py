@@ -383,6 +383,7 @@ FAULTS: list[Callable[[Path], object]] = [
     lambda site: answering(lambda step: step.real.detach().zero_()),
     lambda site: answering(lambda step: torch.set_grad_enabled(False)),
     lambda site: answering(lambda step: sys.exit(0)),
+    lambda site: answering(lambda step: step.note("Norm", 1.0)),
     lambda site: answering(lambda step: step.input_gradient(torch.zeros(4, 2)).mean()),
     lambda site: (lambda s: s.input_gradient(s.real))(step(lambda x: x.detach().sum(1))),
     lambda site: (lambda s: s.input_gradient(s.real))(
