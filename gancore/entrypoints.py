@@ -17,13 +17,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from gancore.checks import guard
+from gancore.checks import guard, settings
 from gancore.errors import ContractError, MissingError, PluginError
 from gancore.text import close_to, did_you_mean
 
 Kind = Literal["plugin", "dataset", "generator", "critic", "extractor", "executor"]
 
-OURS = frozenset({"clip", "cr", "dragan", "gp", "lazy", "lecam", "r1", "r2", "sn", "tensorboard"})
+OURS = frozenset(
+    {"clip", "cr", "dragan", "gp", "lazy", "lecam", "probe", "r1", "r2", "sn", "tensorboard"}
+)
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
 
 MADE_IN_PYTHON = "python:"
@@ -190,7 +192,7 @@ def load(found: Found) -> Any:
     """
     _check_core_version(found)
     try:
-        with guard.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
+        with settings.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
             return found.point.load()
     except ContractError:
         raise

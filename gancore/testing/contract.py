@@ -368,7 +368,7 @@ def _post_step(subject: Subject) -> str:
     scene.plugins.guard.watch(critic=scene.critic, generator=scene.generator)
     for update in range(3):
         with torch.no_grad():
-            scene.plugins.post_step(scene.critic, update)
+            scene.plugins.call("post_step", critic=scene.critic, update=update)
     if not all(bool(parameter.isfinite().all()) for parameter in scene.critic.parameters()):
         raise CheckFailed("a parameter is inf or nan afterwards")
     return "parameters in place, finite"
@@ -389,13 +389,12 @@ def _scale(subject: Subject) -> str:
 def _records(subject: Subject) -> str:
     """It takes records and samples, and leaves them as they were."""
     scene = Scene(subject)
-    scene.plugins.start(Path(), 0)
-    scene.plugins.log(
-        {"update": 5, "step": 1, "seconds": 0.5, "critic_loss": 1.0, "penalty/x": 2.0}
-    )
+    scene.plugins.call("start", folder=Path(), step=0)
+    record = {"update": 5, "step": 1, "seconds": 0.5, "critic_loss": 1.0, "penalty/x": 2.0}
+    scene.plugins.call("log", record=record)
     for samples in (torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8), torch.rand(4, 2)):
         kept = samples.clone()
-        scene.plugins.sample(samples, 1)
+        scene.plugins.call("sample", samples=samples, step=1)
         if not torch.equal(samples, kept):
             raise CheckFailed("it changed the samples, which others see after it")
     return "takes records, images and points"
@@ -416,7 +415,7 @@ def _live(scene: Scene, update: int) -> list[Any]:
         companion = next(each for each in scene.plugins.loaded if each.name == "companion")
         answers.append(scene.plugins.scale(companion, update))
     with torch.no_grad():
-        scene.plugins.post_step(scene.critic, update)
+        scene.plugins.call("post_step", critic=scene.critic, update=update)
     return answers
 
 

@@ -147,6 +147,7 @@ class Scene:
             [*losses, Loaded("companion", Companion()), own, *others], self.randomness
         )
         self.plugins.prepare_critic(self.critic)
+        self.plugins.setup(self.generator, self.critic, shape, torch.device(device))
         self.average: Average | None = None
 
     def take(self, index: int, count: int, average: Average) -> None:

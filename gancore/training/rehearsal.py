@@ -50,7 +50,8 @@ def _read_back(learner: Learner, made: Checkpoint) -> None:
             ) from error
     states = learner.plugins.state_dict()
     for plugin in learner.plugins.loaded:
-        if states.get(plugin.name) and not hasattr(plugin.instance, "load_state_dict"):
+        keeps = hasattr(plugin.instance, "state_dict") and states[plugin.name]
+        if keeps and not hasattr(plugin.instance, "load_state_dict"):
             raise PluginError(
                 f"plugin {plugin} has a state_dict and no load_state_dict, so a resumed run would "
                 "forget its state: give it both"
