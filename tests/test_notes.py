@@ -475,5 +475,6 @@ def test_data_without_variance_have_no_share_of_it() -> None:
     watch = Notes({}, data, Tally(), said.append)
     watch.samples(torch.randn(20, 2), 0)
     watch.grid(torch.randn(20, 2), 1)
-    assert watch.scored({"spread": 1e11}, 1) == {"spread": 1e11}
+    scores = scored(1e11)
+    assert watch.scored(scores, 1) == scores.model_copy(update={"step": 1})
     assert said == []

@@ -36,7 +36,7 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     from gancore.leaderboard.compare import gate, read, regressed
     from gancore.leaderboard.statistics import method
     from gancore.leaderboard.text import MINUS, against, title, verdict
-    from gancore.scoring.protocol import score_name
+    from gancore.scoring.protocol import FeatureSpace, score_name
 
     before, after = read(baseline), read(current)
     metric = metric or str(before["metric"])
@@ -58,6 +58,6 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
         tell(f"not compared, for want of a score in both: {', '.join(unmatched)}")
     tell(f"decided by: {method(map(vars, found.values())) or 'nothing, with too few seeds'}")
     if lost:
-        name = score_name(metric, after["protocol"])
+        name = score_name(metric, FeatureSpace.model_validate(after["protocol"]))
         tell(f"regression in {name}: {', '.join(lost)}", err=True)
         sys.exit(1)

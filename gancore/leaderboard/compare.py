@@ -13,7 +13,7 @@ from gancore.errors import InputError
 from gancore.files.reading import read_json
 from gancore.files.stored import Number, Stored, Text, Whole
 from gancore.leaderboard.statistics import Comparison, compare
-from gancore.scoring.protocol import HIGHER_IS_BETTER, Features
+from gancore.scoring.protocol import FeatureSpace, by_difference, higher_is_better
 from gancore.text import shown
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class Leaderboard(Stored):
     metric: str = Field(pattern=r"^[A-Za-z0-9_.+-]{0,64}$")
     higher_is_better: list[Name] = Field(max_length=100)
     entries: list[Entry] = Field(min_length=1, max_length=1000)
-    protocol: Features
+    protocol: FeatureSpace
     budget: Annotated[dict[Text, Text | int | float], Field(max_length=20)] | None
 
     @model_validator(mode="after")
@@ -106,7 +106,11 @@ def gate(before: Mapping[str, Any], after: Mapping[str, Any], metric: str) -> di
         known = sorted({key for entry in before["entries"] for key in entry["scores"]})
         names = shown(", ".join(known) or "none", 1000)
         raise InputError(f"no entry has {metric!r} in both; there is {names}")
-    return compare(pairs, higher_is_better=metric in HIGHER_IS_BETTER)
+    return compare(
+        pairs,
+        higher_is_better=higher_is_better(metric, otherwise=metric in before["higher_is_better"]),
+        by_difference=by_difference(metric),
+    )
 
 
 def regressed(found: Comparison, metric: str, tolerance: float) -> bool:

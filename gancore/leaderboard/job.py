@@ -17,7 +17,7 @@ from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
 from gancore.provenance.identity import MadeOf
-from gancore.recipe import Recipe
+from gancore.recipe import Recipe, Score
 from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
@@ -83,7 +83,7 @@ class Job:
         anew, and leaves out the other. Records that are gone are gone; no score depends on them.
         """
         try:
-            if not answers(self.run.read_scores(), self.recipe["score"], self.steps):
+            if not answers(self.run.read_scores(), Score.of(self.recipe["score"]), self.steps):
                 return False
             if self.run.read_environment() is None:
                 return False

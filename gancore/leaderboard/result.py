@@ -13,7 +13,7 @@ from gancore.leaderboard.compare import FORMAT
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
 from gancore.scoring.generator import COLLAPSED
-from gancore.scoring.protocol import HIGHER_IS_BETTER, keys
+from gancore.scoring.protocol import by_difference, higher_is_better, keys
 
 NO_RECORDS = (
     "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
@@ -46,7 +46,8 @@ def result(
                 for name, scores in each.items()
                 if name != board.baseline
             },
-            higher_is_better=key in HIGHER_IS_BETTER,
+            higher_is_better=higher_is_better(key),
+            by_difference=by_difference(key),
         )
         for key, each in values.items()
     }
@@ -62,7 +63,7 @@ def result(
         }
         for entry in board.entry
     ]
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = -1 if metric and higher_is_better(metric) else 1
     entries.sort(
         key=lambda each: (
             sign * each["scores"][metric]["median"] if metric in each["scores"] else math.inf
@@ -71,7 +72,7 @@ def result(
     return {
         "format": FORMAT,
         "metric": metric,
-        "higher_is_better": sorted(HIGHER_IS_BETTER.intersection(metrics)),
+        "higher_is_better": sorted(filter(higher_is_better, metrics)),
         "baseline": board.baseline,
         "entries": entries,
         "protocol": _protocol(finished),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gancore.leaderboard.statistics import FEWEST, method, span
-from gancore.scoring.protocol import score_name, shown_protocol
+from gancore.scoring.protocol import FeatureSpace, Protocol, score_name, shown_protocol
 
 MINUS = "−"
 
@@ -40,7 +40,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     lines = []
     if found["protocol"]:
         seeds = ", ".join(map(str, found["seeds"]))
-        lines.append(shown_protocol({**found["protocol"], "seed": seeds}) + ".")
+        protocol = Protocol.model_validate({**found["protocol"], "seed": 0})
+        lines.append(shown_protocol(protocol, seeds) + ".")
     if budget := found["budget"]:
         unit = {"critic_updates": "critic updates", "passes": "passes of the critic"}[
             budget["unit"]
@@ -112,7 +113,7 @@ def has_intervals(found: Mapping[str, Any]) -> bool:
 def title(found: Mapping[str, Any], key: str) -> str:
     """Return a score's name with the way that is better."""
     arrow = "↑" if key in found["higher_is_better"] else "↓"
-    return f"{score_name(key, found['protocol'])} {arrow}"
+    return f"{score_name(key, FeatureSpace.model_validate(found['protocol']))} {arrow}"
 
 
 def other_metrics(found: Mapping[str, Any]) -> list[str]:

@@ -244,8 +244,7 @@ def _scores(scores: Scores | None) -> dict[str, Any]:
     """Return the page's scores and protocol."""
     if scores is None:
         return {"scores": {}, "protocol": "Not scored: gan score RUN does it."}
-    table = scores.table()
-    return {"scores": shown_scores(table), "protocol": shown_protocol(table["protocol"])}
+    return {"scores": shown_scores(scores), "protocol": shown_protocol(scores.protocol)}
 
 
 def _environment(about: Environment | None) -> dict[str, str]:

@@ -69,8 +69,11 @@ class Inputs:
 
     def versions(self) -> list[int]:
         """Return how often each of its tensors was changed in place."""
-        tensors = (self.samples, self.reference.samples, self._features, self._logits)
-        return [tensor._version for tensor in (*tensors, self._reference_features) if tensor is not None]
+        tensors = (
+            *(self.samples, self.reference.samples, self._features, self._logits),
+            self._reference_features,
+        )
+        return [tensor._version for tensor in tensors if tensor is not None]
 
 
 def _given(part: T | None, name: str) -> T:

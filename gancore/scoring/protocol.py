@@ -73,6 +73,12 @@ class Scores(Stored):
     notes: list[Text] = Field(default=[])
     step: Whole | None = None
 
+    def together_with(self, before: Scores) -> Scores:
+        """Return these and others of the same protocol; where both have one, this is taken."""
+        both = {"scores": {**before.scores, **self.scores}}
+        metrics = {**before.metrics, **self.metrics}
+        return self.model_copy(update=both | ({"metrics": metrics} if metrics else {}))
+
 
 def answers(scores: Scores | None, asked: Score, step: int) -> bool:
     """Return whether scores have all that a recipe's `[score]` asks for, of this step.

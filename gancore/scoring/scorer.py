@@ -84,9 +84,7 @@ def score(
     return scores.model_copy(update={"metrics": origins}) if origins else scores
 
 
-def score_points(
-    fake: Tensor, real: Dataset, *, metrics: Iterable[str], seed: int = 0
-) -> Scores:
+def score_points(fake: Tensor, real: Dataset, *, metrics: Iterable[str], seed: int = 0) -> Scores:
     """Score generated points (N, d), as `score` does."""
     return score(fake, real, metrics=metrics, seed=seed)
 
@@ -248,7 +246,8 @@ def refuse_unfit(
                 f"extractor {chosen.name!r} takes {wanted} images, these are "
                 f"{'×'.join(map(str, shape))}: choose another score.extractor"
             )
-    refuse_few(asked, Counts(samples, len(real), chosen and chosen.feature_dim))
+    length = None if chosen is None else chosen.feature_dim
+    refuse_few(asked, Counts(samples, len(real), length))
 
 
 def refuse_weights(chosen: Extractor, weights: str, asked: Asked) -> None:
@@ -265,9 +264,7 @@ def refuse_weights(chosen: Extractor, weights: str, asked: Asked) -> None:
         ) from error
 
 
-def try_images(
-    images: Tensor, asked: Asked, chosen: Extractor, device: torch.device | str
-) -> None:
+def try_images(images: Tensor, asked: Asked, chosen: Extractor, device: torch.device | str) -> None:
     """Raise ScoreError where the extractor can't make what metrics need of images (B, C, H, W)."""
     try:
         chosen.weights_sha256()

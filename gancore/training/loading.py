@@ -74,7 +74,7 @@ def score_run(
     check_scoring(data, section)
     if lines := changes(made_of_in(saved.state), MadeOf(data=data.fingerprint)):
         tell(f"scored against other data than the run was trained on: {lines[0]}")
-    found = score_generator(
+    scores = score_generator(
         _generator(run, saved, generator, device, progress),
         data,
         section,
@@ -83,8 +83,8 @@ def score_run(
         progress=progress,
     )
     notes = Notes({}, data, Tally.of(saved.state), lambda text: None)
-    scored = {**notes.scored(found, saved.step), "step": saved.step}
-    return run.write_scores(Scores.model_validate(scored))
+    assert scores is not None  # this process is the first
+    return run.write_scores(notes.scored(scores, saved.step))
 
 
 @leaving_no_trace

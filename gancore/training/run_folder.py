@@ -240,7 +240,7 @@ class Run:
         """
         before = self.read_scores()
         if before and (before.step, before.protocol) == (now.step, now.protocol):
-            now = now.model_copy(update={"scores": {**before.scores, **now.scores}})
+            now = now.together_with(before)
         self.write_json(self.scores_path, now.table())
         return now
 
