@@ -23,6 +23,7 @@ from gancore.leaderboard.text import markdown, notes
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.training import Run
 from gancore.training import build_trainer as build
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
@@ -475,6 +476,8 @@ def test_data_without_variance_have_no_share_of_it() -> None:
     watch = Notes({}, data, Tally(), said.append)
     watch.samples(torch.randn(20, 2), 0)
     watch.grid(torch.randn(20, 2), 1)
-    scores = scored(1e11)
+    real = RealSamples(name="one", split="all", samples=20)
+    protocol = Protocol(reference=real, samples=20, seed=0, versions={})
+    scores = Scores(scores={"w2": 1.0}, protocol=protocol, spread=1e11)
     assert watch.scored(scores, 1) == scores.model_copy(update={"step": 1})
     assert said == []
