@@ -92,7 +92,7 @@ CALLS: dict[str, Callable[[gancore.Run, Path], object]] = {
     "Trainer.sampler": lambda run, path: built().sampler(),
     "load_generator": lambda run, path: gancore.load_generator(run),
     "load_critic": lambda run, path: load_critic(run),
-    "score_run": lambda run, path: loading.score_run(run, run.recipe.score),
+    "score_run": lambda run, path: loading.score_run(run, run.read_recipe().score),
     "generate": lambda run, path: generate(gancore.load_generator(run), 9, seed=0),
     "check_plugin": lambda run, path: check_plugin(Subject(GradientPenalty)),
 }

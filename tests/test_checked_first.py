@@ -30,6 +30,7 @@ from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, loading
+from gancore.training.record import Record
 
 NOTHING = "sampling, training and loading are late"
 
@@ -334,7 +335,8 @@ def finished(folder: Path) -> Job:
     run = Run(folder)
     folder.mkdir()
     for step in (1, 2):
-        run.append({"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5})
+        values = {"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5}
+        run.append(Record.of(values))
     reference = {"name": "points", "split": "train", "samples": 9}
     protocol = {"reference": reference, "samples": 9, "seed": 0, "versions": {}}
     found = {"scores": {"w2": 1.5}, "protocol": protocol, "spread": 1.0, "step": 2}
@@ -393,7 +395,7 @@ def test_a_folder_that_lost_its_recipe_says_what_writes_it(made: Path, tmp_path:
         Run.open(folder)
     changes = {"train.steps": 1, "sample.count": 4}
     gancore.run(made.parent / "toy.toml", folder, changes, resume=True)
-    assert Run.open(folder).seed == 0
+    assert Run.open(folder).read_recipe().train.seed == 0
 
 
 def test_a_page_is_as_whole_as_it_can_be(tmp_path: Path, monkeypatch: Any) -> None:

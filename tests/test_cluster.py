@@ -373,7 +373,7 @@ def test_a_node_with_a_folder_of_its_own_knows_what_the_board_expects(
     seen = []
 
     def train(folder: Path, order: Order) -> tuple[int, float]:
-        seen.append(Run(folder).expected)
+        seen.append(json.loads(Run(folder).expected_path.read_text()))
         return 0, 1.0
 
     monkeypatch.setattr(remote, "_train", train)

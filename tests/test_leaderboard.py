@@ -138,7 +138,7 @@ def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
     price = 1 + (costs["gp"]["flops_ratio"] - 1) * 3 / 700
     assert costs["lazy"]["flops_ratio"] == pytest.approx(price)
     (path,) = (out / "runs").glob("lazy-seed0-*")
-    assert Run(path).recipe.train.steps == int(700 / price)
+    assert Run(path).read_recipe().train.steps == int(700 / price)
 
 
 def test_paths_in_a_board_are_relative_to_its_file(

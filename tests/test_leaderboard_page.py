@@ -36,6 +36,7 @@ from gancore.leaderboard.result import result
 from gancore.leaderboard.statistics import detectable
 from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import MINUS, against_title, markdown, notes
+from gancore.training.record import Record
 
 EVIL = "<script>alert(1)</script>"
 SCORED = (100, 200, 300)
@@ -97,7 +98,7 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
             "wasserstein": (-1) ** seed * fid / (k + 1),
         }
         score = {"score/fid": fid * (len(SCORED) - k)} if values["every"] else {}
-        made.run.append({**record, **score})
+        made.run.append(Record.of({**record, **score}))
     if size := values["picture"]:
         path = made.run.sample_path(SCORED[-1])
         path.parent.mkdir()

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 import torch
-from helpers import TOY, Gan
+from helpers import TOY, Gan, records_of, scores_of
 from helpers import trainer as small
 from processes import FORK, LIMIT, Launched
 
@@ -310,8 +310,8 @@ def test_a_training_goes_on_when_nobody_reads_on(
     process.join(LIMIT)
     assert process.exitcode == 0
     run = Run.open(tmp_path / "run")
-    assert run.scores is not None
-    assert run.records[-1]["step"] == 3
+    assert scores_of(run) is not None
+    assert records_of(run)[-1]["step"] == 3
 
 
 def test_output_without_room_is_no_success() -> None:

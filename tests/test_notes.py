@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIGITS, LATENT, Critic, Gan, Generator, images, networks, parsed
+from helpers import (
+    DIGITS,
+    LATENT,
+    Critic,
+    Gan,
+    Generator,
+    images,
+    networks,
+    parsed,
+    records_of,
+    scores_of,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +31,7 @@ from gancore.errors import InputError
 from gancore.leaderboard.board import Entry
 from gancore.leaderboard.result import _about
 from gancore.leaderboard.text import markdown, notes
+from gancore.provenance.environment import Environment
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
@@ -60,8 +72,8 @@ def ran(folder: Path, *, display: Display | None = None, **changes: Any) -> list
         sections.pop("generator"), sections.pop("critic"), sections.pop("data"), **sections
     )
     run = made.run(folder / "run", display=display)
-    assert all("notes" not in record for record in run.records[:-1])
-    found: list[str] = run.records[-1].get("notes", [])
+    assert all("notes" not in record for record in records_of(run)[:-1])
+    found: list[str] = records_of(run)[-1].get("notes", [])
     return found
 
 
@@ -87,18 +99,18 @@ def test_a_run_that_learns_nothing_says_so_everywhere(
     code, out, _ = gan("run", recipe, "--out", tmp_path / "run")
     assert code == 0
     run = Run(tmp_path / "run")
-    assert run.scores is not None
-    told = run.scores["notes"]
+    assert scores_of(run) is not None
+    told = scores_of(run)["notes"]
     assert [sentence.split(":")[0].split(" (")[0] for sentence in told] == [
         "The generator had no gradient",
         "The generator has collapsed",
         f"The generator's images are saturated at step {STILL + 2}",
     ]
     assert all(out.count(f"note: {sentence}") == 2 for sentence in told)  # at once, and at the end
-    assert "notes" not in run.records[-1]
+    assert "notes" not in records_of(run)[-1]
     gan("score", run.path, "--samples", 100)
-    assert run.scores["protocol"]["samples"] == 100
-    assert run.scores["notes"] == told
+    assert scores_of(run)["protocol"]["samples"] == 100
+    assert scores_of(run)["notes"] == told
     assert gan("report", run.path)[0] == 0
     html = run.report_path.read_text()
     assert all(sentence.replace("'", "&#39;") in html for sentence in told)
@@ -107,8 +119,8 @@ def test_a_run_that_learns_nothing_says_so_everywhere(
 def test_a_run_that_learns_says_nothing(tmp_path: Path) -> None:
     display = Told()
     run = build(parsed(DIGITS, **{"train.steps": FIRST + 2})).run(tmp_path / "run", display=display)
-    assert run.scores is not None
-    assert "notes" not in run.scores
+    assert scores_of(run) is not None
+    assert "notes" not in scores_of(run)
     assert display.notes == []
 
 
@@ -230,8 +242,8 @@ def test_scores_taken_while_it_trains_tell_a_collapse_at_their_step(
     run = build(parsed(DIGITS, **changes)).run(tmp_path / "run", display=display)
     assert len(display.notes) == 1
     assert "collapsed: at step 2 its samples have 0.01" in display.notes[0]
-    assert run.scores is not None
-    assert "notes" not in run.scores
+    assert scores_of(run) is not None
+    assert "notes" not in scores_of(run)
 
 
 class Idle(Critic):
@@ -381,12 +393,12 @@ def test_notes_survive_a_stop_and_a_resume(tmp_path: Path) -> None:
     made = make()
     first = Stopping()
     run = made.run(tmp_path / "run", display=first)
-    assert run.records[-1]["step"] < FIRST + 2
+    assert records_of(run)[-1]["step"] < FIRST + 2
     assert noticed(json.loads(state_path(run).read_text()), None) == first.notes
     again = Told()
     made = make()
     made.run(tmp_path / "run", resume=True, display=again)
-    assert run.records[-1]["notes"] == first.notes
+    assert records_of(run)[-1]["notes"] == first.notes
     assert len(first.notes) == 1
     assert again.notes == []
 
@@ -428,12 +440,15 @@ def test_odd_notes_of_a_stranger_s_record_are_refused(tmp_path: Path, odd: str) 
     run = Run(tmp_path)
     run.metrics_path.write_text(f'{{"step": 1, "seconds": 1, "notes": {odd}}}\n')
     with pytest.raises(InputError, match="line 1"):
-        _ = run.records
+        _ = list(run.read_records())
 
 
 def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def job(seed: int, **scores: Any) -> SimpleNamespace:
-        run = SimpleNamespace(scores={"spread": 1.0, **scores}, environment={"plugins": {}})
+        run = SimpleNamespace(
+            read_scores=lambda: Scores.model_construct(spread=1.0, **scores),
+            read_environment=lambda: Environment.model_construct(plugins={}),
+        )
         recipe = {"train": {"steps": 1, "critic_steps": 1}}
         made = SimpleNamespace(
             state="done", seed=seed, run=run, recipe=recipe, seconds=1.0, steps=1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import records_of, scores_of
 
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer, session
@@ -65,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def untimed(run: Run) -> list[dict[str, Any]]:
-    return [{**record, "seconds": 0} for record in run.records]
+    return [{**record, "seconds": 0} for record in records_of(run)]
 
 
 def state(run: Run) -> dict[str, Any]:
@@ -118,16 +119,16 @@ def test_a_run_killed_in_scores_or_grids_goes_on_from_there(
     assert found.step == step
     made().run(run.path, resume=True)
     assert untimed(run) == untimed(whole)
-    assert "score/w2" in run.records[1]
+    assert "score/w2" in records_of(run)[1]
     assert state(run) == state(whole)
-    assert run.scores == whole.scores
+    assert scores_of(run) == scores_of(whole)
     for path in whole.path.rglob("step-*.png"):
         assert (run.path / path.relative_to(whole.path)).read_bytes() == path.read_bytes()
     names = [sorted(path.name for path in each.checkpoints.iterdir()) for each in (run, whole)]
     assert names[0] == names[1]
-    again = state(run), run.records
+    again = state(run), records_of(run)
     made().run(run.path, resume=True)  # there is nothing left to do
-    assert (state(run), run.records) == again
+    assert (state(run), records_of(run)) == again
 
 
 @pytest.mark.parametrize("step", [3, 4])

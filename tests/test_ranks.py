@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LATENT, Generator, images, networks, trainer
+from helpers import LATENT, Generator, images, networks, records_of, trainer
 from processes import together
 from torch import Tensor, nn
 
@@ -222,7 +222,7 @@ def test_processes_stay_alike_to_the_bit(tmp_path: Path) -> None:
     assert different == []
     moved = [key for key in one if "running_mean" in key or key.endswith("exp_avg")]
     assert len([key for key in moved if one[key].abs().sum() > 0]) > 5
-    assert len(Run.open(tmp_path / "run").records) == 2  # step 1 and the last: by one of them
+    assert len(records_of(Run.open(tmp_path / "run"))) == 2  # step 1 and the last: by one of them
 
 
 @plugin

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ESCAPE, TOY, Gan, is_clear, parsed
+from helpers import ESCAPE, TOY, Gan, is_clear, parsed, records_of
 
 from gancore.data.cache import Cache
 from gancore.data.cifar import ARCHIVE, FOLDER, cifar10
@@ -153,7 +153,7 @@ def test_a_fifo_for_a_file_of_a_run_is_one_line_and_exit_2(
     os.mkfifo(odd)
     if command == ["read"]:
         with pytest.raises(InputError, match=rf"{name}: can't be read: it is a FIFO"):
-            getattr(Run(folder), odd.stem)
+            getattr(Run(folder), f"read_{odd.stem}")()
         return
     if command == ["resume"]:
         given = ["run", tmp_path / "recipe.toml", "--resume", "--out", folder]
@@ -430,18 +430,20 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         file.write('{"step": 1')
     job = Job("none", 0, {"train": {"steps": 1}, "score": {}}, tmp_path)
     monkeypatch.setattr("gancore.leaderboard.job.answers", lambda *args: True)
-    monkeypatch.setattr(Run, "environment", {})
+    monkeypatch.setattr(Run, "read_environment", lambda run: run)
     tracemalloc.start()
     try:
         assert job.is_scored()
-        columns = curves._columns(run.read_records())
+        columns = curves._columns(record.values for record in run.read_records())
         run.cut_records(count - 1, pytest.fail)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
-    assert run.last_record()["step"] == count - 1
-    assert len(run.records) == count - 1
+    last = run.last_record()
+    assert last is not None
+    assert last.step == count - 1
+    assert len(records_of(run)) == count - 1
     assert columns.keys() == {"step", "seconds", "d_real"}
     steps, values = columns["d_real"]
     assert list(steps) == list(range(1, count + 1))
@@ -460,9 +462,10 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_the_last_record(tmp_path: Path, text: str, step: int | None) -> None:
     run = Run(tmp_path)
-    assert run.last_record() == {}
+    assert run.last_record() is None
     run.metrics_path.write_text(text)
-    assert run.last_record().get("step") == step
+    last = run.last_record()
+    assert (last and last.step) == step
     run.metrics_path.write_text(f"{text}\nbroken\n")
     with pytest.raises(InputError, match="line last: expected finite numbers"):
         run.last_record()

@@ -443,7 +443,7 @@ class Locked(Critic):
 def test_a_critic_that_can_t_be_copied_trains(tmp_path: Path) -> None:
     """Nothing copies it: it is read back only where it can be."""
     run = made(Generator(), Locked(), train=WHOLE).run(tmp_path / "run")
-    assert run.last_record()["step"] == WHOLE["steps"]
+    assert run.read().step == WHOLE["steps"]
 
 
 class Drawing(Critic):

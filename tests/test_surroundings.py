@@ -27,6 +27,7 @@ from gancore.leaderboard.job import command
 from gancore.plugins import load
 from gancore.report import LinesDisplay, display_for, plot_curves, save_grid
 from gancore.report.style import our_style
+from gancore.scoring.protocol import Scores
 from gancore.training import session
 
 RECORDS = [{"step": step, "seconds": 1.0, "wasserstein": 0.1 * step} for step in (1, 2, 3)]
@@ -188,7 +189,7 @@ def test_scores_show_whole_however_narrow_it_is(
     monkeypatch.setenv("COLUMNS", columns)
     reference = {"name": "data", "split": "all", "samples": 2}
     protocol = {"reference": reference, "samples": 2, "seed": 0}
-    show_scores({"scores": {"w2": 1.5}, "protocol": protocol})
+    show_scores(Scores.model_construct(scores={"w2": 1.5}, protocol=protocol))
     assert "2-Wasserstein distance  1.5\n" in capsys.readouterr().out
 
 

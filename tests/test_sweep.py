@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Gan
+from helpers import Gan, scores_of
 from processes import ending
 
 from gancore.errors import RecipeError
@@ -212,16 +212,16 @@ def test_done_is_what_has_the_scores_of_its_recipe(tmp_path: Path, gan: Gan) -> 
         each["name"]: each["scores"]["fid"]["values"] for each in json.loads(before)["entries"]
     }
 
-    planned = Job("none", 0, Run(folder).recipe_table, folder)
+    planned = Job("none", 0, Run(folder).read_table(), folder)
     assert planned.is_scored()
     for broken in (
         {"step": 2},
         {"scores": {"isc": 3.0}},
-        {"protocol": {**Run(folder).scores["protocol"], "samples": 64}},
-        {"protocol": {**Run(folder).scores["protocol"], "extractor": "fashion"}},
+        {"protocol": {**scores_of(Run(folder))["protocol"], "samples": 64}},
+        {"protocol": {**scores_of(Run(folder))["protocol"], "extractor": "fashion"}},
         {"protocol": None},
     ):
-        found = Run(folder).scores
+        found = scores_of(Run(folder))
         Run(folder).write_json(folder / "scores.json", {**found, **broken})
         assert not planned.is_scored()
         Run(folder).write_json(folder / "scores.json", found)

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Critic, Spy, assert_same, images, networks, trainer, uniform, weights
+from helpers import (
+    Critic,
+    Spy,
+    assert_same,
+    images,
+    networks,
+    records_of,
+    trainer,
+    uniform,
+    weights,
+)
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
@@ -117,12 +127,12 @@ def test_records(tmp_path: Path) -> None:
         train={"steps": 7, "batch_size": 8, "critic_steps": 2},
         log={"every": 3},
     ).run(tmp_path / "run")
-    assert [record["step"] for record in run.records] == [1, 3, 6, 7]
-    assert run.records == spy.records
+    assert [record["step"] for record in records_of(run)] == [1, 3, 6, 7]
+    assert records_of(run) == spy.records
     assert spy.started == [(tmp_path / "run", 0)]
     assert spy.sampled == [((4, 1, 4, 4), 7)]
     values: dict[int, float] = {}
-    for record in run.records:
+    for record in records_of(run):
         assert list(record)[:3] == ["update", "step", "seconds"]
         assert record["update"] == 2 * record["step"]
         assert record["wasserstein"] == record["d_real"] - record["d_fake"]
@@ -317,8 +327,8 @@ def test_time_limit_stops_saves_and_goes_on(tmp_path: Path) -> None:
     assert run.curves_path.is_file()
     done = trainer().run(tmp_path / "run", resume=True)
     whole = trainer().run(tmp_path / "whole")
-    without_seconds = [{**record, "seconds": 0} for record in done.records]
-    assert without_seconds == [{**record, "seconds": 0} for record in whole.records]
+    without_seconds = [{**record, "seconds": 0} for record in records_of(done)]
+    assert without_seconds == [{**record, "seconds": 0} for record in records_of(whole)]
 
 
 def test_a_trainer_that_was_stopped_goes_on(tmp_path: Path) -> None:
@@ -330,9 +340,9 @@ def test_a_trainer_that_was_stopped_goes_on(tmp_path: Path) -> None:
             if step == 2:
                 made.stop("enough")
 
-    assert made.run(tmp_path / "run", display=Impatient()).records[-1]["step"] == 1
+    assert records_of(made.run(tmp_path / "run", display=Impatient()))[-1]["step"] == 1
     assert len(spy.posts) == 4
-    assert made.run(tmp_path / "run", resume=True).records[-1]["step"] == 6
+    assert records_of(made.run(tmp_path / "run", resume=True))[-1]["step"] == 6
     assert spy.posts == list(range(12))
 
 
@@ -392,7 +402,7 @@ def test_run_folder(tmp_path: Path) -> None:
     assert re.fullmatch(r"gancore-gp==0\.1\.0 \(code [0-9a-f]{8}\)", environment["plugins"]["gp"])
     assert environment["plugins"]["wasserstein"] == f"gancore=={version('gancore')}"
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert Run.open(run.path).recipe_table["plugin"] == [
+    assert Run.open(run.path).read_table()["plugin"] == [
         {"name": "gp", "weight": 10.0, "target": 1.0, "one_sided": False}
     ]
 
@@ -401,4 +411,4 @@ def test_run_folder(tmp_path: Path) -> None:
 def test_on_a_gpu(tmp_path: Path) -> None:
     made = trainer(plugins=[GradientPenalty(), R1(), Lazy(every=2)], device="cuda")
     run = made.run(tmp_path / "run")
-    assert run.records[-1]["step"] == 6
+    assert records_of(run)[-1]["step"] == 6

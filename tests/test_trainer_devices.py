@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Spy, assert_same, networks, weights
+from helpers import Spy, assert_same, networks, records_of, weights
 from helpers import images as noise
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -33,6 +33,7 @@ from gancore.networks import (
     WGANCritic,
 )
 from gancore.provenance.environment import environment
+from gancore.provenance.identity import MadeOf
 from gancore.scoring import score
 from gancore.scoring.sampling import generate
 from gancore.testing import OneDevice
@@ -357,7 +358,7 @@ def test_the_environment_says_how_exact_float32_is() -> None:
     try:
         for value in ("tf32", "ieee"):
             torch.backends.cuda.matmul.fp32_precision = value
-            found = environment(torch.device("cpu"), [])["float32"]
+            found = environment(torch.device("cpu"), MadeOf()).float32
             assert found["matmul"] == value
             assert found["convolution"] in ("tf32", "ieee", "none", "bf16")
     finally:
@@ -383,8 +384,8 @@ def test_resume_on_a_gpu_is_bit_exact(tmp_path: Path, pair: str, precision: str)
     two = whole.run(tmp_path / "whole")
     assert_same(weights(resumed.generator), weights(whole.generator))
     assert_same(weights(resumed.critic), weights(whole.critic))
-    assert [record["critic_loss"] for record in one.records] == [
-        record["critic_loss"] for record in two.records
+    assert [record["critic_loss"] for record in records_of(one)] == [
+        record["critic_loss"] for record in records_of(two)
     ]
     assert all(step.real.is_cuda and step.fake.is_cuda for step in spy.critic_steps)
     if pair in SPATIAL:

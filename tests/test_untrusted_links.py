@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from helpers import TOY, Gan, parsed
+from helpers import TOY, Gan, parsed, records_of, scores_of
 
 from gancore.errors import InputError
 from gancore.leaderboard import files, job
@@ -25,6 +25,7 @@ from gancore.report import plot_curves
 from gancore.report import writer as reporting
 from gancore.report.page import Section
 from gancore.training import Run
+from gancore.training.record import Record
 
 EVERY = {
     "checkpoint": {"every": 1, "keep": 2},
@@ -153,7 +154,7 @@ def test_a_run_goes_on_where_every_name_that_it_writes_is_a_link(
     )
     assert code == 0, err
     assert mine.state() == before
-    assert Run(folder).scores == Run(trained / "whole").scores
+    assert scores_of(Run(folder)) == scores_of(Run(trained / "whole"))
     for name in written:
         assert not (folder / name).is_symlink(), name
 
@@ -236,7 +237,7 @@ def test_a_run_may_be_linked_as_a_whole_and_within_itself(
     assert code == 0, err
     assert (away / "samples").is_symlink()
     assert (away / "grids" / "step-000003.png").is_file()
-    assert Run(away).scores == Run(trained / "whole").scores
+    assert scores_of(Run(away)) == scores_of(Run(trained / "whole"))
 
 
 def fifo(path: Path, _: Path) -> None:
@@ -276,12 +277,12 @@ def test_records_are_added_to_no_link_and_no_fifo(tmp_path: Path, mine: Mine) ->
         ODD[kind](run.metrics_path, file)
         before = mine.state()
         with pytest.raises(InputError, match=r"metrics\.jsonl is a link, or no plain file"):
-            run.append({"step": 1, "seconds": 1.0})
+            run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
         assert mine.state() == before
         run.metrics_path.rmdir() if run.metrics_path.is_dir() else run.metrics_path.unlink()
-    run.append({"step": 1, "seconds": 1.0})
-    run.append({"step": 2, "seconds": 1.0})
-    assert [record["step"] for record in run.records] == [1, 2]
+    run.append(Record(1, 1.0, {"step": 1, "seconds": 1.0}))
+    run.append(Record(2, 1.0, {"step": 2, "seconds": 1.0}))
+    assert [record["step"] for record in records_of(run)] == [1, 2]
 
 
 # boards

@@ -17,6 +17,7 @@ from helpers import (
     assert_same,
     needs_compiling,
     parsed,
+    records_of,
     started,
     trainer,
     weights,
@@ -277,7 +278,7 @@ def test_resume_is_exact(graphs: Graphs, tmp_path: Path) -> None:
     made(max_seconds=1e-9).run(tmp_path / "parts")
     parts = made().run(tmp_path / "parts", resume=True)
     one, other = (
-        [{k: v for k, v in record.items() if k != "seconds"} for record in run.records]
+        [{k: v for k, v in record.items() if k != "seconds"} for record in records_of(run)]
         for run in (whole, parts)
     )
     assert one[-1] == other[-1]
@@ -313,7 +314,7 @@ def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
         assert "warning" not in err
         assert ("compiling the critic's update with gp" in told) == (compiled == "true")
         assert ("compiled in " in told) == (compiled == "true")
-        records[compiled] = Run.open(out).records[-1]
+        records[compiled] = records_of(Run.open(out))[-1]
     for key, value in records["false"].items():
         if key != "seconds":
             assert records["true"][key] == pytest.approx(value, rel=1e-4, abs=1e-5), key

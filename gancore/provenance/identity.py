@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
-from gancore.errors import CheckpointError, GancoreError, RecipeError
+from gancore.errors import GancoreError, RecipeError
 from gancore.files.stored import Stored, Text
 from gancore.plugins import Loaded
 from gancore.provenance.sources import Core, class_code, core_code
@@ -58,18 +57,6 @@ def made_of(data: Dataset, plugins: Iterable[Loaded], components: Mapping[str, s
         components=dict(components),
         core=core_code(),
     )
-
-
-def made_of_in(state: Mapping[str, Any]) -> MadeOf:
-    """Return the identity in a checkpoint's state. Raises CheckpointError.
-
-    An early one's state has none: nothing of it is known then.
-    """
-    try:
-        return MadeOf.model_validate(state.get("made_of", {}))
-    except ValidationError as error:
-        reason = options.explain(error, "the checkpoint's made_of", lambda path: ())
-        raise CheckpointError(f"{reason}. Copy the run folder anew, or train again") from error
 
 
 def plugin_origins(plugins: Iterable[Loaded]) -> dict[str, str]:

@@ -29,7 +29,7 @@ PANELS = (
 )
 """Each panel's title and the keys it shows; a key that ends in / stands for all below it."""
 
-Records = Iterable[Mapping[str, Any]]
+Records = Iterable[Mapping[str, float]]
 
 Columns = Mapping[str, tuple["array[float]", "array[float]"]]
 """The steps and values of each key of records."""
@@ -66,7 +66,7 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
         axes.set_axis_off()
     for (title, keys), axes in zip(panels.items(), grid, strict=False):
         _draw(axes, columns, keys)
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
@@ -88,10 +88,9 @@ def _columns(records: Records) -> Columns:
     columns: dict[str, tuple[array[float], array[float]]] = {}
     for record in records:
         for key, value in record.items():
-            if key != "notes":
-                steps, values = columns.setdefault(key, (array("d"), array("d")))
-                steps.append(record["step"])
-                values.append(value)
+            steps, values = columns.setdefault(key, (array("d"), array("d")))
+            steps.append(record["step"])
+            values.append(value)
     return columns
 
 
@@ -104,6 +103,10 @@ def _panels(keys: Iterable[str], recipe: Mapping[str, Any]) -> dict[str, list[st
         ]
         for title, prefixes in PANELS
     }
+    for key in keys:
+        if key.startswith("note/"):
+            plugin = key.removeprefix("note/").rpartition("/")[0]
+            panels.setdefault(f"notes of {plugin}", []).append(key)
     return {title: shown for title, shown in panels.items() if shown}
 
 

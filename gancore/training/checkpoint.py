@@ -34,7 +34,7 @@ from gancore.files.writing import (
     write_text,
 )
 from gancore.text import shown
-from gancore.training.state import COPY_AGAIN, STATE, join_extra, split_extra
+from gancore.training.state import COPY_AGAIN, STATE, About, join_extra, split_extra
 
 FORMAT = 2
 BY_POSITION = 1
@@ -72,6 +72,10 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensors]
     state: Mapping[str, Any]
+
+    def about(self) -> About:
+        """Return what the state says of the run. Raises CheckpointError for a state that is odd."""
+        return About.of(self.state)
 
 
 def save(

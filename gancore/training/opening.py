@@ -24,7 +24,6 @@ from gancore.provenance.identity import (
     MadeOf,
     as_now,
     changes,
-    made_of_in,
     uncompared,
 )
 from gancore.provenance.machine import TO_ROUNDING, taken_again
@@ -126,12 +125,15 @@ class Opening:
 
     def _environment(self) -> Environment | None:
         """Return what the run was made on so far; None, and a line, where that can't be read."""
+        reason = f"there is no {self.run.environment_path}"
         try:
-            return self.run.read_environment()
+            if before := self.run.read_environment():
+                return before
         except InputError as error:
-            reason = shown(" ".join(str(error).split()), 1000)
-            self.display.say(f"threads and machine of the run so far are not known: {reason}")
-            return None
+            reason = str(error)
+        reason = shown(" ".join(reason.split()), 1000)
+        self.display.say(f"threads and machine of the run so far are not known: {reason}")
+        return None
 
     def _take_threads(self, before: Environment | None, asked: int | None) -> None:
         """Compute on as many threads as the run so far, if that can be and no other is asked for.
@@ -156,15 +158,15 @@ class Opening:
 
         changed: what was and what is of other things that may have changed
         """
-        saved = found.state.get("recipe")
-        if not isinstance(saved, dict):
+        saved = found.about()
+        if saved.recipe is None:
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
         classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
-        recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
-        lines = differences(*recipes) + self._changes_of_identity(found)
-        if made_of_in(found.state).data == self._made_of.data:
+        recipes = (as_now(saved.recipe, classes), as_now(self.trainer.recipe, classes))
+        lines = differences(*recipes) + self._changes_of_identity(saved.made_of)
+        if saved.made_of.data == self._made_of.data:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (found.state.get("processes", 1), self.trainer.ranks.count)
+        processes = (saved.processes, self.trainer.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
                 lines.append(f"{name}: was {were!r}, is {are!r}")
@@ -184,9 +186,8 @@ class Opening:
                 "raise train.steps, or choose another --out"
             )
 
-    def _changes_of_identity(self, found: Checkpoint) -> list[str]:
+    def _changes_of_identity(self, then: MadeOf) -> list[str]:
         """Return a line for what of data and code is not the checkpoint's; tell what can't be."""
-        then = made_of_in(found.state)
         if unknown := uncompared(then, self._made_of):
             self.display.say(
                 f"resuming: {unknown} can't be compared with the checkpoint's, and may have changed"
@@ -234,5 +235,6 @@ def checkpoint_of(trainer: Trainer, tally: Tally, made_of: MadeOf, step: int) ->
         "made_of": made_of.table(),
         "processes": trainer.ranks.count,
         "frozen": frozen_parts(trainer.generator),
+        "shape": list(trainer.data.shape),
     }
     return Checkpoint(step, tensors, state)

@@ -233,12 +233,11 @@ class Run:
             del table["earlier"][0]
         self.write_json(self.environment_path, table)
 
-    def write_scores(self, now: Scores) -> Scores:
-        """Write the scores of a step, and return them with what was there.
+    def write_scores(self, now: Scores, before: Scores | None) -> Scores:
+        """Write the scores of a step, and return them with those that were there before.
 
         Those of the same step under the same protocol stay; others are replaced.
         """
-        before = self.read_scores()
         if before and (before.step, before.protocol) == (now.step, now.protocol):
             now = now.together_with(before)
         self.write_json(self.scores_path, now.table())
@@ -282,3 +281,8 @@ class SavedRun:
     environment: Environment | None
     scores: Scores | None
     expected: MadeOf | None
+
+    @property
+    def step(self) -> int:
+        """The generator updates that are recorded; 0 without records."""
+        return self.records[-1].step if self.records else 0

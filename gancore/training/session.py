@@ -83,7 +83,8 @@ class Session:
                 found = self._scores if self._scores is not None else self._last_scores()
                 if found:
                     steps = trainer.train.steps
-                    self.run.write_scores(self.notes.scored(found, steps))
+                    scored = self.notes.scored(found, steps)
+                    self.run.write_scores(scored, self.run.read_scores())
                 elif first:
                     self.display.say(
                         f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "

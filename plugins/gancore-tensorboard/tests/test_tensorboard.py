@@ -146,7 +146,9 @@ def test_in_a_run_that_is_resumed_beside_another(tmp_path: Path) -> None:
     next_second()
     run = trainer(4).run(tmp_path / "run", resume=True)
     written = read(str(folder / "run-2"))["critic_loss"]
-    assert written == [(each["step"], pytest.approx(each["critic_loss"])) for each in run.records]
+    assert written == [
+        (record.step, pytest.approx(record.values["critic_loss"])) for record in run.read().records
+    ]
 
 
 def test_runs_that_share_a_folder_keep_what_each_has_written() -> None:
