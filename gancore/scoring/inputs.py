@@ -67,13 +67,17 @@ class Inputs:
         """The mean and covariance of the features of the real images."""
         return _given(self._reference_statistics, "reference_statistics")
 
-    def versions(self) -> list[int]:
-        """Return how often each of its tensors was changed in place."""
+    def tensors(self) -> list[Tensor]:
+        """Return its tensors, whichever there are."""
         tensors = (
             *(self.samples, self.reference.samples, self._features, self._logits),
             self._reference_features,
         )
-        return [tensor._version for tensor in tensors if tensor is not None]
+        return [tensor for tensor in tensors if tensor is not None]
+
+    def versions(self) -> list[int]:
+        """Return how often each of its tensors was changed in place."""
+        return [tensor._version for tensor in self.tensors()]
 
 
 def _given(part: T | None, name: str) -> T:
