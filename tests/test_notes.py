@@ -229,12 +229,12 @@ def test_a_gradient_of_zero_is_told_after_as_many_updates_in_a_row() -> None:
 def test_scores_taken_while_it_trains_tell_a_collapse_at_their_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = {"name": "noise", "split": "all", "samples": 1}
-    protocol = {"reference": reference, "samples": 1, "seed": 0, "versions": {}}
+    real = RealSamples(name="noise", split="all", samples=1)
+    protocol = Protocol(reference=real, samples=1, seed=0, versions={})
     spreads = iter([0.9, 0.01, 0.8])
 
-    def scores(self: Trainer, progress: Any = None) -> dict[str, Any]:
-        return {"scores": {"fid": 1.0}, "protocol": protocol, "spread": next(spreads)}
+    def scores(self: Trainer, progress: Any = None) -> Scores:
+        return Scores(scores={"fid": 1.0}, protocol=protocol, spread=next(spreads))
 
     monkeypatch.setattr(Trainer, "scores", scores)
     display = Told()
