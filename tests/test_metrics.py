@@ -96,6 +96,9 @@ def test_a_metric_of_a_package_is_used_like_ours(
     assert f"contrast of images  {value:.4g} ± " in out
     assert "FID (digits features)  " in out
     (brought_by,) = scores.metrics.values()
+    about = json.loads(Path("run/environment.json").read_text())
+    assert about["components"]["metric contrast"] == brought_by
+    assert "metric fid" not in about["components"]
     assert brought_by.startswith("gancore-contrast==1.5 (code ")
 
     code, out, err = gan("score", "run", "--metrics", "contrast,kid")
