@@ -20,6 +20,7 @@ from gancore.errors import CheckpointError, GancoreError, InputError, MissingErr
 from gancore.recipe import Recipe
 from gancore.report import Display, save_images
 from gancore.scoring.digits import DigitsExtractor
+from gancore.scoring.protocol import Protocol, Scores
 from gancore.scoring.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import build_trainer as build
@@ -219,10 +220,10 @@ PROTOCOL = {
 }
 
 
-def by_step(self: Learner, progress: object = None) -> dict[str, Any]:
-    first = self.parameters["generator"][0]
-    step = int(self.optimizers["generator"].state[first]["step"])
-    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": PROTOCOL}
+def by_step(self: Learner, progress: object = None) -> Scores:
+    step = int(self.optimizers["generator"].state[self.parameters["generator"][0]]["step"])
+    scores = {"fid": BY_STEP[step], "isc": 1.0 / step}
+    return Scores(scores=scores, protocol=Protocol.model_validate(PROTOCOL))
 
 
 def test_the_best_step_is_marked_and_its_checkpoint_kept(
@@ -261,11 +262,11 @@ def test_an_interrupted_run_marks_the_same_best(
 
 
 def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Learner,
-        "scores",
-        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": PROTOCOL},
-    )
+    def inception_score(self: Learner, progress: object = None) -> Scores:
+        scores = by_step(self)
+        return scores.model_copy(update={"scores": {"isc": scores.scores["fid"]}})
+
+    monkeypatch.setattr(Learner, "scores", inception_score)
     run = build(tiny(**{"score.every": 2})).run(tmp_path / "run")
     assert checkpoint.load_best(run.checkpoints).step == 2
 

@@ -2,7 +2,6 @@
 
 from gancore.recipe.overrides import parse_override
 from gancore.recipe.sections import (
-    FEATURES,
     CheckpointSection,
     Component,
     Count,
@@ -20,7 +19,6 @@ from gancore.recipe.sections import (
 from gancore.recipe.settings import Settings, idle_options
 
 __all__ = [
-    "FEATURES",
     "CheckpointSection",
     "Component",
     "Count",

@@ -23,7 +23,8 @@ from gancore.text import did_you_mean, shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Metric = Literal["fid", "isc", "kid", "prc", "modes", "quality", "w2"]
+MetricName = Annotated[str, Field(max_length=100)]
+"""Of an installed metric, which is looked for when the recipe is checked, as components are."""
 
 Value = str | float | bool | Sequence[str | float] | None
 """What a key of the core's own sections may be set to."""
@@ -169,7 +170,7 @@ class Log(Section):
 class Score(Section):
     """`[score]`: what to compute at the end of a run, from what."""
 
-    metrics: tuple[Metric, ...] = ("fid", "isc")
+    metrics: tuple[MetricName, ...] = ("fid", "isc")
     samples: int = Field(default=10_000, ge=2, le=10**7, description="generated samples")
     every: Count | None = Field(
         default=None, description="steps between scores during the run; only at its end if absent"
@@ -183,10 +184,6 @@ class Score(Section):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return str(expanded(path).absolute()) if path else None
-
-
-FEATURES = frozenset({"fid", "isc", "kid", "prc"})
-"""The metrics that an extractor is for."""
 
 
 class Recipe(Section):

@@ -9,7 +9,6 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from gancore.recipe.sections import (
-    FEATURES,
     CheckpointSection,
     DataSection,
     Log,
@@ -49,28 +48,35 @@ def _table(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude_none=True)
 
 
-NEEDS: dict[str, tuple[str, Callable[[Settings, bool], bool]]] = {
-    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
-    "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
-    "train.allow_batch_statistics": ("a penalty of the critic", lambda _, penalized: penalized),
+NEEDS: dict[str, tuple[str, Callable[[Settings, bool, bool], bool]]] = {
+    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, *_: of.optimizer.name == "adam"),
+    "optimizer.alpha": (
+        "optimizer.name = 'rmsprop'",
+        lambda of, *_: of.optimizer.name == "rmsprop",
+    ),
+    "train.allow_batch_statistics": (
+        "a penalty of the critic",
+        lambda _, penalized, extracted: penalized,
+    ),
     **dict.fromkeys(
         ("score.extractor", "score.weights"),
         (
-            "fid, isc, kid or prc in score.metrics",
-            lambda of, _: not of.score.metrics or not FEATURES.isdisjoint(of.score.metrics),
+            "a metric of features, such as fid, in score.metrics",
+            lambda of, penalized, extracted: extracted or not of.score.metrics,
         ),
     ),
 }
-"""What options need to have an effect: in words, and of (settings, is there a penalty?).
+"""What options need to have an effect: in words, and of (settings, penalized, extracted).
 
 Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
 """
 
 
-def idle_options(settings: Settings, *, penalized: bool) -> list[str]:
+def idle_options(settings: Settings, *, penalized: bool, extracted: bool) -> list[str]:
     """Return a line for each option that is not at its default, and has no effect beside others.
 
     penalized: whether a plugin penalizes the critic
+    extracted: whether a metric takes what an extractor makes of images
     """
     lines = []
     for key, (needed, has_effect) in NEEDS.items():
@@ -78,7 +84,7 @@ def idle_options(settings: Settings, *, penalized: bool) -> list[str]:
         section: Section = getattr(settings, section_name)
         value = getattr(section, name)
         is_default = value == type(section).model_fields[name].default
-        if not is_default and not has_effect(settings, penalized):
+        if not is_default and not has_effect(settings, penalized, extracted):
             lines.append(
                 f"{key} = {shown(to_json(value).decode())} has no effect: it needs {needed}; "
                 "add that, or leave it out"

@@ -194,7 +194,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the networks and extractor of a recipe, and its weights file's hash.
+    """Return what brought networks, extractor and metrics of a recipe, and its weights' hash.
 
     What brought the data does not matter: samples have a hash of their own. Raises PluginError.
     """
@@ -206,6 +206,10 @@ def origins(recipe: Recipe) -> dict[str, str]:
     for extractor in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
         if extractor.name == recipe.score.extractor:
             made_by["extractor"] = entrypoints.origin(extractor)
+    for name in recipe.score.metrics:
+        metric = entrypoints.get("metric", name)
+        if metric.distribution != "gancore":
+            made_by[f"metric {name}"] = entrypoints.origin(metric)
     if recipe.score.weights and is_there(Path(recipe.score.weights)):
         made_by["score.weights"] = weights_sha256(Path(recipe.score.weights))
     return made_by

@@ -9,8 +9,10 @@ from itertools import chain
 from torch import Tensor
 
 from gancore.data import Dataset
+from gancore.errors import MissingError
 from gancore.plugins import Plugins
 from gancore.recipe import Settings, idle_options
+from gancore.scoring.metrics import metric
 
 DARK = 32
 """Images of which no value reaches this, of 255, are nearly black: 0/1 or 0 … 16, not scaled."""
@@ -38,7 +40,8 @@ class IdleWarning(UserWarning):
 def check_idle(settings: Settings, plugins: Plugins) -> list[str]:
     """Return a line for each option and plugin that has no effect, as far as names can tell."""
     penalties = plugins.terms("penalty")
-    lines = idle_options(settings, penalized=bool(penalties))
+    extracted = any(map(_extracts, settings.score.metrics))
+    lines = idle_options(settings, penalized=bool(penalties), extracted=extracted)
     if not (penalties or plugins.terms("generator_penalty")):
         lines += [
             f"plugin {plugin} has no effect: it scales penalties, and there is none; add one, or "
@@ -46,6 +49,14 @@ def check_idle(settings: Settings, plugins: Plugins) -> list[str]:
             for plugin in plugins.penalties("penalty_scale")
         ]
     return lines
+
+
+def _extracts(name: str) -> bool:
+    """Whether a metric takes features; one that is not installed may."""
+    try:
+        return bool(metric(name).needs)
+    except MissingError:
+        return True
 
 
 def warn_idle(settings: Settings, plugins: Plugins, data: Dataset) -> None:

@@ -19,6 +19,7 @@ from gancore.isolation.buffers import buffers_kept, buffers_of
 from gancore.plugins import Plugins
 from gancore.recipe import Settings
 from gancore.scoring import score_generator
+from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, calibrated, latent_size
 from gancore.step import Count, CriticStep, GeneratorStep, critic_scores
 from gancore.training.checkpoint import Tensors
@@ -293,7 +294,7 @@ class Learner:
         """Let the next `sampler` be made anew."""
         self._sampler = None
 
-    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
+    def scores(self, progress: Progress | None = None) -> Scores | None:
         """Return scores and protocol of the generator as it is now; {} but on the first process."""
         return score_generator(
             self.sampler(progress),

@@ -163,11 +163,12 @@ class Notes:
             "real data's variance: lower the learning rate, or regularize the critic.",
         )
 
-    def scored(self, scores: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Take scores and their protocol; return them with the notes, if there are any."""
-        if "spread" in scores and self._variance:
-            self.spread(scores["spread"], step)
-        return {**scores, **({"notes": self.sentences} if self.sentences else {})}
+    def scored(self, scores: Scores, step: int) -> Scores:
+        """Take the scores of a step, and return them with it and the notes, if there are any."""
+        if scores.spread is not None and self._variance:
+            self.spread(scores.spread, step)
+        notes = {"notes": self.sentences} if self.sentences else {}
+        return scores.model_copy(update={"step": step, **notes})
 
     def finish(self) -> None:
         """Judge the first updates now: there are no more."""

@@ -65,7 +65,7 @@ class Session:
         self.tally = Tally()
         self.notes = Notes(learner.networks, learner.data, self.tally, display.say)
         self.stopped = ""
-        self._scores: dict[str, Any] | None = None
+        self._scores: Scores | None = None
         self._recipe = recipe
         self._made_of = made_of(learner.data, learner.plugins.loaded, components)
         learner.tell_by(display.say)
@@ -171,7 +171,7 @@ class Session:
         if scored or (last and self.settings.score.metrics):
             # by all at once, not by the first for its grid and then by the others
             self.learner.sampler(self.display.count)
-        scores = self.learner.scores(self.display.count) if scored else {}
+        scores = self.learner.scores(self.display.count) if scored else None
         self._scores = scores if scored and last else None
         if self.ranks.is_first:
             self._report(step, {**record}, scores, last=last)
@@ -182,12 +182,12 @@ class Session:
         return stop
 
     def _report(
-        self, step: int, record: dict[str, float], scores: Mapping[str, Any], *, last: bool
+        self, step: int, record: dict[str, float], scores: Scores | None, *, last: bool
     ) -> None:
         """Record and sample what is due."""
         if scores:
-            record |= {f"score/{key}": value for key, value in scores["scores"].items()}
-            self.tally.remember_best(step, scores["scores"])
+            record |= {f"score/{key}": value for key, value in scores.scores.items()}
+            self.tally.remember_best(step, scores.scores)
             self.notes.scored(scores, step)
         samples = None
         if last or step % self.settings.sample.every == 0:
@@ -244,7 +244,7 @@ class Session:
 
     def _is_scored(self, start: int) -> bool:
         """Whether there was nothing to train, and the scores asked for are there already."""
-        steps, asked = self.settings.train.steps, self.settings.score.model_dump()
+        steps, asked = self.settings.train.steps, self.settings.score
         here = self.ranks.is_first and start == steps
         scores = self.run.read_scores() if here else None
         is_there = answers(scores, asked, steps) and self._has_same_features(scores)
@@ -285,8 +285,7 @@ class Session:
             )
             return
         if scores:
-            scored = {**self.notes.scored(scores, steps), "step": steps}
-            self.run.write_scores(Scores.model_validate(scored), self.run.read_scores())
+            self.run.write_scores(self.notes.scored(scores, steps), self.run.read_scores())
 
     def _title(self, start: int) -> str:
         learner = self.learner

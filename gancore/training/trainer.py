@@ -25,6 +25,7 @@ from gancore.recipe import (
     Value,
 )
 from gancore.report import Display
+from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress
 from gancore.training.checkpoint import Tensors
 from gancore.training.compiled import check_compiles
@@ -221,8 +222,8 @@ class Trainer:
         return self.learner.calibrate(progress)
 
     @leaving_no_trace
-    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Return scores and protocol of the generator as it is now; {} but on the first process."""
+    def scores(self, progress: Progress | None = None) -> Scores | None:
+        """Return scores of the generator as it is now; None but on the first process."""
         return self.learner.scores(progress)
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
