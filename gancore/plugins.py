@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,9 +17,9 @@ import pluggy
 from gancore import entrypoints, hooks, options
 from gancore.checks import guard, marks
 from gancore.checks.leftovers import noted, refuse_leftovers
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, PluginError
-from gancore.text import did_you_mean
+from gancore.text import did_you_mean, snake_case
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,14 +68,10 @@ class Loaded:
 
     name: str
     instance: object
-    source: Found | None = None
+    source: Available | None = None
 
     def __str__(self) -> str:
-        origin = (
-            f"{self.source.distribution} {self.source.version}"
-            if self.source
-            else type(self.instance).__module__
-        )
+        origin = self.source.brought_by if self.source else type(self.instance).__module__
         return f"{self.name} ({origin})"
 
     @property
@@ -92,11 +87,10 @@ class Loaded:
         return options.complete(type(self.instance), given)
 
 
-def plugin_class(found: Found) -> type:
+def plugin_class(found: Available) -> type:
     """Import a found plugin and return its class; raises PluginError when it is none."""
     cls: type = entrypoints.load(found)
-    is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
-    if not is_class or getattr(cls, "__hash__", None) is None:
+    if not entrypoints.is_plugin(cls):
         raise PluginError(f"plugin {found}: {cls!r} is not a class decorated with @gancore.plugin")
     return cls
 
@@ -141,11 +135,11 @@ def wrap(instance: object, name: str | None = None) -> Loaded:
         return instance
     cls = type(instance)
     source = next((found for found in entrypoints.find("plugin") if _names(found, cls)), None)
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-    return Loaded(name or (source.name if source else snake), instance, source)
+    named = source.name if source else snake_case(cls.__name__)
+    return Loaded(name or named, instance, source)
 
 
-def _names(found: Found, cls: type) -> bool:
+def _names(found: Available, cls: type) -> bool:
     """Whether an entry point names this class, wherever that is defined; imports nothing."""
     module = sys.modules.get(found.point.module)
     return module is not None and getattr(module, found.point.attr, None) is cls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,7 +16,8 @@ def shown(text: str, longest: int = 100) -> str:
     """
     cut = text if len(text) <= longest else f"{text[:longest]}…"
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in cut
     )
 
 
@@ -29,13 +31,19 @@ def quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
     escaped = "".join(
-        each if each.isprintable() and each not in "\\%'-" else _octal(each) for each in word
+        letter if letter.isprintable() and letter not in "\\%'-" else _octal(letter)
+        for letter in word
     )
     return f"\"$(printf '{escaped}')\""
 
 
 def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as that of a plugin: `GradientPenalty` is `gradient_penalty`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

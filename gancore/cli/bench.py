@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, use
 from gancore.cli.tables import tell
 from gancore.errors import RunError
 
@@ -38,6 +39,7 @@ NONE = "none"
     metavar="KEY=VALUE",
     help="Override a key of the recipe; KEY= removes it.",
 )
+@plugin_file_option
 @device_option("Where to measure.")
 @threads_option()
 @click.option(
@@ -52,6 +54,7 @@ def bench(
     recipe: Path,
     sets: tuple[str, ...],
     overrides: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
     device: str,
     rounds: int,
     as_json: bool,
@@ -71,6 +74,8 @@ def bench(
         recipes[own] = loaded
     for names in sets:
         recipes[names] = _with(loaded, names)
+    use(plugin_files)
+    tell_unused(recipes.values())
 
     from gancore.cost import measure
     from gancore.provenance.environment import environment

@@ -40,7 +40,7 @@ def check(recipes: tuple[Path, ...]) -> None:
             text = "\n".join(lines(str(error)))
             tell(text if text.startswith(where) else f"{where}: {text}", err=True)
         else:
-            tell("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
+            tell("; ".join([f"{where}: valid", *(shown(line, 4096) for line in missing)]))
     sys.exit(2 if failed else 0)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gancore import entrypoints
 from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
@@ -184,6 +185,7 @@ def command(folder: Path, device: str) -> list[str]:
     """Return what makes a run, goes on with it, or finds it done."""
     recipe = str(Run(folder).recipe_path)
     run = ["run", recipe, "--resume", "--out", str(folder), "--device", device]
+    run += [f"--plugin-file={path}" for path in entrypoints.files()]
     # not from the current folder, whose random.py would be Python's; -I drops PYTHONPATH as well
     return [sys.executable, "-P", "-m", "gancore", *run]
 

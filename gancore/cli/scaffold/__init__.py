@@ -27,9 +27,9 @@ def write_plugin(name: str, parent: Path) -> Path:
             f"{name!r} is no name for a plugin: expected lower-case letters, digits and single "
             "underscores, such as my_penalty"
         )
-    for found in entrypoints.find("plugin"):
-        if found.name == name:
-            raise InputError(f"there is a plugin {found} already: choose another name")
+    for plugin in entrypoints.find("plugin"):
+        if plugin.name == name:
+            raise InputError(f"there is a plugin {plugin} already: choose another name")
     folder = parent / f"gancore-{name.replace('_', '-')}"
     try:
         folder.mkdir(parents=True)
