@@ -269,7 +269,8 @@ def test_function_signatures_are_those_of_the_packages() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_exist(name: str) -> None:
-    assert set(re.findall(r"\bgan ([a-z]+)", PAGES[name])) <= set(COMMANDS)
+    own = {"runs"} if name == "commands.md" else set()  # what the page itself adds
+    assert set(re.findall(r"\bgan ([a-z]+)", PAGES[name])) <= {*COMMANDS, *own}
 
 
 def anchors(page: str) -> set[str]:
