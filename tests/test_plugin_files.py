@@ -407,6 +407,12 @@ def test_a_recipe_can_name_no_file(folder: Path, gan: Gan) -> None:
     assert not (folder / "was-run").exists()
 
 
+def test_only_the_option_adds_files() -> None:
+    sources = {path: path.read_text("utf-8") for path in (ROOT / "gancore").rglob("*.py")}
+    callers = {path.name for path, source in sources.items() if "add_file(" in source}
+    assert callers == {"plugin_files.py", "__init__.py"}  # the option, and where it is defined
+
+
 def test_in_a_process_of_its_own(folder: Path) -> None:
     """Torch is not imported yet where the file is run first."""
     (folder / "draws.py").write_text(f"import torch\ntorch.manual_seed(1)\n{SIZE}")

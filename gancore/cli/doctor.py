@@ -43,7 +43,7 @@ def doctor() -> None:
 
 
 def _inception() -> str:
-    """Say whether the canonical weights are here, without fetching them."""
+    """Say whether Inception's weights are in the cache; nothing is fetched."""
     from gancore.scoring.extractors import inception_path
 
     path: Path = inception_path()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from inspect import Parameter
 from pathlib import Path
 
@@ -29,11 +29,11 @@ class Details:
 
     summary: str
     hooks: Sequence[str] = ()
-    options: dict[str, str] | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
     conflicts: Sequence[str] = ()
 
 
-Table = dict[str, str | Sequence[str] | dict[str, str]]
+Table = dict[str, str | Sequence[str] | Mapping[str, str]]
 
 
 @click.command("list")
@@ -76,7 +76,7 @@ def _kind(one: Available) -> str:
 
 
 def details(one: Available) -> Details | str:
-    """Import it and say what it has; or return an error, whatever it is, as words."""
+    """Import a component and return what it has, or the error in words, whatever it is."""
     from gancore.checks.marks import implementations
     from gancore.options import parameters
     from gancore.plugins import plugin_class
@@ -124,7 +124,7 @@ def _table(one: Available, about: Details | str | None) -> Table:
     elif about is not None:
         table["summary"] = about.summary
         if one.kind == "plugin":
-            table |= {"hooks": about.hooks, "options": about.options or {}}
+            table |= {"hooks": about.hooks, "options": about.options}
             table["conflicts"] = about.conflicts
     return table
 
@@ -143,7 +143,7 @@ def _show(listed: Sequence[tuple[Available, Details | str | None]]) -> None:
             out.print(styled(f"  {about.summary}"), soft_wrap=True)
             if about.hooks:
                 out.print(styled(f"  hooks      {', '.join(about.hooks)}"))
-            for number, (name, text) in enumerate((about.options or {}).items()):
+            for number, (name, text) in enumerate(about.options.items()):
                 out.print(styled(f"  {'' if number else 'options':9}  {name}: {text}"))
             if about.conflicts:
                 out.print(styled(f"  conflicts  {', '.join(about.conflicts)}"))

@@ -23,7 +23,8 @@ def recipe() -> None:
 def check(recipes: tuple[Path, ...]) -> None:
     """Validate each RECIPE: its keys, and the options of installed components.
 
-    A component that is not installed here is told of, and is no fault of the recipe.
+    Components that are not installed, and data that are not here, are told. They are no fault of
+    the recipe.
     """
     from gancore.cli.tables import lines
     from gancore.recipe import Recipe

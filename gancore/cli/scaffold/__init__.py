@@ -19,8 +19,8 @@ __all__ = ["write_plugin"]
 def write_plugin(name: str, parent: Path) -> Path:
     """Write the package gancore-<name> into `parent` and return its folder.
 
-    Raises InputError for a name that can't be one, that an installed plugin has already, and
-    where there is such a folder already: nothing is overwritten.
+    Nothing is overwritten. Raises InputError for a name that no plugin can have, for one that an
+    installed plugin has, and where the folder is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise InputError(
