@@ -291,7 +291,11 @@ def test_a_loss_may_be_in_one(folder: Path, gan: Gan) -> None:
         ("x = 1\n", ": no class in it is marked with @gancore.plugin: mark one"),
         ("from gancore_gp import GradientPenalty\n", ": no class in it is marked with"),
         ("from gancore_gp import *\nclass Mine(GradientPenalty): pass\n", ": no class in it is"),
-        ("import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass A: pass\n", ": no class"),
+        ("import dataclasses\n@dataclasses.dataclass\nclass A: pass\n", ": no class"),
+        (
+            "from dataclasses import dataclass\n@dataclass(frozen=True, eq=False)\nclass A: pass\n",
+            ": no class in it is marked with",
+        ),
         (
             "from gancore import plugin\n@plugin\nclass Lp:\n    weight = 1.0\n",
             ", line 2: TypeError: Lp.weight has a default but no annotation",
