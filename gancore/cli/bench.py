@@ -78,7 +78,7 @@ def bench(
     tell_unused(recipes.values())
 
     from gancore.cost import measure
-    from gancore.provenance.environment import environment
+    from gancore.provenance.environment import environment, made_with
     from gancore.report import display_for
     from gancore.training.device import choose_device
 
@@ -87,7 +87,7 @@ def bench(
         costs = measure(recipes, device=device, rounds=rounds, progress=display.count)
     finally:
         display.end()
-    about = environment(choose_device(device), [])
+    about = environment(choose_device(device), made_with([])).table()
     del about["plugins"]  # each entry has its own
     entries = [_entry(name, each, costs.get(name)) for name, each in recipes.items()]
     if as_json:

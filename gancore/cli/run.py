@@ -165,7 +165,7 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 def _show(done: Run) -> None:
     from gancore.cli.tables import show_scores
 
-    scores = done.scores
+    scores = done.read_scores()
     if scores is not None:
         show_scores(scores)
     tell(f"in {done.path}")

@@ -68,7 +68,7 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
         display.end()
     if is_folder:
         refuse_no_pictures(shape_of_samples(generator))
-    samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
+    samples = generate(generator, count, seed=found.read_recipe().train.seed, broken=warnings.warn)
     with told_of_files(out):
         _write(samples, out)
     tell(f"{count} samples in {out}")

@@ -34,7 +34,7 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
         "samples": samples,
     }
     changes = {key: value for key, value in asked.items() if value is not None}
-    section = Score.of({**found.recipe.score.model_dump(exclude_none=True), **changes})
+    section = Score.of({**found.read_recipe().score.model_dump(exclude_none=True), **changes})
 
     from gancore.cli.tables import show_scores
     from gancore.report import display_for

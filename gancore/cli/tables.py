@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,8 @@ from gancore.text import printable, shown
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from gancore.scoring.protocol import Scores
 
 NARROWEST = 40
 """Columns that a table has at least."""
@@ -53,16 +54,16 @@ def console() -> Console:
     return made
 
 
-def show_scores(found: Mapping[str, Any]) -> None:
+def show_scores(scores: Scores) -> None:
     """Print scores by the names that their protocol allows, the protocol, and notes on the run."""
     from rich.text import Text
 
     from gancore.scoring.protocol import shown_protocol, shown_scores
 
-    out = console()
-    for name, value in shown_scores(found).items():
+    out, table = console(), scores.table()
+    for name, value in shown_scores(table).items():
         line = Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan"))
         out.print(line, soft_wrap=True)
-    out.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)
-    for note in found.get("notes", []):
+    out.print(styled(shown_protocol(table["protocol"]), "dim"), soft_wrap=True)
+    for note in scores.notes:
         out.print(styled(f"note: {note}", "yellow"), soft_wrap=True)

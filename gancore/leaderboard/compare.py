@@ -66,7 +66,7 @@ class Leaderboard(Stored):
 def read(path: Path) -> dict[str, Any]:
     """Read a leaderboard.json. Raises InputError for anything else."""
     remedy = "This is no leaderboard.json of this version: gan leaderboard BOARD makes one"
-    return read_json(path, Leaderboard, remedy, largest=LARGEST)
+    return read_json(path, Leaderboard, remedy, largest=LARGEST).table()
 
 
 def unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

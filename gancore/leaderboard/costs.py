@@ -46,14 +46,13 @@ def measure_costs(
     versions. Raises InputError for recipes that can't be trained.
     """
     path = out / "costs.json"
-    made_of = {name: [each.table(), versions(each)] for name, each in recipes.items()}
+    made_of = {name: [each.table(), versions(each).table()] for name, each in recipes.items()}
     about = [executor.where, board.threads, file_code(Path(cost.__file__)), made_of]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if is_there(path):
         kept = read_json(path, Kept, "Delete it, and run the board again", largest=LARGEST)
-        if kept["key"] == key:
-            found: dict[str, dict[str, Any]] = kept["costs"]
-            return found
+        if kept.key == key:
+            return kept.costs
     tell(f"measuring what {len(recipes)} entries cost, before the first run")
     found = executor.measure(recipes)
     write_text(path, json.dumps({"key": key, "costs": found}, indent=1) + "\n")

@@ -137,7 +137,7 @@ def _share(job: Job) -> str:
 
 
 def _scores(done: Sequence[Job], metric: str | None) -> str:
-    found = [job.run.scores["scores"] for job in done]  # type: ignore[index]
+    found = [scores.scores for job in done if (scores := job.run.read_scores())]
     if not found:
         return ""
     key = metric or next(iter(found[0]), "")

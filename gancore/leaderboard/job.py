@@ -17,10 +17,12 @@ from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
 from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
+from gancore.training.record import Record
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""
@@ -55,7 +57,7 @@ class Job:
     error: str = ""
     seconds: float = 0.0
     started: float = field(default=0.0, repr=False)
-    about: dict[str, Any] = field(default_factory=dict, repr=False)  # data and code, in the hash
+    about: MadeOf = field(default_factory=MadeOf, repr=False)  # data and code, in the hash
 
     @property
     def run(self) -> Run:
@@ -72,7 +74,8 @@ class Job:
         """Return how many generator updates are recorded."""
         if self.state == "done":
             return self.steps
-        return int(self._last_record().get("step", 0))
+        last = self._last_record()
+        return last.step if last else 0
 
     def is_scored(self) -> bool:
         """Whether the folder has the scores that the recipe asks for, of its last step.
@@ -81,9 +84,10 @@ class Job:
         anew, and leaves out the other. Records that are gone are gone; no score depends on them.
         """
         try:
-            if not answers(self.run.scores, self.recipe["score"], self.steps):
+            if not answers(self.run.read_scores(), self.recipe["score"], self.steps):
                 return False
-            _ = self.run.environment
+            if self.run.read_environment() is None:
+                return False
             for _ in self.run.read_records():
                 pass
             return True
@@ -92,24 +96,25 @@ class Job:
 
     def has_whole_records(self) -> bool:
         """Whether the records reach to the end of the run."""
-        return self._last_record().get("step") == self.steps
+        last = self._last_record()
+        return last is not None and last.step == self.steps
 
-    def whole_records(self) -> Iterator[dict[str, Any]]:
+    def whole_records(self) -> Iterator[Mapping[str, float]]:
         """Yield the records of a finished run; none where they do not reach to its end."""
         if self.has_whole_records():
-            yield from self.run.read_records()
+            yield from (record.values for record in self.run.read_records())
 
-    def _last_record(self) -> dict[str, Any]:
+    def _last_record(self) -> Record | None:
         try:
             return self.run.last_record()
         except InputError:
-            return {}
+            return None
 
     def prepare(self) -> None:
         """Make the folder, with the recipe, and with what the run has to be made of."""
         make_folder(self.path, inside=self.path.parents[1])  # the board's
         self.run.write_recipe(self.recipe)
-        self.run.write_json(self.run.expected_path, self.about)
+        self.run.write_json(self.run.expected_path, self.about.table())
 
     def fail(self, error: str) -> None:
         """Note why there are no scores."""
@@ -163,7 +168,8 @@ def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         if job.is_scored():
             job.state = "done"
-            job.seconds = float(job._last_record().get("seconds", 0.0))  # 0 without records
+            last = job._last_record()
+            job.seconds = last.seconds if last else 0.0
     return [job for job in jobs if job.state == "waiting"]
 
 

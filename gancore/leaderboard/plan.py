@@ -13,6 +13,7 @@ from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.provenance.environment import made_with
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe, differences
 from gancore.scoring import check_scoring, protocol
 from gancore.training.building import load_data, load_plugins, origins, resolve
@@ -40,11 +41,16 @@ def plan(
     samples = samples or Samples()
     for name, table in tables(board, recipes).items():
         with _of_entry(name):
-            about = {**versions(recipes[name]), "data": samples(recipes[name], table["data"])}
-        about["where"] = {"device": device, "threads": str(board.threads)}
+            data = samples(recipes[name], table["data"])
+            about = versions(recipes[name]).model_copy(
+                update={
+                    "data": data,
+                    "where": {"device": device, "threads": str(board.threads)},
+                }
+            )
         for seed in board.seeds:
             seeded = {**table, "train": {**table["train"], "seed": seed}}
-            key = json.dumps([seeded, about], sort_keys=True)
+            key = json.dumps([seeded, about.table()], sort_keys=True)
             digest = hashlib.sha256(key.encode()).hexdigest()[:10]
             path = out / "runs" / f"{name}-seed{seed}-{digest}"
             jobs.append(Job(name, seed, seeded, path, about=about))
@@ -92,9 +98,9 @@ class Samples:
         return self._hashes[key]
 
 
-def versions(recipe: Recipe) -> dict[str, Any]:
+def versions(recipe: Recipe) -> MadeOf:
     """Return what of this machine, beside the recipe and device, decides the scores of a run."""
-    return {**made_with(load_plugins(recipe)), "components": origins(recipe)}
+    return made_with(load_plugins(recipe)).model_copy(update={"components": origins(recipe)})
 
 
 def _refuse_unscored(board: Board, table: Mapping[str, Any]) -> None:

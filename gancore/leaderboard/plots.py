@@ -97,7 +97,7 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
             for job in jobs
             if job.entry == entry["name"] and job.state == "done"
         ]
-        at: dict[int, list[Point]] = {}
+        at: dict[float, list[Point]] = {}
         for record in (record for records in runs for record in records):
             at.setdefault(record["update"], []).append((record[over], record[key]))
         if at:
@@ -111,11 +111,11 @@ def curves(found: Found, jobs: Sequence[Job], over: str) -> dict[str, Curve]:
 def estimates(found: Found, jobs: Sequence[Job]) -> dict[str, list[Point]]:
     """Return each finished run's last D(real) − D(fake) with its score, by entry."""
     last = {
-        (job.entry, job.seed): record["wasserstein"]
+        (job.entry, job.seed): record.values["wasserstein"]
         for job in jobs
         if job.state == "done" and job.has_whole_records()
         for record in [job.run.last_record()]
-        if "wasserstein" in record
+        if record and "wasserstein" in record.values
     }
     drawn = {}
     for entry in scored(found):

@@ -18,6 +18,7 @@ from gancore.files.storage import LOCK, told_when_full, wait_until_free
 from gancore.files.writing import replacing_folder, write_bytes
 from gancore.leaderboard.job import LOCKED, LOG, POLL, start
 from gancore.leaderboard.plan import versions
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
 from gancore.text import shown
 from gancore.training import Run
@@ -36,7 +37,7 @@ class Order:
     recipe: dict[str, Any]
     folder: Path
     token: tuple[str, str]
-    about: dict[str, Any]
+    about: MadeOf
     threads: int
     device: str
 
@@ -65,7 +66,7 @@ def make_run(order: Order) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="gancore-") as name:
             folder = Path(name)
             Run(folder).write_recipe(order.recipe)
-            Run(folder).write_json(Run(folder).expected_path, order.about)
+            Run(folder).write_json(Run(folder).expected_path, order.about.table())
             code, seconds = _train(folder, order)
             return Outcome(code, seconds, files=pack(folder))
     except GancoreError as error:
@@ -78,7 +79,7 @@ def _refuse_other_versions(order: Order) -> None:
     Whether the data are the board's is seen by the run itself, which loads them.
     """
     mine = versions(Recipe.parse(order.recipe))
-    here, there = _flat(mine), _flat(order.about)
+    here, there = _flat(mine.table()), _flat(order.about.table())
     unlike = [
         f"{name} {here.get(name, 'none')} (the board's: {there.get(name, 'none')})"
         for name in sorted({*here, *there})

@@ -33,9 +33,7 @@ def result(
     values = {
         key: {
             entry.name: {
-                job.seed: job.run.scores["scores"][key]  # type: ignore[index]
-                for job in finished
-                if job.entry == entry.name
+                job.seed: _scored(job)["scores"][key] for job in finished if job.entry == entry.name
             }
             for entry in board.entry
         }
@@ -95,22 +93,18 @@ def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
     return {
         "name": entry.name,
         "label": entry.label or entry.name,
-        "plugins": done[0].run.environment["plugins"] if done else {},
+        "plugins": _ran_on(done[0])["plugins"] if done else {},
         "generator_updates": train["steps"],
         "critic_updates": train["steps"] * train["critic_steps"],
         "seconds": [round(job.seconds, 1) for job in done],
         "failed": [{"seed": job.seed, "error": job.error} for job in jobs if job.state == "failed"],
         "missing": [job.seed for job in jobs if job.state in ("waiting", "running")],
-        "collapsed": [
-            job.seed
-            for job in done
-            if job.run.scores["spread"] < COLLAPSED  # type: ignore[index]
-        ],
+        "collapsed": [job.seed for job in done if _scored(job)["spread"] < COLLAPSED],
         "notes": [
             {"seed": job.seed, "note": note}
             for job in done
             for note in (
-                *job.run.scores.get("notes", []),  # type: ignore[union-attr]
+                *_scored(job).get("notes", []),
                 *([] if job.has_whole_records() or not job.steps else [NO_RECORDS]),
             )
         ],
@@ -142,7 +136,7 @@ def _metrics(finished: Sequence[Job]) -> list[str]:
 
 def _protocol(finished: Sequence[Job]) -> dict[str, Any]:
     """Return what the protocols of all runs have in common, all but the seed."""
-    protocols = [job.run.scores["protocol"] for job in finished]  # type: ignore[index]
+    protocols = [_scored(job)["protocol"] for job in finished]
     first = protocols[0] if protocols else {}
     for job, protocol in zip(finished, protocols, strict=True):
         if protocol["reference"] != first["reference"]:  # somebody has scored it anew
@@ -160,7 +154,19 @@ def _protocol(finished: Sequence[Job]) -> dict[str, Any]:
 def _environment(finished: Sequence[Job]) -> dict[str, Any]:
     if not finished:
         return {}
-    found = finished[0].run.environment
+    found = _ran_on(finished[0])
     core = {key: value for key, value in (found.get("core") or {}).items() if key != "modules"}
     of_a_run = ("plugins", "components", "from_step", "earlier")
     return {**{key: value for key, value in found.items() if key not in of_a_run}, "core": core}
+
+
+def _scored(job: Job) -> dict[str, Any]:
+    scores = job.run.read_scores()
+    assert scores is not None
+    return scores.table()
+
+
+def _ran_on(job: Job) -> dict[str, Any]:
+    environment = job.run.read_environment()
+    assert environment is not None
+    return environment.table()

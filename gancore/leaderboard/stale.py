@@ -58,10 +58,10 @@ def _written(path: Path) -> int:
 
 def _causes(before: Run, job: Job) -> list[str]:
     try:
-        expected, recipe = before.expected, before.recipe_table
+        expected, recipe = before.read_expected(), before.read_table()
     except InputError as error:
         return [f"it can't be read of what it was made: {error}"]
-    if not expected:
+    if expected is None:
         return ["it was not recorded then which data and code a run was made of"]
     found = [*differences(recipe, job.recipe, free=()), *changes(expected, job.about)]
     return found or ["what decides its numbers"]

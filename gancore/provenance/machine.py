@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gancore.errors import InputError
-from gancore.text import shown
 
 MOST_THREADS = 1024
 """What may be asked for."""
@@ -58,23 +56,6 @@ def kind_of_machine() -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "blas": _blas(),
     }
-
-
-def unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in what two environments differ that decides the last bits, but for the threads."""
-
-    def kind(about: Mapping[str, Any]) -> dict[str, Any]:
-        keys = ("device_name", "cpu", "cpu_capability", "blas", "float32")
-        device, versions = str(about.get("device")), about.get("versions", {})
-        found = {"device": device.partition(":")[0], "torch": versions.get("torch")}
-        return found | {key: about.get(key) for key in keys}
-
-    pairs = zip(kind(then).items(), kind(now).values(), strict=True)
-    return [
-        f"{key}: {'not recorded' if old is None else f'was {shown(repr(old))}'}, is {new!r}"
-        for (key, old), new in pairs
-        if old != new
-    ]
 
 
 def _cpu(path: Path = Path("/proc/cpuinfo")) -> str:

@@ -15,7 +15,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
+
+from gancore.files.stored import Stored, Text
 
 CORE = Path(__file__).parents[1]
 PYTHON = "{}.{}".format(*sys.version_info)
@@ -23,7 +26,8 @@ PYTHON = "{}.{}".format(*sys.version_info)
 
 DECIDES_NOTHING = (
     *("__main__", "cli", "report", "leaderboard", "testing", "cost", "errors", "text", "files"),
-    *("provenance.sources", "provenance.identity", "entrypoints", "training.run_folder"),
+    *("provenance.sources", "provenance.identity", "entrypoints"),
+    *("training.run_folder", "training.record"),
     "data.*",  # loaded samples are known by their own hash
     "scoring.*_train",  # makes weights, which are known by theirs
 )
@@ -36,17 +40,25 @@ WEIGHTS = ".safetensors"
 """The end of the names of the extractors' weights, which decide scores as code does."""
 
 
-@cache
-def core_code() -> dict[str, Any]:
-    """Return hashes of the core's code that decides numbers, made once a process.
+class Core(Stored):
+    """Hashes of the core's code that decides numbers.
 
     python   the version that they go with
     code     of all
     modules  of each, by name
     """
+
+    python: Text
+    code: Text
+    modules: dict[Text, Text] = Field(max_length=10_000)
+
+
+@cache
+def core_code() -> Core:
+    """Return the hashes of the code that is installed, made once a process."""
     files = {_name(path): path for path in CORE.rglob("*") if _is_code(path)}
     modules = {name: file_code(files[name]) for name in sorted(files) if decides(name)}
-    return {"python": PYTHON, "code": _digest(repr(modules).encode()), "modules": modules}
+    return Core(python=PYTHON, code=_digest(repr(modules).encode()), modules=modules)
 
 
 def _is_code(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset, to_unit
 from gancore.errors import CheckpointError, GancoreError, InputError
-from gancore.files.reading import LARGEST, is_there, read_text
+from gancore.files.reading import LARGEST, read_text
 from gancore.files.storage import refuse_unwritable
 from gancore.files.writing import write_bytes, write_text
 from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.randomness import Order, Stream
+from gancore.provenance.environment import Environment
 from gancore.recipe import Recipe
 from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
 from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
@@ -26,14 +26,12 @@ from gancore.report.histograms import (
 )
 from gancore.report.page import Page, Picture, Section
 from gancore.report.surface import plot_surface
-from gancore.scoring.protocol import shown_protocol, shown_scores
+from gancore.scoring.protocol import Scores, shown_protocol, shown_scores
 from gancore.scoring.sampling import Progress, generate
 from gancore.training import checkpoint
 from gancore.training.loading import dataset_of, load_critic, load_generator, refuse_python
 from gancore.training.notes import noticed
 from gancore.training.run_folder import Run
-
-MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
 
 POINTS = 1000
 """Samples of each kind that the critic's pictures are made from."""
@@ -89,10 +87,10 @@ def write_report(
     without a checkpoint.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe, last = run.recipe, run.last_record()
+    recipe, last = run.read_recipe(), run.last_record()
     refuse_unwritable(run.path)
-    scores, machine = run.scores, _environment(run)
-    if not last:
+    scores, machine = run.read_scores(), _environment(run.read_environment())
+    if last is None:
         raise InputError(f"{run.path} has no records yet: run it first")
     saved = checkpoint.latest(run.checkpoints)
     if saved is None:
@@ -106,9 +104,10 @@ def write_report(
     tell("drawing", 2, 3)
     curves = Section("Curves")
     captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
-    for title, figure in curve_figures(run.read_records(), recipe.table()).items():
+    records = (record.values for record in run.read_records())
+    for title, figure in curve_figures(records, recipe.table()).items():
         text = f"{title[0].upper()}{title[1:]}"
-        alt = f"{text} over {last['step']} generator updates, as lines"
+        alt = f"{text} over {last.step} generator updates, as lines"
         curves.pictures.append(Picture.of(figure, title=text, caption=captions[title], alt=alt))
 
     loss, plugins = recipe.loss.name, [each.called for each in recipe.plugin]
@@ -116,13 +115,13 @@ def write_report(
         title=run.path.resolve().name,
         summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
         f"{loss}{''.join(f' + {name}' for name in plugins)}, "
-        f"{last['step']} of {recipe.train.steps} steps, seed {run.seed}",
+        f"{last.step} of {recipe.train.steps} steps, seed {recipe.train.seed}",
         **_scores(scores),
         notes=noticed(saved.state, scores),
         sections=[samples, pictures, curves],
         recipe=read_text(run.recipe_path, LARGEST),
         environment=machine,
-        record={key: value for key, value in last.items() if key != "notes"},
+        record=last.values,
     )
     write_text(run.report_path, page.html())
     tell("drawing", 3, 3)
@@ -176,8 +175,9 @@ def _critic(
     section = Section("Critic")
     try:
         again = "gancore.write_report({run!r}, generator=…, critic=…, data=…)"
-        parts = (run.recipe.generator, generator), (run.recipe.critic, critic)
-        for made, given in (*parts, (run.recipe.data, data)):
+        recipe = run.read_recipe()
+        parts = (recipe.generator, generator), (recipe.critic, critic)
+        for made, given in (*parts, (recipe.data, data)):
             refuse_python(run, made, given, again)
         critic = load_critic(run, critic=critic, device=device)
         section.pictures.append(_weights(critic))
@@ -196,8 +196,8 @@ def _batches(run: Run, data: Dataset, generator: nn.Module) -> tuple[Tensor, Ten
     """Return as many real and generated samples, as the critic takes them."""
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
-    real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))
-    fake = generate(generator, count, seed=run.seed)
+    real = data.batch(Order(run.read_recipe().train.seed, "order/report", len(data)).take(0, count))
+    fake = generate(generator, count, seed=run.read_recipe().train.seed)
     return real.to(where), (to_unit(fake) if data.is_images else fake).to(where)
 
 
@@ -226,7 +226,7 @@ def _weights(critic: nn.Module) -> Picture:
 
 
 def _gradients(run: Run, critic: nn.Module, real: Tensor, fake: Tensor) -> Picture:
-    source = Stream(run.seed, "interpolates/report", real.device).at(0)
+    source = Stream(run.read_recipe().train.seed, "interpolates/report", real.device).at(0)
     norms = gradient_norms(critic, real, fake, generator=source)
     median = f"median {norms.median():.3g}"
     return Picture.of(
@@ -240,44 +240,38 @@ def _gradients(run: Run, critic: nn.Module, real: Tensor, fake: Tensor) -> Pictu
     )
 
 
-def _scores(found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _scores(scores: Scores | None) -> dict[str, Any]:
     """Return the page's scores and protocol."""
-    if found is None:
+    if scores is None:
         return {"scores": {}, "protocol": "Not scored: gan score RUN does it."}
-    return {"scores": shown_scores(found), "protocol": shown_protocol(found["protocol"])}
+    table = scores.table()
+    return {"scores": shown_scores(table), "protocol": shown_protocol(table["protocol"])}
 
 
-def _environment(run: Run) -> dict[str, str]:
+def _environment(about: Environment | None) -> dict[str, str]:
     """Return the versions of plugins and packages, and the machine."""
-    if not is_there(run.environment_path):
+    if about is None:
         return {}
-    found = run.environment
-    git = found["git"]
-    commit = f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "none"
+    git = about.git
+    commit = f"{git.commit[:12]}{', with changes' if git.dirty else ''}" if git else "none"
+    machine = {"CPU": about.cpu, "CPU capability": about.cpu_capability, "BLAS": about.blas}
+    begun = [stretch.from_step for stretch in (*about.earlier, about)]
+    known = {
+        "samples' hash": (about.data or "")[:12],
+        "gancore's own code": about.core.code if about.core else "",
+        "made in stretches, from step": ", ".join(map(str, begun)) if about.earlier else "",
+    }
     return {
-        **{f"plugin {name}": source for name, source in found["plugins"].items()},
-        **found["versions"],
-        "Python": found["python"],
-        "platform": found["platform"],
-        "device": " ".join(filter(None, [found["device"], found["device_name"]])),
-        **{key: str(found[name]) for name, key in MACHINE.items() if found.get(name)},
-        "threads": str(found["threads"]),
+        **{f"plugin {name}": source for name, source in about.plugins.items()},
+        **about.versions,
+        "Python": about.python,
+        "platform": about.platform,
+        "device": " ".join(filter(None, [about.device, about.device_name])),
+        **{name: text for name, text in machine.items() if text},
+        "threads": str(about.threads),
         "git commit": commit,
-        **_made_of(found),
+        **{name: text for name, text in known.items() if text},
     }
-
-
-def _made_of(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hashes of data and core, and from which steps on the run was made elsewhere."""
-    core, begun = found.get("core"), [each.get("from_step", 0) for each in found.get("earlier", ())]
-    rows = {
-        "samples' hash": (found.get("data") or "")[:12],
-        "gancore's own code": core["code"] if core else "",
-        "made in stretches, from step": ", ".join(
-            map(str, [*begun, found.get("from_step", 0)] if begun else [])
-        ),
-    }
-    return {name: text for name, text in rows.items() if text}
 
 
 def _reason(what: str, error: GancoreError) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from gancore.files.stored import Stored, Text, Whole
+from gancore.files.stored import Number, Stored, Text, Whole
 
 INCEPTION = "inception-v3-compat"
 CANONICAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -48,6 +48,7 @@ class Reference(Stored):
     name: Text
     split: Text
     samples: Whole
+    sha256: Text | None = None
 
 
 class Protocol(Features):
@@ -67,15 +68,24 @@ class Protocol(Features):
         return self
 
 
-def answers(found: Mapping[str, Any] | None, asked: Mapping[str, Any], step: int) -> bool:
+class Scores(Stored):
+    """scores.json."""
+
+    scores: dict[Text, Number]
+    protocol: Protocol
+    spread: Number | None = None
+    notes: list[Text] = Field(default=[])
+    step: Whole | None = None
+
+
+def answers(scores: Scores | None, asked: Mapping[str, Any], step: int) -> bool:
     """Return whether a scores.json has all that a recipe's `[score]` asks for, of this step."""
-    if found is None or found.get("step") != step:
+    if scores is None or scores.step != step:
         return False
-    taken, scores = found["protocol"], found["scores"]
     return (
-        taken["samples"] == asked["samples"]
-        and taken.get("extractor") in (None, asked["extractor"])
-        and all(key in scores for key in keys(asked["metrics"]))
+        scores.protocol.samples == asked["samples"]
+        and scores.protocol.extractor in (None, asked["extractor"])
+        and all(key in scores.scores for key in keys(asked["metrics"]))
     )
 
 

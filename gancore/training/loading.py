@@ -16,9 +16,10 @@ from gancore.files.storage import refuse_unwritable
 from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.copies import copied
 from gancore.plugins import Plugins
-from gancore.provenance.identity import changes, made_of_in
+from gancore.provenance.identity import MadeOf, changes, made_of_in
 from gancore.recipe import Component, Score
 from gancore.scoring import check_scoring, check_section, score_generator
+from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, calibrated
 from gancore.text import shown
 from gancore.training import checkpoint
@@ -42,8 +43,8 @@ def score_run(
     device: str = "auto",
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Score a run and write its scores.json; return {"scores": …, "protocol": …, "step": …}.
+) -> Scores:
+    """Score a run and write its scores.json; return what is in it.
 
     section    `[score]`, whole or the keys in which it differs from the run's own
     generator, data
@@ -54,7 +55,7 @@ def score_run(
     before it samples for what can be known by then.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe = run.recipe
+    recipe = run.read_recipe()
     if not isinstance(section, Score):
         section = Score.of({**recipe.score.model_dump(exclude_none=True), **(section or {})})
     if not section.metrics:
@@ -65,24 +66,25 @@ def score_run(
     check_section(section)
     choose_device(device)
     refuse_unwritable(run.path)
-    _ = run.scores  # a broken file is told before the work, not after it
+    run.read_scores()  # a broken file is told before the work, not after it
     for made, given in ((recipe.generator, generator), (recipe.data, data)):
         refuse_python(run, made, given, "gancore.score_run({run!r}, generator=…, data=…)")
     saved = _latest(run, tell)
     data = dataset_of(run, data)
     check_scoring(data, section)
-    if lines := changes(made_of_in(saved.state), {"data": data.fingerprint}):
+    if lines := changes(made_of_in(saved.state), MadeOf(data=data.fingerprint)):
         tell(f"scored against other data than the run was trained on: {lines[0]}")
     found = score_generator(
         _generator(run, saved, generator, device, progress),
         data,
         section,
-        seed=run.seed,
+        seed=recipe.train.seed,
         device=choose_device(device),
         progress=progress,
     )
     notes = Notes({}, data, Tally.of(saved.state), lambda text: None)
-    return run.write_scores(notes.scored(found, saved.step), saved.step)
+    scored = {**notes.scored(found, saved.step), "step": saved.step}
+    return run.write_scores(Scores.model_validate(scored))
 
 
 @leaving_no_trace
@@ -129,7 +131,7 @@ def _generator(
     generator = place(generator, choose_device(device))
     if statistics:
         return copied(generator, "generator").eval()
-    return calibrated(generator, run.seed, frozen=frozen, progress=progress)
+    return calibrated(generator, run.read_recipe().train.seed, frozen=frozen, progress=progress)
 
 
 def _is_text(value: object) -> bool:
@@ -153,8 +155,9 @@ def load_critic(
     found = _latest(run)
     if critic is None:
         critic = _rebuild(run, "critic")
-        materialize_critic(critic, load_data(run.recipe), 2, run.seed)
-        Plugins(load_plugins(run.recipe)).prepare_critic(critic)
+        recipe = run.read_recipe()
+        materialize_critic(critic, load_data(recipe), 2, recipe.train.seed)
+        Plugins(load_plugins(recipe)).prepare_critic(critic)
     _fill(critic, found.tensors["critic"], run)
     return place(critic, choose_device(device)).eval()
 
@@ -168,7 +171,7 @@ def _latest(run: Run, tell: Callable[[str], None] = warnings.warn) -> checkpoint
 
 def _rebuild(run: Run, kind: Literal["generator", "critic"]) -> nn.Module:
     """Build a run's network as its recipe says."""
-    recipe = run.recipe
+    recipe = run.read_recipe()
     section = recipe.generator if kind == "generator" else recipe.critic
     refuse_python(run, section, None, f"gancore.load_{kind}({{run!r}}, {kind}=…)")
     network: nn.Module = build_component(kind, section, load_data(recipe).shape)
@@ -187,8 +190,8 @@ def refuse_python(run: Run, section: Component, given: object, call: str) -> Non
 def dataset_of(run: Run, data: Dataset | Tensor | None) -> Dataset:
     """Return a run's data, where they are not given its recipe's."""
     if data is None:
-        return load_data(run.recipe)
-    name = run.recipe.data.name.removeprefix(entrypoints.MADE_IN_PYTHON)
+        return load_data(run.read_recipe())
+    name = run.read_recipe().data.name.removeprefix(entrypoints.MADE_IN_PYTHON)
     return data if isinstance(data, Dataset) else Dataset(name, data)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.scoring.generator import COLLAPSED, total_variance
+from gancore.scoring.protocol import Scores
 from gancore.text import shown
 from gancore.training.tally import Tally
 
@@ -207,10 +208,10 @@ class Notes:
         return total_variance(self._data.samples)
 
 
-def noticed(state: Mapping[str, Any], scores: Mapping[str, Any] | None) -> list[str]:
+def noticed(state: Mapping[str, Any], scores: Scores | None) -> list[str]:
     """Return the notes of a run: those of its scores, or else of its checkpoint's state."""
     if scores is not None:
-        return list(scores.get("notes", []))
+        return list(scores.notes)
     return list(Tally.of(state).notes.values())
 
 

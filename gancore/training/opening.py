@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.files.storage import refuse_taken
 from gancore.files.writing import delete, refuse_links_out
-from gancore.provenance.environment import environment
+from gancore.provenance.environment import (
+    Environment,
+    Stretch,
+    environment,
+    made_with,
+    unlike,
+)
 from gancore.provenance.identity import (
     SCORING,
     WORDS,
+    MadeOf,
     as_now,
     changes,
     made_of_in,
     uncompared,
 )
-from gancore.provenance.machine import TO_ROUNDING, taken_again, unlike
+from gancore.provenance.machine import TO_ROUNDING, taken_again
 from gancore.recipe import differences
 from gancore.report import Display
 from gancore.scoring.sampling import frozen_parts
@@ -38,9 +45,7 @@ if TYPE_CHECKING:
 class Opening:
     """Makes a run's folder ready for a trainer, and brings the trainer to where the run is."""
 
-    def __init__(
-        self, trainer: Trainer, run: Run, display: Display, made_of: dict[str, Any]
-    ) -> None:
+    def __init__(self, trainer: Trainer, run: Run, display: Display, made_of: MadeOf) -> None:
         self.trainer = trainer
         self.run = run
         self.display = display
@@ -72,14 +77,13 @@ class Opening:
     def _refuse_unlike_processes(self) -> None:
         """Refuse processes that have other data or code than the first."""
         ranks = self.trainer.ranks
-        first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
-        unlike = [
-            word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
-        ]
-        if unlike:
+        sent = ranks.from_first(lambda: json.dumps(self._made_of.table()).encode())
+        first, mine = json.loads(sent), self._made_of.table()
+        differing = [word for key, word in WORDS.items() if ranks.any(first[key] != mine[key])]
+        if differing:
             raise InputError(
-                f"the processes of this run don't have the same {', '.join(unlike)}: give all the "
-                "same files and packages"
+                f"the processes of this run don't have the same {', '.join(differing)}: give all "
+                "the same files and packages"
             )
 
     def _prepare(self, *, resume: bool, force: bool, threads: int | None) -> Checkpoint | None:
@@ -88,21 +92,18 @@ class Opening:
         refuse_links_out(run.path)
         refuse_taken(run.path, resume=resume)
         found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        before = self._environment() if found is not None else {}
+        before = self._environment() if found is not None else None
         if found is None:
             self.trainer.use.refuse()
         else:
-            changed = {"threads": (before.get("threads", threads), threads)} if threads else {}
+            changed = {"threads": (before.threads, threads)} if before and threads else {}
             self._refuse_another(found, changed, force=force)
             self._take_threads(before, threads)
-        about = {
-            **environment(
-                self.trainer.device,
-                self.trainer.plugins.loaded,
-                world_size=self.trainer.ranks.count,
-            ),
-            **self._made_of,
-        }
+        about = environment(
+            self.trainer.device,
+            made_with(self.trainer.plugins.loaded).model_copy(update=self._made_of.known()),
+            world_size=self.trainer.ranks.count,
+        )
         self._refuse_unexpected(about)
         if before and (differing := unlike(before, about)):
             self.display.say(
@@ -125,23 +126,24 @@ class Opening:
             delete(run.scores_path)
         return found
 
-    def _environment(self) -> dict[str, Any]:
-        """Return what the run was made on so far; {}, and a line, where that can't be read."""
+    def _environment(self) -> Environment | None:
+        """Return what the run was made on so far; None, and a line, where that can't be read."""
         try:
-            return self.run.environment
+            return self.run.read_environment()
         except InputError as error:
             reason = shown(" ".join(str(error).split()), 1000)
             self.display.say(f"threads and machine of the run so far are not known: {reason}")
-            return {}
+            return None
 
-    def _take_threads(self, before: Mapping[str, Any], asked: int | None) -> None:
+    def _take_threads(self, before: Environment | None, asked: int | None) -> None:
         """Compute on as many threads as the run so far, if that can be and no other is asked for.
 
         Otherwise results would differ in their last bits.
         """
-        then, now = before.get("threads"), torch.get_num_threads()
-        if then is None or then == now:
+        now = torch.get_num_threads()
+        if before is None or before.threads == now:
             return
+        then = before.threads
         if asked is not None:
             self.display.say(f"threads: {now} instead of {then} so far: {TO_ROUNDING}")
         elif taken_again(then):
@@ -162,7 +164,7 @@ class Opening:
         classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
         recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
         lines = differences(*recipes) + self._changes_of_identity(found)
-        if made_of_in(found.state).get("data") == self._made_of["data"]:
+        if made_of_in(found.state).data == self._made_of.data:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
         processes = (found.state.get("processes", 1), self.trainer.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
@@ -193,10 +195,10 @@ class Opening:
             )
         return changes(then, self._made_of, but=SCORING)
 
-    def _refuse_unexpected(self, about: Mapping[str, Any]) -> None:
+    def _refuse_unexpected(self, about: Stretch) -> None:
         """Refuse to make a run of a board of other data or code than the board has it filed by."""
-        lines = changes(self.run.expected, about)
-        if lines:
+        expected = self.run.read_expected()
+        if lines := changes(expected, about) if expected else []:
             raise InputError(
                 f"{self.run.path} is for a run of a board made of other data or code: "
                 f"{'; '.join(lines)}. {BOARD_AGAIN}"
@@ -224,16 +226,14 @@ class Opening:
         self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
 
 
-def checkpoint_of(
-    trainer: Trainer, tally: Tally, made_of: Mapping[str, Any], step: int
-) -> Checkpoint:
+def checkpoint_of(trainer: Trainer, tally: Tally, made_of: MadeOf, step: int) -> Checkpoint:
     """Return all that a run goes on from after a step."""
     tensors, plugins = trainer.state()
     state = {
         **tally.state(),
         "plugins": plugins,
         "recipe": trainer.recipe,
-        "made_of": made_of,
+        "made_of": made_of.table(),
         "processes": trainer.ranks.count,
         "frozen": frozen_parts(trainer.generator),
     }

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field
 
 from gancore.entrypoints import PluginFile
 from gancore.errors import InputError
@@ -23,67 +22,22 @@ from gancore.files.reading import (
     read_toml,
     unreadable,
 )
-from gancore.files.stored import Number, Stored, Text, Whole
 from gancore.files.writing import delete, growing, replacing, sync, write_bytes, write_text
+from gancore.provenance.environment import EARLIER, Environment, Stretch
 from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
-from gancore.scoring.protocol import Protocol
+from gancore.scoring.protocol import Scores
 from gancore.text import shown
+from gancore.training.record import Record
 
 LARGEST = 1 << 20
 """Bytes of scores.json and environment.json; ours have two thousand."""
 
-LARGEST_NUMBER = 1e100
-"""What no record comes near to, and figures can be drawn of."""
-
 LARGEST_METRICS = 1 << 30
 """Bytes of metrics.jsonl: some three million records."""
 
-EARLIER = 100
-"""Stretches before the current one that environment.json tells of, the latest ones."""
-
 TRAIN_AGAIN = "Copy the run folder anew, or train again"
 BOARD_AGAIN = "Run its board again: gan leaderboard"
-
-
-class Scores(Stored):
-    """scores.json."""
-
-    scores: dict[Text, Number]
-    protocol: Protocol
-    spread: Number | None = None
-    notes: list[Text] = Field(default=[])
-    step: Whole | None = None
-
-
-class Git(Stored):
-    """The state of the sources."""
-
-    commit: Text
-    dirty: bool
-
-
-class Stretch(MadeOf):
-    """What a part of a run was made on, from an update on."""
-
-    versions: dict[Text, Text]
-    plugins: dict[Text, Text]
-    python: Text
-    platform: Text
-    device: Text
-    device_name: Text
-    cpu: Text | None = None
-    cpu_capability: Text | None = None
-    blas: Text | None = None
-    threads: Whole
-    git: Git | None
-    from_step: Whole = 0
-
-
-class Environment(Stretch):
-    """environment.json: the current stretch, and those before it."""
-
-    earlier: list[Stretch] = Field(default=[], max_length=EARLIER)
 
 
 @dataclass(frozen=True)
@@ -165,59 +119,50 @@ class Run:
         """The sample grid of a step."""
         return self.path / "samples" / f"step-{step:06d}.png"
 
-    @property
-    def recipe(self) -> Recipe:
-        """The resolved recipe."""
+    def read(self) -> SavedRun:
+        """Read all files of the run, each once. Raises InputError for a broken one."""
+        table = self.read_table()
+        return SavedRun(
+            run=self,
+            recipe=Recipe.parse(table, shown(str(self.recipe_path), 4096)),
+            table=table,
+            records=tuple(self.read_records()),
+            environment=self.read_environment(),
+            scores=self.read_scores(),
+            expected=self.read_expected(),
+        )
+
+    def read_recipe(self) -> Recipe:
+        """Read the resolved recipe. Raises RecipeError."""
         return Recipe.load(self.recipe_path)
 
-    @property
-    def recipe_table(self) -> dict[str, Any]:
-        """The resolved recipe as it stands in the file. Raises RecipeError."""
+    def read_table(self) -> dict[str, Any]:
+        """Read the resolved recipe as it stands in the file. Raises RecipeError."""
         return read_toml(self.recipe_path)
 
-    @property
-    def seed(self) -> int:
-        """The seed of the run. Raises RecipeError."""
-        return self.recipe.train.seed
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """Versions, plugins, device and the like. Raises InputError for a broken file."""
+    def read_environment(self) -> Environment | None:
+        """Read versions, plugins, device and the like. Raises InputError for a broken file."""
+        if not is_there(self.environment_path):
+            return None
         return read_json(self.environment_path, Environment, TRAIN_AGAIN, largest=LARGEST)
 
-    @property
-    def expected(self) -> dict[str, Any]:
-        """What a board expects data and code to be; {} for a run of no board.
+    def read_expected(self) -> MadeOf | None:
+        """Read what a board expects data and code to be; None for a run of no board.
 
         Raises InputError for a broken file.
         """
         if not is_there(self.expected_path):
-            return {}
+            return None
         return read_json(self.expected_path, MadeOf, BOARD_AGAIN, largest=LARGEST)
 
-    def write_environment(
-        self, about: Mapping[str, Any], before: Mapping[str, Any], start: int
-    ) -> None:
-        """Write what the run is made on from a step on, beside what it was made on before.
+    def read_scores(self) -> Scores | None:
+        """Read the scores; None before scoring. Raises InputError for a broken file."""
+        if not is_there(self.scores_path):
+            return None
+        remedy = "Delete it, and score the run again: gan score RUN"
+        return read_json(self.scores_path, Scores, remedy, largest=LARGEST)
 
-        A stretch under the same conditions goes on; one that no update is left of goes.
-        """
-        last = dict(before)
-        earlier: list[dict[str, Any]] = [*last.pop("earlier", []), last] if start and before else []
-        earlier = [each for each in earlier if each.get("from_step", 0) < start]
-        if earlier and {**earlier[-1], "from_step": 0} == {**about, "from_step": 0}:
-            start = earlier.pop().get("from_step", 0)
-        table = {**about, "from_step": start, "earlier": earlier[-EARLIER:]}
-        while len(json.dumps(table, indent=2)) > LARGEST and table["earlier"]:
-            del table["earlier"][0]
-        self.write_json(self.environment_path, table)
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The records so far, all in memory; see `read_records`."""
-        return list(self.read_records())
-
-    def read_records(self) -> Iterator[dict[str, Any]]:
+    def read_records(self) -> Iterator[Record]:
         """Yield the records so far, one at a time; a last line that was cut off is left out.
 
         Raises InputError with the line that is broken.
@@ -225,51 +170,37 @@ class Run:
         for number, line in enumerate(self._lines(), 1):
             yield self._record(line, number)
 
-    def last_record(self) -> dict[str, Any]:
-        """Return the last record, whatever is before it, or {}. Raises InputError if it is broken.
+    def last_record(self) -> Record | None:
+        """Read the last record from the end of the file, whatever is before it.
 
-        Only the end of the file is read.
+        Raises InputError if it is broken.
         """
         if not is_there(self.metrics_path):
-            return {}
+            return None
         try:
             end = read_end(self.metrics_path, LONGEST)
         except OSError as error:
             raise InputError(unreadable(error, self.metrics_path)) from error
         *before, line = (b"\n" + end).split(b"\n")[:-1]
-        return self._record(_text(line), "last") if before else {}
+        return self._record(_text(line), "last") if before else None
 
     def _lines(self) -> Iterator[str]:
         if is_there(self.metrics_path):
             yield from map(_text, read_lines(self.metrics_path, LARGEST_METRICS))
 
-    def _record(self, line: str, number: int | str) -> dict[str, Any]:
+    def _record(self, line: str, number: int | str) -> Record:
         try:
-            found: dict[str, Any] = json.loads(line)
-        except (ValueError, RecursionError):
-            found = {}
-        if not _is_record(found):
+            return Record.parse(line)
+        except ValueError as error:
             raise InputError(
                 f"{shown(str(self.metrics_path), 4096)}: line {number}: expected finite numbers, "
                 f"step and seconds among them, got {shown(line)}. gan run --resume leaves it out"
-            )
-        return found
+            ) from error
 
-    @property
-    def scores(self) -> dict[str, Any] | None:
-        """{"scores": {…}, "protocol": {…}, "step": …}, or None before scoring.
-
-        Raises InputError for a broken file.
-        """
-        if not is_there(self.scores_path):
-            return None
-        remedy = "Delete it, and score the run again: gan score RUN"
-        return read_json(self.scores_path, Scores, remedy, largest=LARGEST)
-
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Add a record. Raises InputError where the records are no plain file."""
         with growing(self.metrics_path) as file:
-            file.write(f"{json.dumps(record)}\n".encode())
+            file.write(f"{record.line()}\n".encode())
 
     def cut_records(self, step: int, tell: Callable[[str], None]) -> None:
         """Drop the records after a step, and the unreadable ones, the first of which is told."""
@@ -281,8 +212,8 @@ class Run:
                 except InputError as error:
                     faults, first = faults + 1, first or str(error)
                     continue
-                if record["step"] <= step:
-                    file.write(f"{json.dumps(record)}\n".encode())
+                if record.step <= step:
+                    file.write(f"{record.line()}\n".encode())
         if faults:
             tell(first + (f", and {faults - 1:,} more" if faults > 1 else ""))
 
@@ -291,17 +222,34 @@ class Run:
         if is_there(self.metrics_path):
             sync(self.metrics_path)
 
-    def write_scores(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
+    def write_environment(self, now: Stretch, before: Environment | None, start: int) -> None:
+        """Write what the run is made on from a step on, beside what it was made on before.
+
+        A stretch under the same conditions goes on. A stretch without an update left is dropped.
+        """
+        earlier = [*before.earlier, before.current()] if before and start else []
+        earlier = [stretch for stretch in earlier if stretch.from_step < start]
+        if earlier and _is_like(earlier[-1], now):
+            start = earlier.pop().from_step
+        table = {
+            **now.table(),
+            "from_step": start,
+            "earlier": [stretch.table() for stretch in earlier[-EARLIER:]],
+        }
+        while len(json.dumps(table, indent=2)) > LARGEST and table["earlier"]:
+            del table["earlier"][0]
+        self.write_json(self.environment_path, table)
+
+    def write_scores(self, now: Scores) -> Scores:
         """Write the scores of a step, and return them with what was there.
 
         Those of the same step under the same protocol stay; others are replaced.
         """
-        before = self.scores or {}
-        scores = {**found, "step": step}
-        if all(before.get(key) == scores[key] for key in ("step", "protocol")):
-            scores["scores"] = {**before["scores"], **found["scores"]}
-        self.write_json(self.scores_path, scores)
-        return scores
+        before = self.read_scores()
+        if before and (before.step, before.protocol) == (now.step, now.protocol):
+            now = now.model_copy(update={"scores": {**before.scores, **now.scores}})
+        self.write_json(self.scores_path, now.table())
+        return now
 
     def write_recipe(self, table: Mapping[str, Any]) -> None:
         """Write the resolved recipe."""
@@ -326,25 +274,27 @@ def _text(line: bytes) -> str:
     return line.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
 
 
-def _is_record(found: object) -> bool:
-    """Whether this is numbers by what they are of. Plain code: a board reads records often.
+def _is_like(one: Stretch, other: Stretch) -> bool:
+    """Whether two stretches are under the same conditions, whichever step they began at."""
+    return {**one.table(), "from_step": 0} == {**other.table(), "from_step": 0}
 
-    A run's last record may have `notes`, a list of sentences, beside them.
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What the files of a run hold.
+
+    recipe       the resolved one
+    table        the same as recipe.toml has it
+    records      the lines of metrics.jsonl, in order
+    environment  None where there is no environment.json
+    scores       None before scoring
+    expected     what a board expects data and code to be; None for a run of no board
     """
-    return (
-        isinstance(found, dict)
-        and {"step", "seconds"} <= found.keys()
-        and type(found["step"]) is int
-        and all(
-            type(value) in (int, float) and abs(value) < LARGEST_NUMBER and key.isprintable()
-            for key, value in found.items()
-            if key != "notes"
-        )
-        and _are_sentences(found.get("notes", []))
-    )
 
-
-def _are_sentences(found: object) -> bool:
-    return isinstance(found, list) and all(
-        isinstance(each, str) and len(each) <= 1000 and each.isprintable() for each in found
-    )
+    run: Run
+    recipe: Recipe
+    table: dict[str, Any]
+    records: tuple[Record, ...]
+    environment: Environment | None
+    scores: Scores | None
+    expected: MadeOf | None

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from gancore.provenance.identity import (
-    made_of,
-)
+from gancore.provenance.identity import made_of
 from gancore.report import Display, plot_curves, save_grid, spared
 from gancore.scoring.extractors import extractor
-from gancore.scoring.protocol import answers
+from gancore.scoring.protocol import Scores, answers
 from gancore.scoring.sampling import CALIBRATING, SAMPLING, generate
 from gancore.training import checkpoint
 from gancore.training.idle import warn_never_due
 from gancore.training.notes import Notes
 from gancore.training.opening import Opening, checkpoint_of
+from gancore.training.record import Record
 from gancore.training.run_folder import Run
 from gancore.training.tally import Tally
 
@@ -76,14 +75,16 @@ class Session:
                 warn_never_due(trainer.plugins, trainer.were_due | self.tally.penalties.keys())
             if first:
                 with spared(self.run.curves_path, self.display.say):
-                    plot_curves(self.run.read_records(), self.run.curves_path, trainer.recipe)
+                    records = (record.values for record in self.run.read_records())
+                    plot_curves(records, self.run.curves_path, trainer.recipe)
             if stopped:
                 self.display.say(f"{stopped}: saved in {self.run.path}; go on with --resume")
             elif trainer.score.metrics and not self._is_scored(start):
                 found = self._scores if self._scores is not None else self._last_scores()
                 if found:
                     steps = trainer.train.steps
-                    self.run.write_scores(self.notes.scored(found, steps), steps)
+                    scored = {**self.notes.scored(found, steps), "step": steps}
+                    self.run.write_scores(Scores.model_validate(scored))
                 elif first:
                     self.display.say(
                         f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "
@@ -99,20 +100,21 @@ class Session:
         """Whether there was nothing to train, and the scores asked for are there already."""
         steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
         here = self.trainer.ranks.is_first and start == steps
-        is_there = here and answers(self.run.scores, asked, steps) and self._has_same_features()
+        scores = self.run.read_scores() if here else None
+        is_there = answers(scores, asked, steps) and self._has_same_features(scores)
         return self.trainer.ranks.any(is_there)
 
-    def _has_same_features(self) -> bool:
+    def _has_same_features(self, scores: Scores | None) -> bool:
         """Whether the scores that are there are of the data and the extractor's weights of now."""
-        scores, score = self.run.scores, self.trainer.score
+        score = self.trainer.score
         if scores is None:
             return True
-        if scores["protocol"]["reference"].get("sha256") != self.trainer.data.sha256:
+        if scores.protocol.reference.sha256 != self.trainer.data.sha256:
             return False
-        if "weights_sha256" not in scores["protocol"]:
+        if scores.protocol.weights_sha256 is None:
             return True
         chosen = extractor(score.extractor, score.weights)
-        return bool(chosen.weights_sha256() == scores["protocol"]["weights_sha256"])
+        return bool(chosen.weights_sha256() == scores.protocol.weights_sha256)
 
     def _last_scores(self) -> dict[str, Any]:
         """Return scores and protocol; {} but on the first process, and there if it is stopped.
@@ -227,7 +229,7 @@ class Session:
             samples = self._save_samples(step)
         if last or step == 1 or step % trainer.log.every == 0 or found:
             sentences = self.notes.sentences if last and not trainer.score.metrics else []
-            self.run.append({**record, "notes": sentences} if sentences else record)
+            self.run.append(Record.of(record, tuple(sentences)))
             trainer.plugins.log(record)
             self.display.record(record)
         if samples is not None:
