@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,8 +16,9 @@ import pluggy
 from gancore import entrypoints, hooks, options
 from gancore.checks import guard, marks
 from gancore.checks.leftovers import noted, parts_of, refuse_leftovers
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, PluginError
+from gancore.text import snake_case
 
 if TYPE_CHECKING:
     import torch
@@ -58,14 +58,10 @@ class Loaded:
 
     name: str
     instance: object
-    source: Found | None = None
+    source: Available | None = None
 
     def __str__(self) -> str:
-        origin = (
-            f"{self.source.distribution} {self.source.version}"
-            if self.source
-            else type(self.instance).__module__
-        )
+        origin = self.source.brought_by if self.source else type(self.instance).__module__
         return f"{self.name} ({origin})"
 
     @property
@@ -86,11 +82,10 @@ class Loaded:
         return {"name": self.method, **alias, **self.options}
 
 
-def plugin_class(entry: Found) -> type:
+def plugin_class(entry: Available) -> type:
     """Import a plugin's entry point and return its class; raises PluginError when it is none."""
     cls: type = entrypoints.load(entry)
-    is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
-    if not is_class or getattr(cls, "__hash__", None) is None:
+    if not entrypoints.is_plugin(cls):
         raise PluginError(f"plugin {entry}: {cls!r} is not a class decorated with @gancore.plugin")
     return cls
 
@@ -113,11 +108,11 @@ def wrap(instance: object, name: str | None = None) -> Loaded:
         return instance
     cls = type(instance)
     source = next((entry for entry in entrypoints.find("plugin") if _names(entry, cls)), None)
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-    return Loaded(name or (source.name if source else snake), instance, source)
+    named = source.name if source else snake_case(cls.__name__)
+    return Loaded(name or named, instance, source)
 
 
-def _names(entry: Found, cls: type) -> bool:
+def _names(entry: Available, cls: type) -> bool:
     """Whether an entry point names this class, wherever that is defined; imports nothing."""
     module = sys.modules.get(entry.point.module)
     return module is not None and getattr(module, entry.point.attr, None) is cls

@@ -217,11 +217,20 @@ def test_dry_run_writes_nothing(
             ["run", "RECIPE", "--set", "plugin.0.weight=x"],
             "weight: expected a valid number, got 'x'",
         ),
+        (
+            ["run", "RECIPE", "--set", "steps=3"],
+            "override 'steps': there is no such key. Did you mean 'train.steps'?\n",
+        ),
+        (
+            ["run", "RECIPE", "--set", "every=3"],
+            "'checkpoint.every' or 'log.every' or 'sample.every' or 'score.every'?\n",
+        ),
+        (["run", "RECIPE", "--set", "as=3"], "as: unknown key. Known: "),
         (["run", "RECIPE", "--set", "data.name=celeba"], "no dataset 'celeba' is installed"),
         (["score", "nowhere"], "nowhere is no run folder"),
         (["sample", "nowhere", "--out", "x.jpg"], "ends in .npz or .png"),
         (["rnu"], "Did you mean 'run'"),
-        (["plugins", "list"], "no command 'list'. Known: check, new."),
+        (["plugins", "lst"], "no command 'lst'. Did you mean 'list'?"),
         (["recipe", "chekc"], "no command 'chekc'. Did you mean 'check'?"),
         (["run"], "Missing argument 'RECIPE'"),
         pytest.param(
@@ -284,6 +293,25 @@ def test_recipe_check_tells_all_faults(recipe: Path, gan: Gan, tmp_path: Path) -
     assert f"{recipe}: valid" in out
     assert f"{bad}: plugin.0: wieght: unknown key. Did you mean 'weight'?" in err
     assert f"{worse}:1:6: " in err
+
+
+def test_recipe_check_says_which_data_are_not_here(gan: Gan, tmp_path: Path) -> None:
+    """As it says which packages are not: that is no fault of the recipe."""
+    path, folder = tmp_path / "images.toml", tmp_path / "images"
+    text = DIGITS.replace('"digits"\n', f'"folder"\npath = "{folder}"\n', 1)
+    path.write_text(text)
+    said = f"{path}: valid; data.path: there is no file or folder {folder} here\n"
+    assert gan("recipe", "check", path) == (0, said, "")
+    folder.mkdir()
+    assert gan("recipe", "check", path) == (0, f"{path}: valid\n", "")
+
+
+def test_overrides_of_a_board_as_a_table_are_told(recipe: Path, gan: Gan, tmp_path: Path) -> None:
+    text = f'recipe = "{recipe}"\nbaseline = "a"\nseeds = [0]\n[[entry]]\nname = "a"\n'
+    (tmp_path / "board.toml").write_text(f"{text}[entry.set]\n'train.steps' = 2\n")
+    code, _, err = gan("leaderboard", tmp_path / "board.toml", "--out", tmp_path / "out")
+    assert code == 2
+    assert 'entry.0.set: expected a list of overrides, such as ["train.steps=200"]' in err
 
 
 def test_recipe_schema_is_json_schema() -> None:

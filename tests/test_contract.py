@@ -384,7 +384,7 @@ OURS = [found for found in entrypoints.find("plugin") if found.distribution.star
 @pytest.mark.parametrize(
     "found", [each for each in OURS if each.distribution == "gancore"], ids=str
 )
-def test_the_losses_keep_the_contract(found: entrypoints.Found) -> None:
+def test_the_losses_keep_the_contract(found: entrypoints.Available) -> None:
     results = check_plugin(Subject(plugin_class(found)))
     assert not failed(results), results
 

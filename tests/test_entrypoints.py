@@ -19,7 +19,7 @@ import pytest
 from helpers import TOY
 
 from gancore import entrypoints
-from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
+from gancore.entrypoints import OURS, Available, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
 from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.plan import versions
@@ -106,7 +106,7 @@ def test_all_files_of_a_package_are_its_code(
     for name in ("__init__.py", "one.py", "part/two.py"):
         (folder / name).write_text("")
     point = EntryPoint("foo", f"{package}.one:Foo", "gancore.plugins")
-    found = Found("plugin", "foo", "foo", "1", point)
+    found = Available("plugin", "foo", "foo", "1", point)
     codes = [origin(found)]
     (tmp_path / "shared").mkdir(exist_ok=True)
     (tmp_path / "shared" / "another.py").write_text("")
@@ -169,7 +169,7 @@ def test_code_that_is_in_no_file_is_unknown(
         archive.writestr("zipped_one.py", "")
     monkeypatch.syspath_prepend(tmp_path / "all.zip")
     point = EntryPoint("foo", f"{name}:Foo", "gancore.plugins")
-    assert origin(Found("plugin", "foo", "foo", "1", point)) == "foo==1 (code unknown)"
+    assert origin(Available("plugin", "foo", "foo", "1", point)) == "foo==1 (code unknown)"
 
 
 def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Path) -> None:

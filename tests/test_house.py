@@ -136,7 +136,7 @@ OPENED = {
     "report.filmstrip": {"Image.open"},
     "scoring.extractors": {"torch.load"},
     "provenance.sources": {"path.read_bytes", "inspect.getsource"},  # what is installed
-    "entrypoints": {"path.read_bytes"},
+    "entrypoints.code": {"path.read_bytes"},
     "cli.scaffold": {"item.read_text"},
     "leaderboard.page": {"resources.files(__package__).joinpath('sort.js').read_text"},
     "provenance.machine": {"path.read_text"},  # /proc/cpuinfo

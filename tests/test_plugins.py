@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore import CriticStep, hookimpl, plugin
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
 from gancore.options import build
@@ -35,7 +35,7 @@ def step(update: int = 0) -> CriticStep:
 
 
 def named(instance: object, name: str) -> Loaded:
-    source = Found("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
+    source = Available("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
     return Loaded(name, instance, source)
 
 
@@ -117,7 +117,7 @@ def test_a_value_error_of_the_plugin_is_the_users_mistake() -> None:
 
 @pytest.mark.parametrize("value", ["math:sqrt", "math:pi", "fractions:Fraction", "enum:Enum"])
 def test_an_entry_point_that_is_no_plugin(value: str) -> None:
-    found = Found("plugin", "odd", "odd-dist", "1", EntryPoint("odd", value, "gancore.plugins"))
+    found = Available("plugin", "odd", "odd-dist", "1", EntryPoint("odd", value, "gancore.plugins"))
     with pytest.raises(PluginError, match=r"odd \(odd-dist 1\).*not a class decorated"):
         plugin_class(found)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, use
 from gancore.cli.tables import tell
 from gancore.errors import RunError
 
@@ -39,6 +40,7 @@ NONE = "none"
     metavar="KEY=VALUE",
     help="Override a key of the recipe; KEY= removes it.",
 )
+@plugin_file_option
 @device_option("Where to measure.")
 @threads_option()
 @click.option(
@@ -53,6 +55,7 @@ def bench(
     recipe: Path,
     sets: tuple[str, ...],
     overrides: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
     device: str,
     rounds: int,
     as_json: bool,
@@ -72,6 +75,8 @@ def bench(
         recipes[own] = loaded
     for chosen in sets:
         recipes[chosen] = _with(loaded, chosen)
+    use(plugin_files)
+    tell_unused(recipes.values())
 
     from gancore.cost import measure
     from gancore.provenance.environment import environment, made_with

@@ -9,6 +9,7 @@ import click
 
 from gancore.cli.device import device_option
 from gancore.cli.paths import Target
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, told_with_copies, use
 from gancore.cli.tables import tell
 from gancore.errors import InputError, told_of_files
 
@@ -44,6 +45,7 @@ from gancore.errors import InputError, told_of_files
     is_flag=True,
     help="Print the command of each run that is left, one a line, for a queue; make none.",
 )
+@plugin_file_option
 @device_option("Where to train.")
 @click.option(
     "--cost/--no-cost", default=True, show_default=True, help="Measure what each entry costs."
@@ -55,6 +57,7 @@ def leaderboard(
     executor_name: str | None,
     address: str | None,
     commands: bool,
+    plugin_files: tuple[Path, ...],
     device: str,
     cost: bool,
 ) -> None:
@@ -85,13 +88,16 @@ def leaderboard(
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
     recipes = loaded.recipes(board.parent)
+    use(plugin_files)
+    tell_unused(recipes.values())
     display = BoardDisplay(loaded, sys.stderr if commands else sys.stdout)
     if commands and not (loaded.budget and loaded.budget.unit == "passes"):
         cost = False  # measured when the runs are done, where they were made
     priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
     refuse_unwritable(out)
     refuse_strangers(out)
-    resolved(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
+    with told_with_copies(out.glob("runs/*/plugin-files/*")):
+        resolved(loaded, priced)  # tells mistakes before a cluster is asked, or anything measured
     terms = Terms(place, jobs, loaded.threads, loaded.gpus, device, display.say)
     with told_of_files(out), chosen(name, terms) as executor, display:
         costs = {}

@@ -23,7 +23,8 @@ def recipe() -> None:
 def check(recipes: tuple[Path, ...]) -> None:
     """Validate each RECIPE: its keys, and the options of installed components.
 
-    A component that is not installed here is told of, and is no fault of the recipe.
+    Components that are not installed, and data that are not here, are told. They are no fault of
+    the recipe.
     """
     from gancore.cli.tables import lines
     from gancore.recipe import Recipe
@@ -40,7 +41,7 @@ def check(recipes: tuple[Path, ...]) -> None:
             text = "\n".join(lines(str(error)))
             tell(text if text.startswith(where) else f"{where}: {text}", err=True)
         else:
-            tell("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
+            tell("; ".join([f"{where}: valid", *(shown(line, 4096) for line in missing)]))
     sys.exit(2 if failed else 0)
 
 

@@ -15,6 +15,7 @@ import click
 
 from gancore.cli.device import device_option, threads_option
 from gancore.cli.paths import Target
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, told_with_copies, use
 from gancore.cli.tables import tell
 from gancore.errors import RunError, told_of_files
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-plugin", "dropped", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable."
 )
+@plugin_file_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and how long it takes.")
 def run(
     recipe: Path,
@@ -61,6 +63,7 @@ def run(
     resume: bool,
     force: bool,
     dropped: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
     dry_run: bool,
 ) -> None:
     """Train, regularize and score RECIPE.
@@ -77,12 +80,15 @@ def run(
         overrides = (*overrides, f"train.seed={seed}")
     with _as_one(), _ending_in_words():
         loaded = Recipe.load(recipe, overrides).without(dropped)
+        use(plugin_files)
+        tell_unused([loaded])
 
         from gancore.report import display_for
-        from gancore.training import build_trainer, default_folder, refuse
+        from gancore.training import Run, build_trainer, default_folder, refuse
 
         folder = out or default_folder(recipe.stem, loaded)
-        refuse(loaded, None if dry_run else folder, device=device, resume=resume)
+        with told_with_copies(Run(folder).plugin_files.glob("*")):
+            refuse(loaded, None if dry_run else folder, device=device, resume=resume)
         built = build_trainer(loaded, device=device)
         if dry_run:
             from gancore.cli.dry_run import show

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, to_json
 
 from gancore.errors import RecipeError
@@ -18,7 +18,20 @@ from gancore.recipe import Count, Recipe, Section
 from gancore.recipe.overrides import parse_override, typed_in
 from gancore.text import shown
 
-Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
+
+def _listed(value: object) -> object:
+    if isinstance(value, dict):
+        raise PydanticCustomError(
+            "unavailable", 'expected a list of overrides, such as ["train.steps=200"], got a table'
+        )
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has lists only
+
+
+Overrides = Annotated[
+    tuple[Annotated[str, Field(max_length=4096)], ...],
+    Field(max_length=1000),
+    BeforeValidator(_listed),
+]
 
 
 class Budget(Section):

@@ -192,7 +192,7 @@ def metric_of(key: str) -> Metric | None:
     return None
 
 
-def _loaded(point: entrypoints.Found) -> Metric:
+def _loaded(point: entrypoints.Available) -> Metric:
     made = entrypoints.load(point)
     if not isinstance(made, Metric):
         raise PluginError(f"metric {point}: {made!r} is no gancore.scoring.Metric")

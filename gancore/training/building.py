@@ -164,9 +164,9 @@ def load_data(recipe: Recipe) -> Dataset:
 def check_recipe(recipe: Recipe) -> list[str]:
     """Check the names and options in a recipe, without loading data or building networks.
 
-    Returns a line for each component that is not installed, and for each option and plugin that
-    has no effect. Raises PluginError for a name close to an installed one, wrong options, and
-    plugins that don't go together.
+    Returns a line for each component that is not installed, for data and weights that are not here,
+    and for each option and plugin that has no effect. Raises PluginError for a name close to an
+    installed one, wrong options, and plugins that don't go together.
     """
     missing = []
     for kind, section in _components(recipe).items():
@@ -176,6 +176,9 @@ def check_recipe(recipe: Recipe) -> list[str]:
             if error.close:
                 raise
             missing.append(f"{kind} {section.name!r} is not installed here")
+    path = recipe.data.options.get("path")
+    if isinstance(path, str) and not is_there(expanded(path)):
+        missing.append(f"data.path: there is no file or folder {path} here")
     if recipe.score.weights and not Path(recipe.score.weights).is_file():
         missing.append(f"score.weights: there is no file {recipe.score.weights} here")
     try:

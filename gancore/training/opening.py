@@ -127,6 +127,8 @@ class Opening:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_environment(about, before, start)  # first: by it a folder is known for a run's
         run.write_recipe(self._recipe)
+        sources = [plugin.source for plugin in self.learner.plugins.loaded if plugin.source]
+        run.write_plugin_files(source.file for source in sources if source.file)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
         if start < self.learner.settings.train.steps:
             delete(run.scores_path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from gancore.entrypoints import PluginFile
 from gancore.errors import InputError
 from gancore.files.reading import (
     LONGEST,
@@ -21,7 +22,7 @@ from gancore.files.reading import (
     read_toml,
     unreadable,
 )
-from gancore.files.writing import growing, replacing, sync, write_text
+from gancore.files.writing import delete, growing, replacing, sync, write_bytes, write_text
 from gancore.provenance.environment import EARLIER, Environment, Stretch
 from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
@@ -54,7 +55,8 @@ class Run:
     """A run folder.
 
     Holds recipe.toml, environment.json, metrics.jsonl, curves.png, samples/, checkpoints/ and
-    scores.json; report.html and samples.gif once `gan report` has made them.
+    scores.json; plugin-files/ where --plugin-file was given; report.html and samples.gif once
+    `gan report` has made them.
     """
 
     path: Path
@@ -74,6 +76,8 @@ class Run:
     """Scores, pictures and recipe on one page."""
     animation_path = _Inside("samples.gif")
     """The sample grids as an animation."""
+    plugin_files = _Inside("plugin-files")
+    """Copies of the plugin files that were used. None is ever run."""
     checkpoints = _Inside("checkpoints")
     """The folder of checkpoints."""
 
@@ -229,6 +233,15 @@ class Run:
     def write_recipe(self, table: Mapping[str, Any]) -> None:
         """Write the resolved recipe."""
         write_text(self.recipe_path, tomli_w.dumps(table))
+
+    def write_plugin_files(self, files: Iterable[PluginFile]) -> None:
+        """Write copies of the plugin files that the run is made with, and no others."""
+        contents = {file.path.name: file.content for file in files}
+        for path in self.plugin_files.glob("*"):
+            if path.name not in contents:
+                delete(path)
+        for name, content in contents.items():
+            write_bytes(self.plugin_files / name, content)
 
     def write_json(self, path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write one of the run's JSON files."""

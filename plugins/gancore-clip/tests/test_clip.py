@@ -19,7 +19,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from gancore import hookimpl, input_gradient, plugin
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import PluginError
 from gancore.losses import Wasserstein
 from gancore.plugins import Loaded, Plugins, load, wrap
@@ -201,7 +201,7 @@ def test_conflict_with_sn(alias: str) -> None:
         def start(self) -> None: ...
 
     point = EntryPoint(name="sn", value="nowhere:StandIn", group="gancore.plugins")
-    sn = Loaded(alias, StandIn(), Found("plugin", "sn", "gancore-sn", "9", point))
+    sn = Loaded(alias, StandIn(), Available("plugin", "sn", "gancore-sn", "9", point))
     assert WeightClipping.conflicts == ("sn",)
     with pytest.raises(PluginError, match=rf"clip .*can't be combined with {alias} .*drop one"):
         Plugins([wrap(Wasserstein()), sn, wrap(WeightClipping())])
