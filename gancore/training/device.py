@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TypeVar
 
 import torch
@@ -17,19 +18,37 @@ MEMORY_FORMATS = {"cuda": torch.channels_last}
 """How images and the weights of convolutions lie in memory; as they were made elsewhere."""
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device for auto, cpu or cuda (cuda:1 …); of torchrun's processes each has its own.
+def named_device(name: str) -> torch.device:
+    """Return the device of a name that torch knows, whether there is one here or not.
 
-    Raises InputError for what is no device, and when CUDA is asked for and there is none, or too
-    few of them.
+    Raises InputError for any other name.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta" or (device.type == "cpu" and name != "cpu"):
+        raise InputError(
+            f"device {name!r}: expected auto, cpu, cuda or cuda:N, such as --device cuda:0"
+        )
+    return device
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for auto, cpu, cuda (cuda:1 …) or the name of another that torch has here.
+
+    auto is CUDA where there is one, else the CPU. Of torchrun's processes each has its own device.
+    Warns of a kind that gancore was not tried on. Raises InputError for what is no device, and for
+    one that is not here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    device = named_device(name)
+    if device.type == "cpu":
+        return device
     if device.type != "cuda":
+        _refuse_absent(device)
+        warnings.warn(f"device {name}: gancore was not tried here, on {device.type}", stacklevel=1)
         return device
     if not torch.cuda.is_available():
         raise InputError(
@@ -48,6 +67,13 @@ def choose_device(name: str) -> torch.device:
                 f"{there} here: torchrun --nproc-per-node {there}"
             )
     return device
+
+
+def _refuse_absent(device: torch.device) -> None:
+    """Raise InputError unless torch has an accelerator of this kind here."""
+    there = torch.accelerator.current_accelerator(check_available=True)
+    if there is None or there.type != device.type:
+        raise InputError(f"device {device}: torch sees no {device.type} here. Use --device cpu")
 
 
 def arranged(tensor: Tensor) -> Tensor:
