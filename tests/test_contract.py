@@ -370,7 +370,7 @@ def test_a_broken_plugin_fails_its_check_and_only_what_that_implies(name: str) -
     cls: Any = BROKEN[name]
     results = check_plugin(Subject(cls, dict(getattr(cls, "given", {}))))
     assert failed(results) == set(cls.breaks), results
-    found = next(result.found for result in results if result.check == cls.breaks[0])
+    found = next(result.detail for result in results if result.check == cls.breaks[0])
     assert len(found) > 20
 
 
@@ -430,7 +430,7 @@ def test_statistics_that_are_averaged_may_depend_on_each_other() -> None:
     assert sums[0] != sums[1]
     (found,) = [each for each in check_plugin(Subject(Uneven)) if each.check == "split"]
     assert found.verdict == "failed"
-    assert "statistics averaged on the halves" in found.found
+    assert "statistics averaged on the halves" in found.detail
 
 
 def test_an_author_may_declare_a_check_inapplicable_with_a_reason() -> None:
@@ -493,7 +493,7 @@ def test_what_a_run_refuses_the_contract_finds_and_more(
     (one,) = [each for each in CHECKS if each.name == check]
     found = one.run(Subject(cls))
     assert found.verdict == "failed"
-    assert said in found.found
+    assert said in found.detail
     assert torch.is_grad_enabled()
 
 
@@ -523,7 +523,7 @@ def test_an_exception_is_what_was_found() -> None:
         def penalty(self, step: CriticStep) -> Tensor:
             raise ZeroDivisionError("oh")
 
-    results = {result.check: result.found for result in check_plugin(Subject(Raises))}
+    results = {result.check: result.detail for result in check_plugin(Subject(Raises))}
     assert results["scalar"].startswith("raised ZeroDivisionError: oh (raised in hook penalty")
 
 
