@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from gancore.checks import guard
+from gancore.checks import guard, settings
 from gancore.errors import ContractError, MissingError, PluginError
 from gancore.text import close_to, did_you_mean
 
@@ -177,7 +177,7 @@ def load(found: Found) -> Any:
     """
     _check_core_version(found)
     try:
-        with guard.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
+        with settings.kept(_import_of(found)), warnings.catch_warnings(), _draws_kept():
             return found.point.load()
     except ContractError:
         raise

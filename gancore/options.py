@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from gancore.checks import guard
 from gancore.errors import PluginError
 from gancore.text import did_you_mean, shown
 
@@ -26,7 +27,26 @@ MOST_FAULTS = 20
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
+RESERVED = frozenset({"name", "as"})
+"""Keys of a `[[plugin]]` table that are the core's own, never options."""
+
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+def fault(cls: type) -> str:
+    """Return why an attribute of a class is no option, or may be none; empty if all are fine."""
+    annotations = inspect.get_annotations(cls)
+    for name, value in vars(cls).items():
+        is_value = not (callable(value) or hasattr(value, "__get__"))
+        if is_value and not name.startswith("_") and name not in annotations:
+            return (
+                f"{cls.__qualname__}.{name} has a default but no annotation, so it is no option: "
+                f"write `{name}: {type(value).__name__} = {value!r}`"
+            )
+    for name in annotations:
+        if name in RESERVED:
+            return f"{cls.__qualname__}.{name}: a recipe reserves this key"
+    return ""
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -126,6 +146,19 @@ def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str)
         return _read(known, dict(options), options)
     except ValidationError as error:
         raise PluginError(explain(error, where, lambda path: known)) from error
+
+
+def build(target: Callable[..., T], given: Mapping[str, Any], where: str, *args: Any) -> T:
+    """Validate the options of any component and call it with `args` and them.
+
+    A ValueError of its own (a size it can't be built for, say) becomes a PluginError.
+    """
+    validated = validate(target, given, where)
+    try:
+        with guard.named(f"the construction of {getattr(target, '__qualname__', target)}, {where}"):
+            return target(*args, **validated)
+    except ValueError as error:
+        raise PluginError(f"{where}: {error}") from error
 
 
 def _read(

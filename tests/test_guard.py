@@ -16,9 +16,10 @@ from helpers import LATENT, Critic, Spy, assert_same, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
-from gancore.checks.guard import Guard, kept
+from gancore.checks.guard import Call, Guard
+from gancore.checks.settings import kept
 from gancore.errors import ContractError
-from gancore.plugins import build
+from gancore.options import build
 from gancore.training import Trainer
 from gancore_gp import GradientPenalty
 
@@ -488,10 +489,11 @@ def test_a_wrapper_and_an_inference_tensor_cost_nothing_but_a_look() -> None:
     guard = Guard()
     with torch.inference_mode():
         samples = torch.ones(2)
-    with guard("plugin it", "sample", {"samples": samples, "step": 3}):
+    with guard.compared(Call("it", "sample", {"samples": samples, "step": 3})):
         pass
-    samples, said = torch.ones(2), "^it: sample changed samples in place"
-    with pytest.raises(ContractError, match=said), guard("it", "sample", {"samples": samples}):
+    call = Call("it", "sample", {"samples": (samples := torch.ones(2))})
+    said = "^plugin it: sample changed samples in place"
+    with pytest.raises(ContractError, match=said), guard.compared(call):
         samples.add_(1)
 
 

@@ -113,10 +113,10 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
     assert list(plugins.answer_penalties("generator_penalty", generator_step)) == []  # None
     assert witness.calls["penalty_scale"] == ("it", 8, "generator_penalty")
     assert float(plugins.answer_loss("generator_loss", generator_step)) == 2
-    plugins.post_step(critic, 9)
-    plugins.log(record)
-    plugins.start(Path("run"), 3)
-    plugins.sample(x, 4)
+    plugins.call("post_step", critic=critic, update=9)
+    plugins.call("log", record=record)
+    plugins.call("start", folder=Path("run"), step=3)
+    plugins.call("sample", samples=x, step=4)
 
     assert witness.calls == {
         "configure": ({"it": witness},),
@@ -152,6 +152,6 @@ class Brief:
 def test_parameters_may_be_left_out() -> None:
     brief = Brief()
     plugins = Plugins([wrap(Witness()), wrap(brief)])
-    plugins.post_step(nn.Linear(1, 1), 0)
-    plugins.log({})
+    plugins.call("post_step", critic=nn.Linear(1, 1), update=0)
+    plugins.call("log", record={})
     assert brief.seen == ["post_step", "log"]

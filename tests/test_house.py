@@ -24,9 +24,10 @@ BOARDS = sorted((CORE.parent / "recipes" / "boards").glob("*.toml"))
 ORDER = [
     {"errors", "text"},
     {"isolation", "hooks"},
-    {"options", "distributed"},
-    {"checks", "files"},
-    {"entrypoints", "piecewise_linear", "recipe"},
+    {"checks"},
+    {"options", "distributed", "critics"},
+    {"files"},
+    {"entrypoints", "recipe"},
     {"plugins", "step"},
     {"losses"},
     {"networks", "data"},

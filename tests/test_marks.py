@@ -245,10 +245,10 @@ def test_what_acts_is_called_with_its_arguments() -> None:
     del Acting.of_a_later_version
     plugins = Plugins([load("wasserstein"), wrap(acting)])
     samples = torch.ones(2)
-    plugins.start(Path("x"), 4)
-    plugins.log({"a": 1})
-    plugins.post_step(nn.Linear(1, 1), 7)
-    plugins.sample(samples, 1)
+    plugins.call("start", folder=Path("x"), step=4)
+    plugins.call("log", record={"a": 1})
+    plugins.call("post_step", critic=nn.Linear(1, 1), update=7)
+    plugins.call("sample", samples=samples, step=1)
     assert acting.seen == [
         ("start", Path("x"), 4),
         ("log", {"a": 1}),

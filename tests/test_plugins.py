@@ -21,7 +21,8 @@ from gancore import CriticStep, hookimpl, plugin
 from gancore.entrypoints import Found
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
-from gancore.plugins import Loaded, Plugins, build, load, plugin_class, wrap
+from gancore.options import build
+from gancore.plugins import Loaded, Plugins, load, plugin_class, wrap
 from gancore_clip import WeightClipping
 from gancore_gp import GradientPenalty
 
@@ -145,8 +146,8 @@ HOOK_CALLS: dict[str, Callable[[Plugins], object]] = {
     "prepare_critic": lambda plugins: plugins.prepare_critic(nn.Linear(1, 1)),
     "penalty": lambda plugins: [*plugins.answer_penalties("penalty", step(5))],
     "penalty_scale": lambda plugins: plugins.scale(plugins.loaded[0], 5),
-    "post_step": lambda plugins: plugins.post_step(nn.Linear(1, 1), 5),
-    "log": lambda plugins: plugins.log({}),
+    "post_step": lambda plugins: plugins.call("post_step", critic=nn.Linear(1, 1), update=5),
+    "log": lambda plugins: plugins.call("log", record={}),
 }
 
 

@@ -12,7 +12,7 @@ import ctypes
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -31,6 +31,9 @@ Word = TypeVar("Word", int, Tensor)
 """32 bits: an int, or an int64 tensor of them."""
 
 Key = tuple[int, int]
+
+Count = int | Callable[[], int]
+"""A number, or what tells it: a compiled update depends on its number only where that is asked."""
 
 
 class Stream:
@@ -130,7 +133,7 @@ class Randomness:
         self,
         who: str,
         call: int,
-        update: int,
+        update: Count,
         shape: Sequence[int],
         like: Tensor,
         *,
@@ -149,9 +152,8 @@ class Randomness:
         index = torch.arange(start, start + count, device=like.device)
         draw = _normal if normal else _uniform
         key = _derived(self._key(who), call)
-        return draw(key, update if self.clock is None else self.clock, index, like.dtype).reshape(
-            tuple(shape)
-        )
+        now = self.clock if self.clock is not None else update() if callable(update) else update
+        return draw(key, now, index, like.dtype).reshape(tuple(shape))
 
     def _stream(self, who: str, alone: bool) -> Stream:
         name = f"{who}/process {self._process}" if alone and self._process else who

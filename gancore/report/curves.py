@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancore import entrypoints
+from gancore.errors import PluginError
 from gancore.files.writing import replacing
-from gancore.plugins import acts_on_critic
+from gancore.plugins import plugin_class
 from gancore.report.style import our_style
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def bounding(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["loss"]["name"] != "wasserstein":
         return []
     plugins = recipe.get("plugin", [])
-    return [each.get("as", each["name"]) for each in plugins if acts_on_critic(each["name"])]
+    return [each.get("as", each["name"]) for each in plugins if _acts_on_critic(each["name"])]
 
 
 @our_style()
@@ -120,3 +122,12 @@ def _draw(axes: Axes, columns: Columns, keys: Sequence[str]) -> None:
 
 def _belongs(key: str, prefix: str) -> bool:
     return key.startswith(prefix) if prefix.endswith("/") else key == prefix
+
+
+def _acts_on_critic(name: str) -> bool:
+    """Whether an installed plugin trains or changes the critic; one that can't be asked may."""
+    try:
+        cls = plugin_class(entrypoints.get("plugin", name))
+    except PluginError:
+        return True
+    return any(hasattr(cls, hook) for hook in ("penalty", "prepare_critic", "post_step"))

@@ -14,7 +14,8 @@ from gancore.files.reading import expanded, is_there
 from gancore.files.storage import refuse_taken, refuse_unwritable
 from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.randomness import Stream
-from gancore.plugins import Loaded, Plugins, build, load
+from gancore.options import build
+from gancore.plugins import Loaded, Plugins, load
 from gancore.provenance.machine import on_threads
 from gancore.recipe import Component, Recipe
 from gancore.report import Display

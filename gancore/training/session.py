@@ -66,7 +66,9 @@ class Session:
         start, self.tally = opening.open(resume=resume, force=force, threads=threads)
         self.notes.tally = self.tally
         if first:
-            trainer.plugins.start(self.run.path, start - bool(self.tally.pending))
+            trainer.plugins.call(
+                "start", folder=self.run.path, step=start - bool(self.tally.pending)
+            )
         self.display.begin(self._title(start), start, trainer.train.steps)
         if trainer.ranks.count > 1:
             self.display.say(ALONE)
@@ -228,10 +230,10 @@ class Session:
         if last or step == 1 or step % trainer.log.every == 0 or found:
             sentences = self.notes.sentences if last and not trainer.score.metrics else []
             self.run.append({**record, "notes": sentences} if sentences else record)
-            trainer.plugins.log(record)
+            trainer.plugins.call("log", record=record)
             self.display.record(record)
         if samples is not None:
-            trainer.plugins.sample(samples, step)
+            trainer.plugins.call("sample", samples=samples.contiguous(), step=step)
 
     def _record(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         terms = {key: value for key, value in values.items() if "/" not in key}

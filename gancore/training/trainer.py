@@ -119,7 +119,8 @@ class Trainer:
         self.plugins.prepare_critic(critic)
         self.generator = place(generator, self.device)
         self.critic = place(critic, self.device)
-        self.plugins.guard.watch(generator=self.generator, critic=self.critic)
+        shape = tuple(self.data.samples.shape[1:])
+        self.plugins.setup(self.generator, self.critic, shape, self.device)
 
         self.generator_parameters = trainable(generator, "generator")
         self.critic_parameters = trainable(critic, "critic")
@@ -260,7 +261,7 @@ class Trainer:
             self.notes.gradients("critic", update, found.gradients)
         apply_gradients(self.critic_optimizer, self.critic_parameters, found.gradients)
         with torch.no_grad():
-            self.plugins.post_step(self.critic, update)
+            self.plugins.call("post_step", critic=self.critic, update=update)
         self.ranks.equalize(self.critic.buffers())
         return values
 
