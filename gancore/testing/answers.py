@@ -16,7 +16,7 @@ from gancore.plugins import Loaded, plugin
 from gancore.step import CriticStep, GeneratorStep
 from gancore.testing.check import check
 from gancore.testing.devices import OneDevice
-from gancore.testing.gradients import apart, difference, inner, norm
+from gancore.testing.gradients import apart, difference, direction, inner, norm
 from gancore.testing.scene import ANSWERS, PENALTIES, CheckFailed, Scene, Subject, differentiate
 from gancore.testing.split import split_gradients
 from gancore.training.objective import objective
@@ -90,9 +90,9 @@ def _finite_differences(subject: Subject) -> str:
     worst = 0.0
     for hook in subject.answers:
         gradients = Scene(subject).gradients(hook)[1]
-        for direction in range(3):
-            ours = inner(gradients, direction(gradients, direction))
-            theirs = difference(subject, hook, direction)
+        for number in range(3):
+            ours = inner(gradients, direction(gradients, number))
+            theirs = difference(subject, hook, number)
             error = abs(ours - theirs) / max(norm(gradients), 1e-12)
             if not error < 1e-5:
                 raise CheckFailed(

@@ -198,6 +198,7 @@ class Scene:
         self.plugins.prepare_critic(self.critic)
         if ready:
             self.plugins.setup(self.generator, self.critic, shape, torch.device(device))
+            self.plugins.guard.watch()  # nothing more: `unchanged` and `post-step` look themselves
         self.average: Average | None = None
 
     def take(self, index: int, count: int, average: Average) -> None:
