@@ -285,6 +285,15 @@ def test_plugin_states_are_split_and_joined() -> None:
     assert joined == {"ema": {"count": 3, "on": True, "note": "x"}, "none": {}}
 
 
+def test_states_of_plugins_whose_names_begin_alike_are_kept_apart() -> None:
+    names = ("a", "a/b", "a/b/c", "b")
+    state = {name: {"d": torch.tensor(float(n)), "n": n} for n, name in enumerate(names)}
+    joined = join_state(*split_state(state))
+    assert {name: (values["d"].item(), values["n"]) for name, values in joined.items()} == {
+        name: (n, n) for n, name in enumerate(names)
+    }
+
+
 def test_a_plugin_state_that_is_no_tensor_or_scalar_is_refused() -> None:
     with pytest.raises(CheckpointError, match="plugin 'mine': state 'net' is a Linear"):
         split_state({"mine": {"net": nn.Linear(1, 1)}})
