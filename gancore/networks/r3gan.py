@@ -34,7 +34,7 @@ def stage_widths(network: str, width: int, wide: int, size: int) -> list[int]:
         )
     stages = (size // 4).bit_length()
     halved = (width >> max(0, stage - wide) for stage in range(1, stages + 1))
-    return [max(MULTIPLE, each - each % MULTIPLE) for each in halved]
+    return [max(MULTIPLE, channels - channels % MULTIPLE) for channels in halved]
 
 
 def _draw(weight: Tensor, gain: float = 1.0) -> None:

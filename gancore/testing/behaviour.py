@@ -24,7 +24,6 @@ def _state(subject: Subject) -> str:
     other = Scene(subject, build=1)
     other.critic.load_state_dict(scene.critic.state_dict())
     if state is not None:
-        _flat(state)
         other.plugins.load_state_dict({subject.name: state})
     for update in range(3, 6):
         one, two = _live(scene, update), _live(other, update)
@@ -143,16 +142,17 @@ def _live(scene: Scene, update: int) -> list[Any]:
 
 
 def _state_of(scene: Scene) -> Mapping[str, Any] | None:
-    """Return a copy of what a checkpoint holds of the subject, or None for nothing."""
+    """Return a copy of what a checkpoint holds of the subject, or None for nothing.
+
+    Raises CheckFailed for what no checkpoint can hold.
+    """
     has = [hasattr(scene.instance, name) for name in ("state_dict", "load_state_dict")]
     if any(has) and not all(has):
         raise CheckFailed("it has one of state_dict and load_state_dict: both or neither")
-    return copy.deepcopy(scene.plugins.state_dict()).get(scene.subject.name)
-
-
-def _flat(state: Mapping[str, Any]) -> None:
-    for key, value in state.items():
+    state = copy.deepcopy(scene.plugins.state_dict()).get(scene.subject.name)
+    for key, value in (state or {}).items():
         if not (value is None or isinstance(value, Tensor | bool | int | float | str)):
             raise CheckFailed(
                 f"state {key!r} is a {type(value).__name__}, expected a tensor or JSON scalar"
             )
+    return state
