@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from gancore import CriticStep, cost, hookimpl, plugin
-from gancore.cost import Counts, _shares, measure
+from gancore.cost import Counts, due_shares, measure
 from gancore.recipe import Recipe
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
@@ -214,7 +214,7 @@ class From:
 
 def shares(plugins: Any, updates: int, critic_steps: int = 1) -> dict[int, float]:
     steps = {"steps": updates // critic_steps, "critic_steps": critic_steps, "batch_size": 2}
-    return _shares(trainer(plugins=plugins, train=steps))
+    return due_shares(trainer(plugins=plugins, train=steps))
 
 
 def test_what_is_due_is_counted_over_all_updates_of_the_run() -> None:

@@ -163,6 +163,9 @@ MOST_FOUND_AND_EACH = 919
 MOST_OPEN_TABLES = 257
 """How often annotations may say `dict[str, Any]` or the like, by an alias too."""
 
+MOST_PRIVATE = 7
+"""How many imports of private names tests may have."""
+
 LONGEST_FILE = 400
 LONGER = {"gancore/training/trainer.py": 460}
 """Files that still have more lines. None is to be added."""
@@ -244,6 +247,16 @@ def test_tables_have_types() -> None:
     modules = {path: name for name, path in MODULES.items()}
     texts = {modules.get(path, str(path)): path.read_text(encoding="utf-8") for path in SOURCES}
     assert open_tables(texts) <= MOST_OPEN_TABLES
+
+
+def test_tests_are_of_behaviour() -> None:
+    private = []
+    for path in (*CORE.parent.glob("tests/*.py"), *CORE.parent.glob("plugins/*/tests/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gancore"):
+                names = [alias.name for alias in node.names if re.match("_[^_]", alias.name)]
+                private += [f"{path.name}: {name}" for name in names]
+    assert len(private) <= MOST_PRIVATE, private
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CORE.parent)))

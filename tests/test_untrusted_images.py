@@ -19,8 +19,7 @@ from PIL import Image
 from gancore.data import cifar
 from gancore.data.cifar import cifar10
 from gancore.errors import DataError
-from gancore.leaderboard.page import _small
-from gancore.report.filmstrip import find_grids, read_frames
+from gancore.report.filmstrip import find_grids, read_frames, read_grid
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -57,7 +56,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize(
-    "read", [lambda path: read_frames(path.parent), _small], ids=["run", "board"]
+    "read", [lambda path: read_frames(path.parent), read_grid], ids=["run", "board"]
 )
 def test_a_strange_picture_is_refused(
     tmp_path: Path, read: Callable[[Path], Any], name: str
