@@ -278,6 +278,46 @@ def test_equal_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
 
 
+def test_data_of_other_options_is_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+    load = cost.load_data
+
+    def counted(made: Recipe) -> Any:
+        loaded.append(dict(made.data.options))
+        return load(made)
+
+    monkeypatch.setattr(cost, "load_data", counted)
+    sizes = {str(size): recipe(data={"name": "gaussians8", "samples": size}) for size in (40, 50)}
+    measure(sizes | {"r1": recipe({"name": "r1"}, data=sizes["40"].table()["data"])},
+            device="cpu", rounds=1)  # fmt: skip
+    assert sorted(options["samples"] for options in loaded) == [40, 50]
+
+
+def test_each_recipe_is_compared_with_itself_without_plugins() -> None:
+    """By r1's mathematics (above), which no number of samples changes, and the width does."""
+
+    def ratio(layers: list[tuple[int, int]]) -> float:
+        forward = products(layers)
+        bare = 2 * (forward + forward + products(layers[1:]))
+        return (bare + forward + forward + products(layers[:-1])) / bare
+
+    narrow = {"name": "mlp", "width": 8, "depth": 2}
+    costs = measure(
+        {
+            "whole": recipe({"name": "r1"}),
+            "half": recipe({"name": "r1"}, train={"steps": 1, "batch_size": B // 2}),
+            "narrow": recipe({"name": "r1"}, critic=narrow),
+        },
+        device="cpu",
+        rounds=1,
+    )
+    assert costs["whole"].flops == 2 * costs["half"].flops
+    assert costs["whole"].flops_ratio == costs["half"].flops_ratio == pytest.approx(ratio(LAYERS))
+    layers = [(IN, 8), (8, 8), (8, OUT)]
+    assert costs["narrow"].flops_ratio == pytest.approx(ratio(layers))
+    assert ratio(layers) != pytest.approx(ratio(LAYERS), rel=1e-3)
+
+
 def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:
     recipes = {"clip": recipe({"name": "clip"}), "sn": recipe({"name": "sn"})}
     found = measure(recipes, device="cpu", rounds=1)
