@@ -207,6 +207,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert line.endswith("Going on from step 1")
 
 
+@pytest.mark.parametrize("name", ["state.json", "generator.safetensors", "empty.safetensors"])
+def test_a_file_that_can_be_read_and_is_another_is_damaged(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, made(7), keep=1)
+    other = save(tmp_path / "other", made(8), keep=1)
+    content = (other / name).read_bytes().replace(b'"step": 8', b'"step": 7')
+    if name.startswith("empty"):
+        content += b" "
+    (path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: its SHA-256"):
+        load(path)
+
+
 def test_a_checkpoint_that_is_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
     for _ in range(3):
         save(tmp_path, made(1), keep=2)

@@ -41,8 +41,8 @@ class Dataset:
     labels   int64 (N,), or None
     split    which part of the published data this is
     truth    what points scatter around, where that is known
-    about    where they are from, and what was passed over there; ends what a run says of its data
-    doubts   lines on what may not be meant so, which a run warns of
+    about    where they are from, and what was passed over there; a run says so
+    doubts   lines about what may be a mistake; a run warns of each
 
     Raises DataError for any other dtype or shape, and for an empty one.
     """

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 class Cache:
     """One file for each thing that can be made (`slot`), good for one state of its source (`key`).
 
-    kind begins the file's name. Nothing that goes wrong here is an error: then there is no cache.
+    kind begins the file's name. Where anything goes wrong here, there is no cache, and no error.
 
     note  a text beside the tensors, as `load` found it, or as `save` is to keep it
     """

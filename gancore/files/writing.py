@@ -1,4 +1,4 @@
-"""Writing and deleting files: the one part that does, so that no link leads it astray.
+"""The one part that writes and deletes files, so that no link leads it astray.
 
 A stranger's folder may hold links wherever files will be written. None is followed: a file is
 written under a fresh name beside its own, brought to the disk, and renamed over whatever is there.

@@ -47,7 +47,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        _refuse_absent(device)
+        there = torch.accelerator.current_accelerator(check_available=True)
+        if there is None or there.type != device.type:
+            raise InputError(f"device {device}: torch sees no {device.type} here. Use --device cpu")
         warnings.warn(f"device {name}: gancore was not tried here, on {device.type}", stacklevel=1)
         return device
     if not torch.cuda.is_available():
@@ -55,25 +57,18 @@ def choose_device(name: str) -> torch.device:
             "device cuda: torch sees no CUDA device here. "
             "Use --device cpu, or install a CUDA build of torch and its driver"
         )
-    there = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     number = name.partition(":")[2]
-    if number and int(number) >= there:  # not device.index, which begins anew after 255
-        raise InputError(f"device {name}: torch sees {there} CUDA devices here, from cuda:0 on")
+    if number and int(number) >= count:  # not device.index, which begins anew after 255
+        raise InputError(f"device {name}: torch sees {count} CUDA devices here, from cuda:0 on")
     if not number and is_launched():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if device.index >= there:
+        if device.index >= count:
             raise InputError(
                 f"device cuda: each process of a run needs a device of its own, and there are "
-                f"{there} here: torchrun --nproc-per-node {there}"
+                f"{count} here: torchrun --nproc-per-node {count}"
             )
     return device
-
-
-def _refuse_absent(device: torch.device) -> None:
-    """Raise InputError unless torch has an accelerator of this kind here."""
-    there = torch.accelerator.current_accelerator(check_available=True)
-    if there is None or there.type != device.type:
-        raise InputError(f"device {device}: torch sees no {device.type} here. Use --device cpu")
 
 
 def arranged(tensor: Tensor) -> Tensor:
