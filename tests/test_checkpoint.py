@@ -39,6 +39,8 @@ def made(step: int) -> Checkpoint:
             "plain": torch.randn(2, 3),
             "transposed": tied.T,
             "tied": tied,
+            "tied again": tied,
+            "part of it": tied[1:],
             "count": torch.tensor(step),
             "half": torch.randn(5).bfloat16(),
         },
