@@ -123,7 +123,7 @@ class _Variant:
     @classmethod
     def of(cls, recipe: Recipe, device: str, data: Dataset) -> _Variant:
         built = build_trainer(recipe, device=device, data=data)
-        return cls(recipe, built, _shares(built))
+        return cls(recipe, built, due_shares(built))
 
     def count(self) -> bool:
         """Count one update of each set of due penalties; return whether all went well."""
@@ -232,7 +232,7 @@ def _data(recipe: Recipe, device: str, loaded: dict[str, Dataset]) -> Dataset:
     return loaded[key]
 
 
-def _shares(built: Trainer) -> dict[int, float]:
+def due_shares(built: Trainer) -> dict[int, float]:
     """Return an update with each set of penalties due together, and the sets' shares of the run."""
     plugins, first = built.plugins, dict[tuple[bool, ...], int]()
     penalties = plugins.penalties("penalty")

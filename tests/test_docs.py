@@ -159,7 +159,7 @@ def test_the_tutorials_tests_pass(site: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(site / "src")},
+        env={**os.environ, "PYTHONPATH": f"{site / 'src'}{os.pathsep}{ROOT}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     applying = sum(each.applies(Subject(type(load("lp").instance))) for each in CHECKS)

@@ -173,7 +173,7 @@ def test_what_would_never_act_is_refused_everywhere(case: str) -> None:
         Plugins([load("wasserstein"), wrap(cls(), "it")])
     results = {result.check: result for result in check_plugin(Subject(cls))}
     assert results["registers"].verdict == "failed"
-    assert "plugin subject" in results["registers"].found
+    assert "plugin subject" in results["registers"].detail
 
 
 def test_an_object_without_a_hook_and_a_class_are_refused() -> None:

@@ -23,6 +23,7 @@ from gancore import hookimpl, plugin
 from gancore.cli import main
 from gancore.errors import InputError, RunError, of_file, told_of_files
 from gancore.training import Run, build_trainer
+from gancore.training.device import choose_device
 
 BOARD = """
 recipe = "toy.toml"
@@ -93,6 +94,26 @@ def test_a_device_beyond_the_last_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     line = told(gan("run", toy, "--out", tmp_path / "run", f"--device=cuda:{number}"))
     assert line.startswith(f"device cuda:{number}: torch sees 2 CUDA devices here")
+
+
+def test_a_device_that_gancore_was_not_tried_on_is_taken_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    with pytest.warns(UserWarning, match=r"^device mps: gancore was not tried here") as warned:
+        assert choose_device("mps") == torch.device("mps")
+    assert "\n" not in str(warned[0].message)
+    with pytest.raises(InputError, match="device xpu: torch sees no xpu here"):
+        choose_device("xpu")
+
+
+def test_a_device_that_torch_knows_and_does_not_have_is_refused(
+    toy: Path, gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    line = told(gan("run", toy, "--out", tmp_path / "run", "--device=mps"))
+    assert line == "device mps: torch sees no mps here. Use --device cpu"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_report_does_not_leave_out_what_a_missing_device_should_have_made(

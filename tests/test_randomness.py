@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gancore.isolation.randomness import DataOrder, Stream, _scramble
+from gancore.isolation.randomness import DataOrder, Stream
 
 WORDS = 2**32
 word = st.integers(0, WORDS - 1)
@@ -34,18 +35,21 @@ def unscramble(x: int) -> int:
     return undo_shift(x, 16)
 
 
-@settings(deadline=None)
-@given(word)
-def test_scramble_has_an_inverse(x: int) -> None:
-    assert 0 <= _scramble(x) < WORDS
-    assert unscramble(_scramble(x)) == x
-    assert _scramble(unscramble(x)) == x
-
-
 @pytest.mark.parametrize(("seed", "hashed"), [(0, 0), (1, 0x514E28B7), (0xFFFFFFFF, 0x81F16F39)])
-def test_scramble_is_murmurs_finalizer(seed: int, hashed: int) -> None:
+def test_unscrambling_undoes_murmurs_finalizer(seed: int, hashed: int) -> None:
     """MurmurHash3_x86_32 of the empty input is the finalizer of its seed (SMHasher's vectors)."""
-    assert _scramble(seed) == hashed
+    assert unscramble(hashed) == seed
+
+
+@settings(deadline=None)
+@given(word, st.integers(0, 2**63 - 1), st.text())
+def test_a_key_is_the_finalizer_of_the_streams_hash_and_the_counter(
+    counter: int, seed: int, name: str
+) -> None:
+    base = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
+    key = Stream(seed, name).key(counter)
+    assert 0 <= key < WORDS
+    assert unscramble(key) == (base + counter) % WORDS
 
 
 @pytest.mark.parametrize("start", [0, 2**31, 2**32 - 50_000])

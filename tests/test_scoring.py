@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -159,15 +162,30 @@ def test_absent_inception_weights_say_where_to_put_them(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("Name or service not known")
+        raise URLError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(ScoreError) as caught:
         extractor("inception-v3-compat")
     message = str(caught.value)
     assert "Name or service not known" in message
-    assert str(inception_path()) in message
-    assert "score.weights" in message
+    assert f"{inception_path().name} is not in {inception_path().parent}" in message
+    assert message.endswith("or name it by --set score.weights=PATH")
+    assert "\n" not in message
+    assert not list(tmp_path.rglob("*.pth*"))
+
+
+def test_inception_weights_of_another_hash_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    answer = io.BytesIO(b"a page that says sorry")
+    answer.length = None  # type: ignore[attr-defined]
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: answer)
+    digest = hashlib.sha256(b"a page that says sorry").hexdigest()
+    with pytest.raises(ScoreError, match=f"its SHA256 is {digest}, expected 6726825d"):
+        extractor("inception-v3-compat")
+    assert not inception_path().exists()
 
 
 class Evil:

@@ -19,7 +19,7 @@ import gancore
 from gancore import hookimpl, plugin
 from gancore.errors import InputError
 from gancore.provenance.environment import Stretch, unlike
-from gancore.provenance.machine import _cpu, kind_of_machine, on_threads
+from gancore.provenance.machine import kind_of_machine, on_threads
 from gancore.report import Display
 
 TRAIN = {"steps": 3, "batch_size": 8}
@@ -204,12 +204,22 @@ def test_kinds_of_machines() -> None:
         (None, None),
     ],
 )
-def test_the_cpu_is_named(tmp_path: Path, text: str | None, expected: str | None) -> None:
-    path = tmp_path / "cpuinfo"
-    if text is not None:
-        path.write_text(text)
-    found = _cpu(path)
-    assert found == expected if expected else found
+def test_the_cpu_is_named(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, expected: str | None
+) -> None:
+    is_file, read_text = Path.is_file, Path.read_text
+    info = Path("/proc/cpuinfo")
+    given = {info: text}
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: given[path] is not None if path in given else is_file(path)
+    )
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *a, **b: given.get(path) or read_text(path, *a, **b)
+    )
+    if text == "":
+        given[info] = "\n"
+    cpu = kind_of_machine()["cpu"]
+    assert cpu == expected if expected else cpu
     assert re.fullmatch(r"(mkl|open|accelerate|\w+)(, .+)*", kind_of_machine()["blas"])
 
 

@@ -364,14 +364,18 @@ def test_the_cache_is_written_over_links(tmp_path: Path, mine: Mine) -> None:
         assert kept.load() is not None
 
 
-def test_a_download_replaces_a_link(tmp_path: Path, mine: Mine) -> None:
+def test_a_download_replaces_a_link(
+    tmp_path: Path, mine: Mine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
 
-    from gancore.data.fetch import _receive
+    from gancore.data.fetch import fetch
 
     mine.link(tmp_path / "f.bin")
     before = mine.state()
-    answer: Any = SimpleNamespace(length=1, read=io.BytesIO(b"x").read)
-    _receive(answer, tmp_path / "f.bin", hashlib.md5(b"x").hexdigest())
+    answer: Any = io.BytesIO(b"x")
+    answer.length = 1
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: answer)
+    fetch(["http://nowhere/f.bin"], tmp_path / "f.bin", hashlib.md5(b"x").hexdigest())
     assert mine.state() == before
     assert (tmp_path / "f.bin").read_bytes() == b"x"

@@ -64,7 +64,7 @@ def _show(title: str, results: list[Result], seconds: float) -> None:
         table.add_column(column, overflow="fold", no_wrap=column != "what was found")
     for result in results:
         verdict = styled(result.verdict, STYLES[result.verdict])
-        table.add_row(styled(result.check), verdict, styled(result.found))
+        table.add_row(styled(result.check), verdict, styled(result.detail))
     out = console()
     out.print(styled(title, "bold"))
     out.print(table)

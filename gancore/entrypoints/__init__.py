@@ -222,7 +222,7 @@ def load(available: Available) -> Any:
 
 @contextmanager
 def _leaving_no_trace(who: str) -> Iterator[None]:
-    """Put back the filters of warnings and the random generators; `settings.kept` sees to settings."""
+    """Put back torch's settings, the filters of warnings and the random generators."""
     with settings.kept(who), warnings.catch_warnings(), _draws_kept():
         yield
 

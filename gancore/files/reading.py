@@ -264,7 +264,7 @@ def refuse_absurd(table: Mapping[str, Any], where: str, *, typed: Container[str]
             raise RecipeError(f"{where}: {shown(path)}: {fault}")
         if isinstance(value, Mapping | list | tuple):
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            left += [(f"{path}.{key}".lstrip("."), each, depth + 1) for key, each in items]
+            left += [(f"{path}.{key}".lstrip("."), inner, depth + 1) for key, inner in items]
 
 
 def _absurdity(path: str, value: Any) -> str | None:
