@@ -145,6 +145,7 @@ WGAN_GP = {"loss": {"name": "wasserstein"}, "plugin": [{"name": "gp", "as": "min
         ("wasserstein", ["clip", "lazy"], ["clip"]),
         ("wasserstein", ["of_somebody"], ["of_somebody"]),  # who can tell?
         ("wasserstein", ["tensorboard"], []),
+        ("wasserstein", ["probe"], []),
         ("wasserstein", [], []),
         ("hinge", ["sn"], []),
         ("nonsaturating", ["gp"], []),

@@ -42,7 +42,7 @@ def test_every_parameter_is_clipped(limit: float, call: str) -> None:
     elif call == "hook":
         WeightClipping(limit=limit).post_step(module)
     else:
-        run.post_step(module, 7)
+        run.call("post_step", critic=module, update=7)
     assert len(before) == 11  # weights, biases, gains and a scalar
     for name, parameter in module.named_parameters():
         single = np.float32(limit)

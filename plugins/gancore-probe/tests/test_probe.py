@@ -193,3 +193,19 @@ def test_a_compiled_update_may_probe() -> None:
     with trace.patch(trace_autograd_ops=True):
         compiled = torch.compile(update, backend="aot_eager", fullgraph=True)(x, x + 1)
     torch.testing.assert_close(compiled, update(x, x + 1))
+
+
+TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED])
+def test_the_matrix_of_each_kind_of_layer_has_a_row_for_each_output(kind: type[nn.Module]) -> None:
+    layer = kind(3, 5) if kind is nn.Linear else kind(3, 5, 2)
+    size = () if kind is nn.Linear else (4,) * (layer.weight.dim() - 2)
+    critic = nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(1))
+    x = torch.randn(2, 3, *size)
+    critic(x)
+    weight = layer.weight.detach().numpy()
+    rows = np.moveaxis(weight, 1, 0) if kind in TRANSPOSED else weight
+    largest = np.linalg.svd(rows.reshape(5, -1), compute_uv=False)[0]
+    assert probed(CriticStep(critic, x, x))["spectral_0"] == pytest.approx(largest, rel=1e-4)

@@ -154,7 +154,7 @@ def test_one_critic_between_two_post_steps() -> None:
     move(module)
     second = module(x)
     assert torch.equal(module(x), second)
-    run.post_step(module, 0)
+    run.call("post_step", critic=module, update=0)
     third = module(x)
     assert not torch.equal(second, third)
     assert torch.equal(module(x), third)
