@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -390,18 +392,18 @@ def test_a_term_that_is_not_finite_still_ends_the_run() -> None:
         trainer(plugins=[Bad()]).critic_update(0)
 
 
-def test_a_resumed_run_has_the_seconds_of_both_processes(tmp_path: Path) -> None:
-    """And `max_seconds` are those of each process alone."""
-    stopped = {"steps": 3, "batch_size": 8, "max_seconds": 1e-9}
-    first = trainer(train=stopped, log={"every": 1}).run(tmp_path / "run")
-    before = first.records[-1]["seconds"]
-    train = {"steps": 3, "batch_size": 8, "max_seconds": 1000.0}
-    resumed = trainer(train=train, log={"every": 1})
-    records = resumed.run(tmp_path / "run", resume=True).records
-    assert [record["step"] for record in records] == [1, 2, 3]
-    seconds = [record["seconds"] for record in records]
-    assert seconds == sorted(seconds)
-    assert seconds[1] >= before
+def test_seconds_are_those_of_all_processes_and_max_seconds_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that each step moves by a second."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("gancore.training.session.time", clock)
+    train = {"steps": 4, "batch_size": 8, "max_seconds": 1.5}
+    first = trainer(train=train, log={"every": 1}).run(tmp_path / "run")
+    assert [record["seconds"] for record in first.records] == [1, 2]
+    resumed = trainer(train=train, log={"every": 1}).run(tmp_path / "run", resume=True)
+    assert [record["seconds"] for record in resumed.records] == [1, 2, 3, 4]
 
 
 def test_a_recipe_and_python_make_the_same_run(tmp_path: Path) -> None:
