@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gancore.errors import CheckpointError
 from gancore.report import Display
-from gancore.training import Run, Trainer, load_generator
+from gancore.training import Run, Trainer, checkpoint, load_generator
 from gancore.training import build_trainer as build
+from gancore.training.checkpoint import Checkpoint
 from gancore.training.optimizers import optimizer_state, restore_optimizer
 
 
@@ -166,6 +167,27 @@ def test_the_optimizer_state_of_a_name_goes_to_that_name(names: tuple[str, ...])
     for name, parameter in module.named_parameters():
         # Adam's first moment after one step is (1 − β₁)·g
         torch.testing.assert_close(again.state[parameter]["exp_avg"], 0.1 * gradients[name])
+
+
+def test_what_was_frozen_keeps_its_statistics_when_it_is_loaded(tmp_path: Path) -> None:
+    """Also where none are calibrated in the checkpoint, and the network given is not frozen."""
+    generator = Generator()
+    norms = [part for part in generator.modules() if isinstance(part, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.eval()
+        assert norm.running_mean is not None
+        norm.running_mean.fill_(0.5)
+    train, score = {"steps": 1, "batch_size": 8}, {"metrics": []}
+    made = Trainer(generator, Critic(), images(), train=train, score=score, device="cpu")
+    run = made.run(tmp_path / "run")
+    saved = checkpoint.latest(run.checkpoints)
+    assert saved is not None
+    tensors = {name: table for name, table in saved.tensors.items() if name != "calibrated"}
+    checkpoint.save(run.checkpoints, Checkpoint(2, tensors, saved.state), keep=1)
+    loaded = load_generator(run, generator=Generator())
+    means = [part.running_mean for part in loaded.modules() if isinstance(part, nn.BatchNorm1d)]
+    assert len(means) == len(norms) > 0
+    assert all(torch.equal(mean, torch.full_like(mean, 0.5)) for mean in means if mean is not None)
 
 
 class Reentrant(Generator):

@@ -17,14 +17,14 @@ MOST_THREADS = 1024
 """What may be asked for."""
 
 A_CORE = 4
-"""Threads that are taken again, unasked, for each core that is here; with more nothing goes on."""
+"""Threads a core, at most, that a resumed run takes as before. With more, it would hardly go on."""
 
 TO_ROUNDING = "what follows equals an uninterrupted run to rounding only, not bit for bit"
 
 
 @contextmanager
 def on_threads(count: int | None = None) -> Iterator[None]:
-    """Compute on so many threads meanwhile, or on as many as it is; then on as many as before.
+    """Compute on this many threads in the block, then on as many as before. None changes nothing.
 
     Raises InputError.
     """

@@ -1,7 +1,7 @@
-"""What code is, by hashes of its syntax trees: the core's own, and that of classes.
+"""Hashes of code, taken of its syntax trees: of the core's own, and of that of classes.
 
-A comment, a docstring or an empty line changes none. Trees are written otherwise by another
-version of Python, so that hashes of two are not compared.
+Comments, docstrings and empty lines change no hash. Another version of Python writes other trees,
+so hashes by two versions are not compared.
 """
 
 from __future__ import annotations

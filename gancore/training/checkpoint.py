@@ -58,11 +58,11 @@ NO_FILE = frozenset(
 """What the system says where a file is missing, or something else has its name."""
 
 Tensors = Mapping[str, Tensor]
-"""Those of a file. A network's may hold extra state beside them, which goes into the JSON state."""
+"""The tensors of a file. A network's extra state, if it has any, is in the JSON state."""
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint that is not known to be damaged: the system does not let it be read now."""
+    """The system does not let a checkpoint be read now. It may be whole."""
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,9 @@ class Opening:
         return None
 
     def _take_threads(self, before: Environment | None, asked: int | None) -> None:
-        """Compute on as many threads as the run so far, if that can be and no other is asked for.
+        """Compute on as many threads as the run so far, unless another number is asked for.
 
-        Otherwise results would differ in their last bits.
+        With another number, results differ in their last bits.
         """
         now = torch.get_num_threads()
         if before is None or before.threads == now:
@@ -206,7 +206,7 @@ class Opening:
         return changes(then, self._made_of, but=SCORING)
 
     def _refuse_unexpected(self, about: Stretch) -> None:
-        """Refuse to make a run of a board of other data or code than the board has it filed by."""
+        """Refuse a board's run whose data or code are not those that the board files it under."""
         expected = self.run.read_expected()
         if lines := changes(expected, about) if expected else []:
             raise InputError(
