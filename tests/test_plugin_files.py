@@ -106,6 +106,7 @@ def test_resuming_takes_the_same_file_again(folder: Path, gan: Gan) -> None:
     assert err.count("\n") == 1
     assert "no plugin 'size' is installed." in err
     assert err.endswith(" It was run with --plugin-file size.py: give that again\n")
+    assert "plugin-file" not in resume(gan, *WITH, "--set", "data.name=celeba")[2]
     (folder / "size.py").write_text(SIZE.replace("square()", "square().sqrt()"))
     code, _, err = resume(gan, *WITH, "--set", "train.steps=5")
     assert code == 2
