@@ -138,6 +138,7 @@ def test_ctrl_c_stops_a_stranger_s_executor(
             os.kill(os.getpid(), signal.SIGINT)
 
     interrupted: list[bool] = []
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(BoardDisplay, "show", interrupt)
     options = ("--out", tmp_path / "out", "--executor", "inline", "--device", "cpu", "--no-cost")
     code, said, err = gan("leaderboard", board(tmp_path), *options)
@@ -145,7 +146,7 @@ def test_ctrl_c_stops_a_stranger_s_executor(
     assert said.count("starts at step") == 1
     assert len(list(tmp_path.glob("out/runs/*/scores.json"))) == 1
     assert not (tmp_path / "out" / "leaderboard.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize(
