@@ -105,6 +105,12 @@ def test_a_stranger_s_executor_makes_a_board(tmp_path: Path, stranger: None, gan
     assert said.count(", done before |") == 2
     assert said.count("starts at step") == 2  # those that failed are tried again
     assert {path: path.stat().st_mtime_ns for path in written} == written
+    (none, _) = json.loads((out / "leaderboard.json").read_text())["entries"]
+    recorded = [
+        json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+        for path in sorted(written)
+    ]
+    assert none["seconds"] == [round(record["seconds"], 1) for record in recorded]
 
 
 def test_each_record_file_of_a_board_is_read_once(
@@ -138,6 +144,7 @@ def test_ctrl_c_stops_a_stranger_s_executor(
             os.kill(os.getpid(), signal.SIGINT)
 
     interrupted: list[bool] = []
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(BoardDisplay, "show", interrupt)
     options = ("--out", tmp_path / "out", "--executor", "inline", "--device", "cpu", "--no-cost")
     code, said, err = gan("leaderboard", board(tmp_path), *options)
@@ -145,7 +152,7 @@ def test_ctrl_c_stops_a_stranger_s_executor(
     assert said.count("starts at step") == 1
     assert len(list(tmp_path.glob("out/runs/*/scores.json"))) == 1
     assert not (tmp_path / "out" / "leaderboard.json").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize(
@@ -360,6 +367,47 @@ def test_a_process_that_was_killed_says_by_what(job: Job) -> None:
     (job.path / "log.txt").write_text("no\nprefix\n")
     job.finish(0, 2.0)  # well, but without scores
     assert job.error == "prefix"
+
+
+def test_a_run_that_ended_badly_is_not_done(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though there are scores: it may have failed at what comes after them."""
+    monkeypatch.setattr(Job, "is_scored", lambda job: True)
+    job.finish(1, 2.0)
+    assert (job.state, job.error) == ("failed", "exit code 1")
+    job.finish(0, 2.0)
+    assert job.state == "done"
+
+
+def test_a_run_without_its_environment_is_made_again(
+    tmp_path: Path, stranger: None, gan: Gan
+) -> None:
+    """So that the board can say what its scores are of."""
+    only_none = BOARD.partition('[[entry]]\nname = "boom"')[0].replace("[0, 1]", "[0]")
+    options = ("--out", tmp_path / "out", "--executor", "inline", "--device", "cpu", "--no-cost")
+    code, said, err = gan("leaderboard", board(tmp_path, only_none), *options)
+    assert code == 0, said + err
+    (environment,) = tmp_path.glob("out/runs/*/environment.json")
+    environment.unlink()
+    code, said, err = gan("leaderboard", tmp_path / "board.toml", *options)
+    assert code == 0, err
+    assert "done before" not in said
+    assert environment.is_file()
+    code, said, _ = gan("leaderboard", tmp_path / "board.toml", *options)
+    assert "none seed 0: w2 " in said
+    assert ", done before |" in said
+
+
+def test_an_executor_is_not_asked_to_make_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(Executor):
+        def make(self, jobs: Sequence[Job], watch: Watch) -> None:
+            pytest.fail("there is nothing to make")
+
+    monkeypatch.setattr(Job, "is_scored", lambda job: True)
+    shown: list[str] = []
+    make_runs(Strict(TERMS), [job], lambda jobs: shown.append(jobs[0].state))
+    assert shown == ["done"]
 
 
 def test_plugin_files_go_on_to_a_run_s_process(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 board       the TOML file
 costs       what each entry costs
 plan        its runs; job is one of them; stale says which are made again, and why
-executor    where they are made: sweep is here, packages bring others
+executor    makes the runs, wherever a package brings them to; sweep is the one of this machine
 statistics  medians, intervals, verdicts
 evaluate    from runs to a result
 result      leaderboard.json; text, page and files write it out

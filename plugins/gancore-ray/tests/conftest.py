@@ -13,6 +13,11 @@ import ray.cluster_utils
 from helpers import Gan
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the mark where pytest-xdist is not installed."""
+    config.addinivalue_line("markers", "xdist_group(name): in one process, where there are many")
+
+
 @pytest.fixture
 def gan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Gan:
     """Call `gan` in this process: its exit code, output and errors."""

@@ -86,9 +86,9 @@ class Cluster(Executor):
 
     def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, Cost]:
         """Measure costs on a node. Raises RunError."""
-        tables = {name: resolve(recipe) for name, recipe in recipes.items()}
+        resolved = {name: Recipe.parse(resolve(recipe)) for name, recipe in recipes.items()}
         self._tell_of_no_room()
-        task = self._task(_measure).remote(tables, _sources(), self.terms.threads, self.device)
+        task = self._task(_measure).remote(resolved, _sources(), self.terms.threads, self.device)
         try:
             costs: dict[str, Cost] = ray.get(task)
         except ray.exceptions.RayError as error:
@@ -313,8 +313,7 @@ def _make_run(order: Order, begun: Any) -> tuple[str, Outcome]:
 
 
 def _measure(
-    tables: dict[str, Any], sources: tuple[Source, ...], threads: int, device: str
+    recipes: Mapping[str, Recipe], sources: tuple[Source, ...], threads: int, device: str
 ) -> dict[str, Cost]:
     add_sources(sources)
-    recipes = {name: Recipe.parse(table) for name, table in tables.items()}
     return measure_here(recipes, threads=threads, device=device)
