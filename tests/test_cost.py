@@ -82,7 +82,6 @@ def test_an_update_without_a_penalty_is_six_passes_but_for_the_samples_gradients
     """Two halves of a forward pass and the gradients by weights and by the layers' inputs."""
     found = measure({"none": recipe()}, device="cpu", rounds=1)["none"]
     assert found.flops == 2 * (F + F + products(LAYERS[1:]))
-    assert (found.flops_ratio, found.time_ratio, found.memory_ratio) == (1.0, 1.0, 1.0)
 
 
 def test_r1_adds_the_gradient_by_the_samples_and_the_way_back_through_it() -> None:

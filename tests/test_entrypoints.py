@@ -23,6 +23,7 @@ from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
 from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.plan import versions
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Component, Recipe, Score
 
 Install = Callable[..., str]
@@ -180,17 +181,18 @@ def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Pat
         update={"critic": Component(name="bar"), "score": Score(extractor="fea")}
     )
     measured: list[str] = []
-    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {"foo": {}})
+    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {})
     board: Any = SimpleNamespace(threads=1)
 
-    def made_with() -> dict[str, Any]:
+    def made_with() -> MadeOf:
         for _ in range(2):
             costs = {"executor": executor, "tell": measured.append}
             measure_costs(board, {"foo": recipe}, tmp_path / "out", **costs)
         return versions(recipe)
 
     found = [made_with()]
-    assert "(code " in found[0]["plugins"]["foo"]
+    assert found[0].plugins is not None
+    assert "(code " in found[0].plugins["foo"]
     for edited in (module, critic, features):
         path = tmp_path / f"{edited}.py"
         path.write_text(path.read_text() + "\n# edited")

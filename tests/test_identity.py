@@ -27,9 +27,9 @@ from gancore.errors import CheckpointError, InputError
 from gancore.leaderboard import costs
 from gancore.leaderboard import plan as planning
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.job import Job, left_to_do
 from gancore.leaderboard.plan import plan
-from gancore.leaderboard.result import result
 from gancore.leaderboard.stale import made_again
 from gancore.provenance import identity
 from gancore.provenance.environment import Stretch
@@ -656,17 +656,21 @@ def test_scores_of_a_run_against_other_samples_are_told(board: Path) -> None:
     jobs = planned(board)[:2]
     make(jobs)
     loaded = Board.load(board)
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
-    assert "modules" not in result(loaded, jobs, {})["environment"]["core"]
+    result = evaluate(loaded, jobs, {})
+    assert result.protocol.reference is not None
+    assert result.protocol.reference.name == "folder"
+    assert "modules" not in result.table()["environment"]["core"]
     scores = scores_of(jobs[1].run)
     assert scores is not None
     scores["protocol"]["reference"]["sha256"] = "0" * 64
     jobs[1].run.write_json(jobs[1].run.scores_path, scores)
+    assert jobs[1].is_scored()  # reads it again
     with pytest.raises(InputError, match="has scores against other real samples than") as caught:
-        result(loaded, jobs, {})
+        evaluate(loaded, jobs, {})
     assert str(jobs[1].path) in str(caught.value)
     gancore.run(jobs[1].run.recipe_path, jobs[1].path, device="cpu", resume=True)  # scored anew
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
+    assert jobs[1].is_scored()
+    assert evaluate(loaded, jobs, {}).protocol == result.protocol
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/boards/results").glob("*.json")))

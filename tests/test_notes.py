@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from boards import board, job
 from helpers import (
     DIGITS,
     LATENT,
@@ -28,10 +28,9 @@ from torch.utils.checkpoint import checkpoint
 from gancore import Trainer, hookimpl
 from gancore.data import Dataset
 from gancore.errors import InputError
-from gancore.leaderboard.board import Entry
-from gancore.leaderboard.result import _about
+from gancore.leaderboard.evaluate import evaluate
+from gancore.leaderboard.result import RunNote
 from gancore.leaderboard.text import markdown, notes
-from gancore.provenance.environment import Environment
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
@@ -87,7 +86,7 @@ def pictureless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a report its pictures."""
     for name in ("_samples", "_critic"):
         monkeypatch.setattr(f"gancore.report.writer.{name}", lambda *given: Section(""))
-    monkeypatch.setattr("gancore.report.writer.curve_figures", lambda records, recipe: {})
+    monkeypatch.setattr("gancore.report.pictures.curve_figures", lambda records, **options: {})
 
 
 def test_a_run_that_learns_nothing_says_so_everywhere(
@@ -443,32 +442,12 @@ def test_odd_notes_of_a_stranger_s_record_are_refused(tmp_path: Path, odd: str) 
         _ = list(run.read_records())
 
 
-def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def job(seed: int, **scores: Any) -> SimpleNamespace:
-        run = SimpleNamespace(
-            read_scores=lambda: Scores.model_construct(spread=1.0, **scores),
-            read_environment=lambda: Environment.model_construct(plugins={}),
-        )
-        recipe = {"train": {"steps": 1, "critic_steps": 1}}
-        made = SimpleNamespace(
-            state="done", seed=seed, run=run, recipe=recipe, seconds=1.0, steps=1
-        )
-        return SimpleNamespace(**vars(made), has_whole_records=lambda: True)
-
-    jobs = [job(0), job(1, notes=["It sat | still."])]
-    entry = _about(Entry(name="gp", label="penalty"), jobs)  # type: ignore[arg-type]
-    assert entry["notes"] == [{"seed": 1, "note": "It sat | still."}]
-    board = {
-        "metric": "",
-        "baseline": "gp",
-        "entries": [{**entry, "scores": {}, "cost": {}}],
-        "protocol": {},
-        "budget": None,
-        "higher_is_better": [],
-        "seeds": [0, 1],
-    }
-    assert "penalty, seed 1: It sat | still." in notes(board)
-    assert r"penalty, seed 1: It sat \| still." in markdown(board)
+def test_the_notes_of_a_board_s_runs(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "gp", 0, 3.0), job(tmp_path, "gp", 1, 3.0, notes=["It sat | still."])]
+    result = evaluate(board({"gp": "penalty"}, [0, 1]), jobs, {})
+    assert result.entries[0].notes == (RunNote(seed=1, note="It sat | still."),)
+    assert "penalty, seed 1: It sat | still." in notes(result)
+    assert r"penalty, seed 1: It sat \| still." in markdown(result)
 
 
 def test_a_page_s_notes_are_escaped() -> None:

@@ -19,9 +19,9 @@ from processes import ending
 
 from gancore.errors import RecipeError
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.plan import plan
-from gancore.leaderboard.result import result
 from gancore.training import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("boards")]
@@ -253,9 +253,9 @@ def test_a_board_that_has_not_begun_has_a_result(tmp_path: Path) -> None:
     planned = plan(
         loaded, loaded.within_budget(loaded.recipes(tmp_path), {}), tmp_path, device="cpu"
     )
-    found = result(loaded, planned, {})
-    assert [each["missing"] for each in found["entries"]] == [[0], [0], [0]]
-    json.dumps(found, allow_nan=False)
+    result = evaluate(loaded, planned, {})
+    assert [entry.missing for entry in result.entries] == [(0,), (0,), (0,)]
+    json.dumps(result.table(), allow_nan=False)
 
 
 def alive(folder: Path) -> list[int]:

@@ -25,7 +25,8 @@ from markdown_it import MarkdownIt
 from gancore.errors import InputError, RecipeError
 from gancore.files.reading import LARGEST
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import gate, read, regressed
+from gancore.leaderboard.compare import gate, regressed
+from gancore.leaderboard.result import Result
 from gancore.leaderboard.sweep import Job, _finish
 from gancore.leaderboard.text import markdown
 from gancore.recipe import Recipe
@@ -187,7 +188,7 @@ def test_unlike_leaderboards_say_so_without_control_characters() -> None:
     one, other = leaderboard(), leaderboard()
     other["protocol"][ESCAPE] = ESCAPE
     with pytest.raises(InputError, match="can't be compared") as caught:
-        gate(one, other, "fid")
+        gate(*(Result.model_validate_json(json.dumps(each)) for each in (one, other)), "fid")
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
 
 
@@ -199,9 +200,9 @@ def test_scores_of_any_size_have_a_verdict(
     for path, size, last in zip(paths, (old, new), (0.8, 0.5), strict=True):
         values = [size, 0.9 * size, last * size]
         path.write_text(json.dumps(altered("entries.1.scores.fid.values", values)))
-    found = gate(read(paths[0]), read(paths[1]), "fid")["gp"]
+    found = gate(Result.read(paths[0]), Result.read(paths[1]), "fid")["gp"]
     assert found.verdict == ("worse" if worse else "better")
-    assert regressed(found, "fid", 0.0) == worse
+    assert regressed(found, 0.0) == worse
 
 
 # names
@@ -385,7 +386,7 @@ def rendered(label: str, error: str) -> tuple[list[list[str]], str]:
         entry["scores"]["fid"] |= {"median": 1.0, "low": 1.0, "high": 1.0, "verdict": "baseline"}
         entry["scores"]["fid"] |= {"seeds_compared": 0, "detectable": None, "scale": "ratio"}
     found = {**leaderboard(), "entries": entries, "baseline": "none", "seeds": [0, 1, 2]}
-    text = markdown({**found, "protocol": {}})
+    text = markdown(Result.model_validate_json(json.dumps({**found, "protocol": {}})))
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     table, _, below = html.partition("</table>")
     return [cells(row) for row in table.split("<tr>")[2:]], below

@@ -21,9 +21,9 @@ from gancore.leaderboard.cluster import _token
 from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.remote import pack, unpack
-from gancore.report import plot_curves
-from gancore.report import writer as reporting
-from gancore.report.page import Section
+from gancore.leaderboard.result import Result
+from gancore.report import pictures, plot_curves
+from gancore.report.page import Page, Picture
 from gancore.training import Run
 from gancore.training.record import Record
 
@@ -162,10 +162,10 @@ def test_a_run_goes_on_where_every_name_that_it_writes_is_a_link(
 def test_scores_report_and_samples_are_written_over_links(
     trained: Path, gan: Gan, mine: Mine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for slow in ("_critic", "_filmstrip", "curve_figures"):
-        made: Any = {"_critic": Section("Critic"), "_filmstrip": None, "curve_figures": {}}
-        monkeypatch.setattr(reporting, slow, lambda *arguments, found=made[slow]: found)
-    monkeypatch.setattr(reporting.Page, "html", lambda page: "x" * 101)
+    for slow in ("over_time", "surface", "weights", "gradients"):
+        monkeypatch.setattr(pictures, slow, lambda *given, **more: Picture("", "", "", b""))
+    monkeypatch.setattr(pictures, "curves", lambda *given: [])
+    monkeypatch.setattr(Page, "html", lambda page: "x" * 101)
     folder = shutil.copytree(trained / "whole", tmp_path / "run")
     plant = itertools.cycle([mine.link, mine.link_to_nothing])
     for name in ("report.html", "samples.gif", "x.npz", "x.png"):
@@ -306,8 +306,8 @@ def test_a_board_writes_over_links(
                 getattr(mine, kind)(folder / each)
     (tmp_path / "board" / "costs.json").unlink()  # it is read, and refused if it is none
     before = mine.state()
-    monkeypatch.setattr(files, "markdown", lambda found: "x")
-    monkeypatch.setattr(files, "page", lambda found, jobs: "x")
+    monkeypatch.setattr(files, "markdown", lambda result: "x")
+    monkeypatch.setattr(files, "page", lambda result, jobs: "x")
     said = b"error: so\n"
     monkeypatch.setattr(
         job.subprocess, "Popen", lambda *_, stdout, **options: os.write(stdout.fileno(), said)
@@ -319,7 +319,10 @@ def test_a_board_writes_over_links(
     job.start(one.path, threads=1, device="cpu")
     with _token(one.path.parent) as (name, content):
         assert (one.path.parent / name).read_text() == content
-    files.write({}, [one], tmp_path / "board")
+    about = '"format": 1, "metric": "", "higher_is_better": [], "protocol": {}, "budget": null'
+    entries = '[{"name": "gp", "scores": {}}]'
+    result = Result.model_validate_json(f'{{{about}, "entries": {entries}}}')
+    files.write_files(result, [one], tmp_path / "board")
     assert mine.state() == before
     assert (one.path / "log.txt").read_bytes() == said
     for folder, names in ((tmp_path / "board", board), (one.path, ours)):

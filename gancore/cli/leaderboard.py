@@ -65,10 +65,10 @@ def leaderboard(
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.costs import measure_costs
     from gancore.leaderboard.display import BoardDisplay
-    from gancore.leaderboard.files import write
+    from gancore.leaderboard.evaluate import evaluate
+    from gancore.leaderboard.files import refuse_strangers, write_files
     from gancore.leaderboard.job import left_to_do, shell_line
-    from gancore.leaderboard.plan import Samples, plan, tables
-    from gancore.leaderboard.result import result
+    from gancore.leaderboard.plan import Samples, plan, resolved
     from gancore.leaderboard.stale import made_again
     from gancore.leaderboard.text import markdown
 
@@ -81,14 +81,15 @@ def leaderboard(
     making = _executor(loaded, jobs, address, device, display)
     priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
     refuse_unwritable(out)
-    tables(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
+    refuse_strangers(out)
+    resolved(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
     with told_of_files(out), making as executor, display:
-        spent = {}
+        costs = {}
         samples = Samples()
         if cost:
             plan(loaded, priced, out, device=executor.device, samples=samples)
-            spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
-        ratios = {name: each["flops_ratio"] for name, each in spent.items()}
+            costs = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
+        ratios = {name: spent.flops_ratio for name, spent in costs.items() if spent.flops_ratio}
         recipes = loaded.within_budget(recipes, ratios)
         planned = plan(loaded, recipes, out, device=executor.device, samples=samples)
         for line in made_again(planned):
@@ -98,12 +99,12 @@ def leaderboard(
                 tell(shell_line(job, threads=loaded.threads, device=executor.device))
             return
         executor.sweep(planned, display.show)
-    found = result(loaded, planned, spent)
+    result = evaluate(loaded, planned, costs)
     with told_of_files(out):
-        write(found, planned, out)
-    tell(markdown(found))
+        write_files(result, planned, out)
+    tell(markdown(result))
     tell(f"in {out}")
-    if any(entry["failed"] for entry in found["entries"]):
+    if any(entry.failed for entry in result.entries):
         sys.exit(1)
 
 

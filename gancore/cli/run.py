@@ -132,28 +132,29 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
     They are SIGINT, SIGTERM, and SIGHUP of a terminal that is gone, unless nohup has it ignored.
 
-    Under torchrun each comes twice, from it and from whoever sent it there, and while an error is
-    told: none exits at once, as torchrun kills what takes longer than 30 seconds.
+    Under torchrun no signal exits at once. Each process gets every signal twice there, from
+    torchrun and from whoever sent it, and may be telling an error meanwhile. torchrun kills what
+    takes longer than 30 seconds.
     """
     from gancore.distributed.launching import is_under_torchrun
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not is_under_torchrun():
-            for each in previous:
-                signal.signal(each, signal.SIG_DFL)
+            for signum in previous:
+                signal.signal(signum, signal.SIG_DFL)
         trainer.stop(f"stopped by {signal.Signals(number).name}")
 
     stopping = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         stopping.append(hangup)
-    previous = {each: signal.signal(each, stop) for each in stopping}
+    previous = {signum: signal.signal(signum, stop) for signum in stopping}
     try:
         yield
     finally:
         if not is_under_torchrun():
-            for each, handler in previous.items():
-                signal.signal(each, handler)
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
 
 
 def _show(done: Run) -> None:

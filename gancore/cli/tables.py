@@ -41,7 +41,8 @@ def as_json(value: Any) -> str:
     """Return JSON that a terminal may have: letters as they are, control characters escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return "".join(
-        each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
+        for letter in text
     )
 
 

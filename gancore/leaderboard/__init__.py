@@ -5,6 +5,7 @@ costs       what each entry costs
 plan        its runs; job is one of them; stale says which are made again, and why
 sweep       makes them here; cluster does so on Ray, with remote on its nodes
 statistics  medians, intervals, verdicts
+evaluate    from runs to a result
 result      leaderboard.json; text, page and files write it out
-gate        two of them compared
+compare     the gate between two of them
 """

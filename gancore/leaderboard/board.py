@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,7 +22,7 @@ Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(
 
 
 class Budget(Section):
-    """`[budget]`: what every entry may spend; the recipes' train.steps are set from it."""
+    """`[budget]`: what every entry may spend. It decides train.steps of the recipes."""
 
     unit: Literal["critic_updates", "passes"] = Field(
         default="critic_updates",
@@ -43,9 +44,10 @@ class Entry(Section):
 
 
 class Board(Section):
-    """A whole board; paths in it, in `set` too, are relative to its file.
+    """A whole board.
 
-    Those in the files of its recipes are to the current folder, as for `gan run`.
+    Paths in it, in `set` too, are relative to its file. Paths in the files of its recipes are
+    relative to the current folder, as for `gan run`.
     """
 
     recipe: str
@@ -80,7 +82,7 @@ class Board(Section):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")
         decided = {"train.seed": "`seeds`"} | ({"train.steps": "[budget]"} if self.budget else {})
-        for override in (*self.set, *(each for entry in self.entry for each in entry.set)):
+        for override in (*self.set, *chain.from_iterable(entry.set for entry in self.entry)):
             key = override.partition("=")[0].strip()
             if key in decided:
                 raise PydanticCustomError(
@@ -100,17 +102,17 @@ class Board(Section):
             raise RecipeError(explain(error, shown(str(path), 4096), _known_keys)) from error
 
     def recipes(self, folder: Path) -> dict[str, Recipe]:
-        """Return each entry's recipe, as yet without the budget. Raises RecipeError.
+        """Return each entry's recipe, before the budget is applied. Raises RecipeError.
 
         folder: what paths in the board are relative to
         """
-        found = {}
+        recipes = {}
         for entry in self.entry:
             path = folder / expanded(entry.recipe or self.recipe)
-            table = read_toml(path)  # which no pipe may be: the board may be a stranger's
-            overrides = [_from(folder, each) for each in (*self.set, *entry.set)]
-            found[entry.name] = Recipe.parse(table, shown(str(path), 4096), overrides)
-        return found
+            table = read_toml(path)  # no pipe, as the board may be a stranger's
+            overrides = [_from(folder, override) for override in (*self.set, *entry.set)]
+            recipes[entry.name] = Recipe.parse(table, shown(str(path), 4096), overrides)
+        return recipes
 
     def within_budget(
         self, recipes: Mapping[str, Recipe], flops_ratios: Mapping[str, float]
@@ -122,7 +124,7 @@ class Board(Section):
         """
         if self.budget is None:
             return dict(recipes)
-        found = {}
+        limited = {}
         for name, recipe in recipes.items():
             per_step = float(recipe.train.critic_steps)
             if self.budget.unit == "passes":
@@ -135,12 +137,12 @@ class Board(Section):
                     f"steps for the entry {name!r}, which makes {recipe.train.critic_steps} a step"
                 )
             train = recipe.train.model_copy(update={"steps": int(self.budget.count / per_step)})
-            found[name] = recipe.model_copy(update={"train": train})
-        return found
+            limited[name] = recipe.model_copy(update={"train": train})
+        return limited
 
 
 def _from(folder: Path, override: str) -> str:
-    """Return an override, a relative path in it as one from `folder`, the same from anywhere."""
+    """Return an override with a relative path in it made absolute, from `folder` on."""
     key, value = parse_override(override)
     is_path = key == "score.weights" or key.split(".")[-1] in ("path", "folder")
     text = value if isinstance(value, str) else typed_in([override]).get(key, "")

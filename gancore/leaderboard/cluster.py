@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gancore.cost import Cost
 from gancore.errors import GancoreError, InputError, RunError
 from gancore.files.writing import delete, make_folder, write_text
 from gancore.leaderboard.costs import measure_here
@@ -68,15 +69,13 @@ class Cluster:
         """What costs depend on beside the recipes."""
         return f"{self.device} on Ray"
 
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, Cost]:
         """Measure costs on a node; see `Executor`. Raises RunError."""
         tables = {name: resolve(recipe) for name, recipe in recipes.items()}
         self._tell_of_no_room()
         task = self._remote(_measure)
         try:
-            found: dict[str, dict[str, Any]] = self.ray.get(
-                task.remote(tables, self.threads, self.device)
-            )
+            found: dict[str, Cost] = self.ray.get(task.remote(tables, self.threads, self.device))
         except self.ray.exceptions.RayError as error:
             raise RunError(
                 f"a node of the cluster can't measure costs: {shown(self._reason(error), 1000)}. "
@@ -301,6 +300,6 @@ def _make_run(order: Order, begun: Any) -> tuple[str, Outcome]:
     return node, make_run(order)
 
 
-def _measure(tables: Mapping[str, Any], threads: int, device: str) -> dict[str, dict[str, Any]]:
+def _measure(tables: Mapping[str, Any], threads: int, device: str) -> dict[str, Cost]:
     recipes = {name: Recipe.parse(table) for name, table in tables.items()}
     return measure_here(recipes, threads=threads, device=device)

@@ -137,9 +137,9 @@ def _share(job: Job) -> str:
 
 
 def _scores(done: Sequence[Job], metric: str | None) -> str:
-    found = [scores.scores for job in done if (scores := job.run.read_scores())]
-    if not found:
+    scores = [job.saved.scores.scores for job in done if job.saved and job.saved.scores]
+    if not scores:
         return ""
-    key = metric or next(iter(found[0]), "")
-    values = [each[key] for each in found if key in each]
+    key = metric or next(iter(scores[0]), "")
+    values = [by_name[key] for by_name in scores if key in by_name]
     return f"{key} {statistics.median(values):.4g}" if values else ""

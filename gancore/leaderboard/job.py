@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gancore.cost import Cost
 from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
@@ -22,6 +23,7 @@ from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
 from gancore.training.record import Record
+from gancore.training.run_folder import SavedRun
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""
@@ -57,6 +59,7 @@ class Job:
     seconds: float = 0.0
     started: float = field(default=0.0, repr=False)
     about: MadeOf = field(default_factory=MadeOf, repr=False)  # data and code, in the hash
+    saved: SavedRun | None = field(default=None, repr=False)  # as read when the run was done
 
     @property
     def run(self) -> Run:
@@ -77,31 +80,28 @@ class Job:
         return last.step if last else 0
 
     def is_scored(self) -> bool:
-        """Whether the folder has the scores that the recipe asks for, of its last step.
+        """Whether the run has all scores that its recipe asks for; `saved` is what was read of it.
 
-        Not if its environment or a record can't be read: whoever goes on with it writes the one
-        anew, and leaves out the other. Records that are gone are gone; no score depends on them.
+        Not where its environment or a record can't be read: who goes on with the run writes the one
+        anew, and leaves out the other. Records may be missing, as no score depends on them.
         """
+        self.saved = None
         try:
-            if not answers(self.run.read_scores(), Score.of(self.recipe["score"]), self.steps):
-                return False
-            if self.run.read_environment() is None:
-                return False
-            for _ in self.run.read_records():
-                pass
-            return True
-        except InputError:  # whoever goes on with the run tells it
-            return False
+            if answers(self.run.read_scores(), Score.of(self.recipe["score"]), self.steps):
+                saved = self.run.read()
+                self.saved = saved if saved.environment else None
+        except InputError:
+            pass  # who goes on with the run tells it
+        return self.saved is not None
 
     def has_whole_records(self) -> bool:
         """Whether the records reach to the end of the run."""
-        last = self._last_record()
-        return last is not None and last.step == self.steps
+        records = self.saved.records if self.saved else ()
+        return bool(records) and records[-1].step == self.steps
 
-    def whole_records(self) -> Iterator[Mapping[str, float]]:
-        """Yield the records of a finished run; none where they do not reach to its end."""
-        if self.has_whole_records():
-            yield from (record.values for record in self.run.read_records())
+    def whole_records(self) -> tuple[Record, ...]:
+        """Return the records of a finished run; none where they do not reach to its end."""
+        return self.saved.records if self.saved and self.has_whole_records() else ()
 
     def _last_record(self) -> Record | None:
         try:
@@ -151,8 +151,8 @@ class Executor(Protocol):
     @property
     def where(self) -> str: ...  # noqa: D102
 
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-        """Return each entry's `gancore.cost.Cost` as a table; those that can't be are left out."""
+    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, Cost]:
+        """Return what each entry costs; those that can't be measured are left out."""
 
     def sweep(self, jobs: Sequence[Job], watch: Watch) -> None:
         """Make the runs that are not done; a failed one is marked, no more.
@@ -167,8 +167,8 @@ def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         if job.is_scored():
             job.state = "done"
-            last = job._last_record()
-            job.seconds = last.seconds if last else 0.0
+            records = job.saved.records if job.saved else ()
+            job.seconds = records[-1].seconds if records else 0.0
     return [job for job in jobs if job.state == "waiting"]
 
 

@@ -6,8 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from gancore.cost import Cost
 from gancore.errors import InputError
 from gancore.files.storage import InUseError, wait_until_free
 from gancore.files.writing import make_folder
@@ -30,7 +30,7 @@ class Here:
         """What costs depend on beside the recipes."""
         return self.device
 
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, Cost]:
         """Measure costs; see `Executor`."""
         return measure_here(recipes, threads=self.threads, device=self.device)
 

@@ -154,7 +154,7 @@ def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
     for section, kind in kinds.items():
         table[section] = _completed(kind, table[section], {})
     table["loss"] = _completed("plugin", table["loss"], classes)
-    table["plugin"] = [_completed("plugin", each, classes) for each in table["plugin"]]
+    table["plugin"] = [_completed("plugin", section, classes) for section in table["plugin"]]
     return table
 
 
@@ -165,9 +165,9 @@ def _completed(kind: Kind, table: dict[str, Any], classes: Mapping[str, type]) -
         factory = classes.get(name) or entrypoints.load(entrypoints.get(kind, name))
         known = fields(factory) if is_dataclass(factory) else ()
         made = {
-            each.name: each.default_factory()
-            for each in known
-            if each.init and each.default_factory is not MISSING
+            option.name: option.default_factory()
+            for option in known
+            if option.init and option.default_factory is not MISSING
         }
         return {**options.complete(factory, made), **table}
     except GancoreError:

@@ -62,9 +62,9 @@ def _cpu(path: Path = Path("/proc/cpuinfo")) -> str:
     """Return the CPU's model, as well as the system tells it."""
     text = path.read_text(errors="replace") if path.is_file() else ""
     lines = [line.partition(":") for line in reversed(text.splitlines())]
-    found = {name.strip(): value.strip() for name, _, value in lines}
-    arm = [found[key] for key in ("CPU implementer", "CPU part") if key in found]
-    return found.get("model name") or " ".join(arm) or platform.processor() or platform.machine()
+    table = {name.strip(): value.strip() for name, _, value in lines}
+    arm = [table[key] for key in ("CPU implementer", "CPU part") if key in table]
+    return table.get("model name") or " ".join(arm) or platform.processor() or platform.machine()
 
 
 def _blas() -> str:

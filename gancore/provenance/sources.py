@@ -126,9 +126,9 @@ def _strip(block: ast.AST) -> None:
     for name in ("body", "orelse", "finalbody", "handlers", "cases"):
         inner = getattr(block, name, None)
         if isinstance(inner, list):  # not that of a lambda
-            inner[:] = [each for each in inner if not _is_text(each)]
-            for each in inner:
-                _strip(each)
+            inner[:] = [child for child in inner if not _is_text(child)]
+            for child in inner:
+                _strip(child)
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -44,7 +44,9 @@ def bounding(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["loss"]["name"] != "wasserstein":
         return []
     plugins = recipe.get("plugin", [])
-    return [each.get("as", each["name"]) for each in plugins if acts_on_critic(each["name"])]
+    return [
+        section.get("as", section["name"]) for section in plugins if acts_on_critic(section["name"])
+    ]
 
 
 @our_style()
@@ -56,7 +58,7 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
     from matplotlib.figure import Figure
 
     columns = _columns(records)
-    panels = _panels(columns, recipe)
+    panels = _panels(columns, is_bounded=bool(bounding(recipe)))
     if not panels:
         return
     rows = -(-len(panels) // 2)
@@ -72,12 +74,15 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
 
 
 @our_style()
-def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the records of a run over generator updates: a figure a panel, by its title."""
+def curve_figures(records: Records, *, is_bounded: bool) -> dict[str, Figure]:
+    """Draw the records of a run over generator updates: a figure a panel, by its title.
+
+    is_bounded: whether `bounding` names a plugin
+    """
     from matplotlib.figure import Figure
 
     figures, columns = {}, _columns(records)
-    for title, keys in _panels(columns, recipe).items():
+    for title, keys in _panels(columns, is_bounded=is_bounded).items():
         figures[title] = Figure(figsize=(5.5, 3), layout="constrained")
         _draw(figures[title].subplots(), columns, keys)
     return figures
@@ -94,9 +99,9 @@ def _columns(records: Records) -> Columns:
     return columns
 
 
-def _panels(keys: Iterable[str], recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+def _panels(keys: Iterable[str], *, is_bounded: bool) -> dict[str, list[str]]:
     """Return the keys of each panel that has any, by its title."""
-    gap = ESTIMATE if bounding(recipe) else GAP
+    gap = ESTIMATE if is_bounded else GAP
     panels = {
         gap if title == GAP else title: [
             key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)

@@ -104,18 +104,18 @@ def curves(records: Iterable[Mapping[str, float]], recipe: Recipe, step: int) ->
     records  numbers by their keys
     step     of the last one
     """
-    captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
-    for title, figure in curve_figures(records, recipe.table()).items():
+    plugins = bounding(recipe.table())
+    captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe.loss.name, plugins))}
+    for title, figure in curve_figures(records, is_bounded=bool(plugins)).items():
         text = f"{title[0].upper()}{title[1:]}"
         alt = f"{text} over {step} generator updates, as lines"
         yield Picture.of(figure, title=text, caption=captions.get(title, NOTED), alt=alt)
 
 
-def _gap_caption(recipe: Recipe) -> str:
-    """Return what D(real) − D(fake) is in a run of this recipe."""
+def _gap_caption(loss: str, plugins: Sequence[str]) -> str:
+    """Return what D(real) − D(fake) is with a loss, and plugins that bound the critic."""
     what = "The critic's mean score of real samples minus that of generated ones, over a batch"
-    loss = recipe.loss.name
-    if plugins := bounding(recipe.table()):
+    if plugins:
         return (
             f"{what}: with the {loss} loss an estimate of the Wasserstein distance times the "
             f"critic's Lipschitz constant, as far as that is held by {', '.join(plugins)}. Look "

@@ -115,8 +115,7 @@ def _critic(
     try:
         again = "gancore.write_report({run!r}, generator=…, critic=…, data=…)"
         parts = (recipe.generator, generator), (recipe.critic, critic), (recipe.data, data)
-        for made, given in parts:
-            refuse_python(loader.run, made, given, again)
+        refuse_python(loader.run, again, *parts)
         network = loader.critic(critic, device=device)
         section.pictures.append(pictures.weights(network))
         missing = "The critic's gradient norms are left out"

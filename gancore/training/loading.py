@@ -112,7 +112,7 @@ class Loader:
     def _rebuilt(self, kind: Literal["generator", "critic"]) -> nn.Module:
         """Build a network as the recipe says."""
         section = self.recipe.generator if kind == "generator" else self.recipe.critic
-        refuse_python(self.run, section, None, f"gancore.load_{kind}({{run!r}}, {kind}=…)")
+        refuse_python(self.run, f"gancore.load_{kind}({{run!r}}, {kind}=…)", (section, None))
         network: nn.Module = build_component(kind, section, self.shape)
         return network
 
@@ -158,8 +158,8 @@ def score_run(
     choose_device(device)
     refuse_unwritable(run.path)
     before = run.read_scores()  # a broken file is told before the work, not after it
-    for made, given in ((recipe.generator, generator), (recipe.data, data)):
-        refuse_python(run, made, given, "gancore.score_run({run!r}, generator=…, data=…)")
+    again = "gancore.score_run({run!r}, generator=…, data=…)"
+    refuse_python(run, again, (recipe.generator, generator), (recipe.data, data))
     loader = Loader(run, recipe, latest(run, tell), data=data)
     check_scoring(loader.data, section)
     if lines := changes(loader.saved.about().made_of, MadeOf(data=loader.data.fingerprint)):
@@ -221,10 +221,17 @@ def latest(run: Run, tell: Tell = warnings.warn) -> Checkpoint:
     return saved
 
 
-def refuse_python(run: Run, section: Component, given: object, call: str) -> None:
-    """Refuse what a run was given in Python, and no recipe can name, unless it is given again."""
-    if given is None and section.name.startswith(entrypoints.MADE_IN_PYTHON):
-        raise PluginError(
-            f"{shown(str(run.path), 4096)} was made from Python with {shown(section.name)}, which "
-            f"no recipe can build: from Python, {call.format(run=str(run.path))}"
-        )
+def refuse_python(
+    run: Run, call: str, *parts: tuple[Component, nn.Module | Dataset | Tensor | None]
+) -> None:
+    """Refuse what a run was given in Python, and no recipe can name, unless it is given again.
+
+    call   by which that is
+    parts  sections of the recipe, and what is given for them
+    """
+    for section, given in parts:
+        if given is None and section.name.startswith(entrypoints.MADE_IN_PYTHON):
+            raise PluginError(
+                f"{shown(str(run.path), 4096)} was made from Python with {shown(section.name)}, "
+                f"which no recipe can build: from Python, {call.format(run=str(run.path))}"
+            )

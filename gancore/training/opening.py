@@ -58,15 +58,15 @@ class Opening:
 
         def first() -> bytes:
             nonlocal start
-            found = self._prepare(resume=resume, force=force, threads=threads)
-            start = found.step if found else 0
-            return checkpoint.packed(found) if found and ranks.count > 1 else b""
+            saved = self._prepare(resume=resume, force=force, threads=threads)
+            start = saved.step if saved else 0
+            return checkpoint.packed(saved) if saved and ranks.count > 1 else b""
 
         sent = ranks.from_first(first)
         if sent and not ranks.is_first:
-            found = checkpoint.unpacked(sent)
-            self._restore(found)
-            start = found.step
+            saved = checkpoint.unpacked(sent)
+            self._restore(saved)
+            start = saved.step
         if ranks.count > 1:
             count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
             torch.set_num_threads(int(count))
@@ -90,13 +90,13 @@ class Opening:
         run = self.run
         refuse_links_out(run.path)
         refuse_taken(run.path, resume=resume)
-        found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        before = self._environment() if found is not None else None
-        if found is None:
+        saved = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
+        before = self._environment() if saved is not None else None
+        if saved is None:
             self.trainer.use.refuse()
         else:
             changed = {"threads": (before.threads, threads)} if before and threads else {}
-            self._refuse_another(found, changed, force=force)
+            self._refuse_another(saved, changed, force=force)
             self._take_threads(before, threads)
         about = environment(
             self.trainer.device,
@@ -109,19 +109,19 @@ class Opening:
                 "this is not the kind of machine that the run was made on so far, or not known to "
                 f"be ({'; '.join(differing)}): {TO_ROUNDING}"
             )
-        if found is not None:
-            self._restore(found)
-        start = found.step if found else 0
+        if saved is not None:
+            self._restore(saved)
+        start = saved.step if saved else 0
         if start < self.trainer.train.steps:
             rehearse(self.trainer, checkpoint_of(self.trainer, self.tally, self._made_of, start))
-        if found is not None:
+        if saved is not None:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_environment(about, before, start)  # first: by it a folder is known for a run's
         run.write_recipe(self.trainer.recipe)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
         if start < self.trainer.train.steps:
             delete(run.scores_path)
-        return found
+        return saved
 
     def _environment(self) -> Environment | None:
         """Return what the run was made on so far; None, and a line, where that can't be read."""
@@ -152,21 +152,21 @@ class Opening:
             self.display.say(f"threads: {then} so far, which can't be had here: {TO_ROUNDING}")
 
     def _refuse_another(
-        self, found: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
+        self, saved: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
     ) -> None:
         """Refuse a checkpoint of another run, or of one that will be shorter.
 
         changed: what was and what is of other things that may have changed
         """
-        saved = found.about()
-        if saved.recipe is None:
+        about = saved.about()
+        if about.recipe is None:
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
-        recipes = (as_now(saved.recipe, classes), as_now(self.trainer.recipe, classes))
-        lines = differences(*recipes) + self._changes_of_identity(saved.made_of)
-        if saved.made_of.data == self._made_of.data:
+        classes = {plugin.method: type(plugin.instance) for plugin in self.trainer.plugins.loaded}
+        recipes = (as_now(about.recipe, classes), as_now(self.trainer.recipe, classes))
+        lines = differences(*recipes) + self._changes_of_identity(about.made_of)
+        if about.made_of.data == self._made_of.data:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (saved.processes, self.trainer.ranks.count)
+        processes = (about.processes, self.trainer.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
                 lines.append(f"{name}: was {were!r}, is {are!r}")
@@ -180,9 +180,9 @@ class Opening:
         if overridden := [line for line in lines if not line.startswith("threads: ")]:
             self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
         steps = self.trainer.train.steps
-        if found.step > steps:
+        if saved.step > steps:
             raise InputError(
-                f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
+                f"the checkpoint is at step {saved.step}, beyond train.steps = {steps}: "
                 "raise train.steps, or choose another --out"
             )
 
@@ -203,13 +203,13 @@ class Opening:
                 f"{'; '.join(lines)}. {BOARD_AGAIN}"
             )
 
-    def _restore(self, found: Checkpoint) -> None:
-        by_position = found.state.get("format") == checkpoint.BY_POSITION
+    def _restore(self, saved: Checkpoint) -> None:
+        by_position = saved.state.get("format") == checkpoint.BY_POSITION
         try:
             told = self.trainer.load_state(
-                found.tensors, found.state["plugins"], by_position=by_position
+                saved.tensors, saved.state["plugins"], by_position=by_position
             )
-            self.tally = Tally.of(found.state)
+            self.tally = Tally.of(saved.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             failure = CheckpointError(f"the checkpoint does not fit this run: {reason}")

@@ -131,7 +131,12 @@ def restore_optimizer(
         if owner == name:
             state.setdefault(parameter_name, {})[key] = tensor
     if not state:
-        raise CheckpointError(f"the checkpoint has no state of the {name}'s optimizer. {REMEDY}")
+        raise CheckpointError(
+            f"the checkpoint has no state of the {name}'s optimizer: none of its parameters had a "
+            f"gradient, or the file is not whole. Let the {name} have gradients (outside "
+            "torch.no_grad, checkpoints with use_reentrant=False) and train again, or copy the run "
+            "folder anew"
+        )
     groups = optimizer.state_dict()["param_groups"]
     trained = [each for group in optimizer.param_groups for each in group["params"]]
     position = {id(parameter): number for number, parameter in enumerate(trained)}

@@ -39,6 +39,16 @@ TRAIN_AGAIN = "Copy the run folder anew, or train again"
 BOARD_AGAIN = "Run its board again: gan leaderboard"
 
 
+class _Inside:
+    """The path of what has this name in a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: Run, owner: type[Run]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder.
@@ -48,6 +58,24 @@ class Run:
     """
 
     path: Path
+    recipe_path = _Inside("recipe.toml")
+    """The resolved recipe."""
+    environment_path = _Inside("environment.json")
+    """What the run ran on."""
+    expected_path = _Inside("expected.json")
+    """What a board expects the run to be made of, where it is one of a board."""
+    metrics_path = _Inside("metrics.jsonl")
+    """One record a line."""
+    curves_path = _Inside("curves.png")
+    """The records as a picture."""
+    scores_path = _Inside("scores.json")
+    """The final scores and their protocol."""
+    report_path = _Inside("report.html")
+    """Scores, pictures and recipe on one page."""
+    animation_path = _Inside("samples.gif")
+    """The sample grids as an animation."""
+    checkpoints = _Inside("checkpoints")
+    """The folder of checkpoints."""
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -62,51 +90,6 @@ class Run:
                 f"{lost if run.checkpoints.is_dir() else ''}"
             )
         return run
-
-    @property
-    def recipe_path(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.toml"
-
-    @property
-    def environment_path(self) -> Path:
-        """What the run ran on."""
-        return self.path / "environment.json"
-
-    @property
-    def expected_path(self) -> Path:
-        """What a board expects the run to be made of, where it is one of a board."""
-        return self.path / "expected.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One record a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curves_path(self) -> Path:
-        """The records as a picture."""
-        return self.path / "curves.png"
-
-    @property
-    def scores_path(self) -> Path:
-        """The final scores and their protocol."""
-        return self.path / "scores.json"
-
-    @property
-    def report_path(self) -> Path:
-        """Scores, pictures and recipe on one page."""
-        return self.path / "report.html"
-
-    @property
-    def animation_path(self) -> Path:
-        """The sample grids as an animation."""
-        return self.path / "samples.gif"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
 
     def sample_path(self, step: int) -> Path:
         """The sample grid of a step."""
