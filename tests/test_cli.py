@@ -28,7 +28,7 @@ from gancore.cli.tables import show_scores
 from gancore.data.digits import digits
 from gancore.report import save_images
 from gancore.scoring import extractor
-from gancore.scoring.protocol import Protocol, Reference, Scores
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 
 RECIPE = tomli_w.dumps(
     parsed(DIGITS, **{"train.steps": 6, "log.every": 2, "score.metrics": ["fid", "isc"]}).table()
@@ -469,7 +469,7 @@ def test_paths_and_names_are_text_in_a_terminal(
     assert is_tame(out, "good")
     assert is_tame(err, "bad", "none")
     assert err.count(str(tmp_path)) == len(err.splitlines())
-    reference = Reference.model_construct(
+    reference = RealSamples.model_construct(
         **{"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
     )
     protocol = Protocol.model_construct(reference=reference, samples=2, seed=0)

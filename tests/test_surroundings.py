@@ -28,7 +28,7 @@ from gancore.plugins import load
 from gancore.provenance.environment import Stretch
 from gancore.report import LinesDisplay, display_for, plot_curves, save_grid
 from gancore.report.style import our_style
-from gancore.scoring.protocol import Protocol, Reference, Scores
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.training import session
 
 RECORDS = [{"step": step, "seconds": 1.0, "wasserstein": 0.1 * step} for step in (1, 2, 3)]
@@ -188,7 +188,7 @@ def test_scores_show_whole_however_narrow_it_is(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    reference = Reference.model_construct(**{"name": "data", "split": "all", "samples": 2})
+    reference = RealSamples.model_construct(**{"name": "data", "split": "all", "samples": 2})
     protocol = Protocol.model_construct(reference=reference, samples=2, seed=0)
     show_scores(Scores.model_construct(scores={"w2": 1.5}, protocol=protocol))
     assert "2-Wasserstein distance  1.5\n" in capsys.readouterr().out

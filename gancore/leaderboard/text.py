@@ -99,10 +99,10 @@ def markdown(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """Return the lines below a table: protocol, budget, certainty, costs, failures, runs' notes."""
     lines = []
-    if protocol := result.protocol.table():
+    if common := result.protocol.table():
         seeds = ", ".join(map(str, result.seeds))
-        whole = Protocol.model_validate({**protocol, "seed": 0})
-        lines.append(shown_protocol(whole, seeds) + ".")
+        protocol = Protocol.model_validate({**common, "seed": 0})
+        lines.append(shown_protocol(protocol, seeds) + ".")
     if budget := result.budget:
         lines.append(f"Budget: {budget.count:,} {UNITS[budget.unit]} an entry.")
     lines += certainty(result)
