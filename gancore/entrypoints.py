@@ -1,4 +1,4 @@
-"""Entry points: the plugins, networks, data sets and extractors that are installed.
+"""Entry points: the plugins, networks, data sets, extractors and metrics that are installed.
 
 `find` reads metadata only and imports nothing; `load` imports one.
 """
@@ -21,7 +21,7 @@ from gancore.checks import guard
 from gancore.errors import ContractError, MissingError, PluginError
 from gancore.text import close_to, did_you_mean
 
-Kind = Literal["plugin", "dataset", "generator", "critic", "extractor", "executor"]
+Kind = Literal["plugin", "dataset", "generator", "critic", "extractor", "metric", "executor"]
 
 OURS = frozenset({"clip", "cr", "dragan", "gp", "lazy", "lecam", "r1", "r2", "sn", "tensorboard"})
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""

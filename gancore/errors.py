@@ -11,6 +11,7 @@
         ├── ContractError     a plugin, critic or generator breaks its contract
         ├── NonFiniteError    a loss, penalty or gradient is inf or nan
         └── ScoreError        scores can't be computed
+            └── UnfitError    the ones asked for don't fit the data: `gan` exits with 2
 
 A message says what is wrong, where, what was expected, and ends in the remedy.
 """
@@ -79,6 +80,10 @@ class NonFiniteError(RunError):
 
 class ScoreError(RunError):
     """Scores can't be computed."""
+
+
+class UnfitError(ScoreError, InputError):
+    """The scores asked for can't be taken of these data, or of so few samples."""
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})

@@ -80,7 +80,7 @@ TOO_LATE: dict[str, tuple[list[str], str]] = {
     ),
     "scores of an empty name": (
         ["score", "RUN", "--metrics", ""],
-        "score: metrics.0: expected 'fid'",
+        "score.metrics: no metric '' is installed. Known: ",
     ),
     "too few": (["score", "RUN2", "--metrics", "isc", "--samples", "9"], "IS needs 10 samples"),
     "too few for FID": (["score", "RUN2", "--metrics", "fid", "--samples", "63"], "63 generated"),

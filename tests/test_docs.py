@@ -35,7 +35,7 @@ from gancore.training.objective import Gradients, objective, to_host
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
-DOCS = {name: PAGES[name] for name in ("plugins.md", "functions.md")}
+DOCS = {name: PAGES[name] for name in ("plugins.md", "functions.md", "metrics.md")}
 """Those with blocks of Python, which are run."""
 
 PLUGINS = DOCS["plugins.md"]
@@ -146,7 +146,7 @@ def test_all_blocks_are_in_sections_and_of_a_known_language() -> None:
 
 def test_toml_blocks_parse() -> None:
     tables = [tomllib.loads(block) for text in DOCS.values() for block in blocks(text, "toml")]
-    assert len(tables) == 3
+    assert len(tables) == 5
 
 
 def test_the_tutorials_tests_pass(site: Path) -> None:

@@ -20,6 +20,7 @@ from gancore.errors import CheckpointError, GancoreError, InputError, MissingErr
 from gancore.recipe import Recipe
 from gancore.report import Display, save_images
 from gancore.scoring.digits import DigitsExtractor
+from gancore.scoring.protocol import Protocol, Scores
 from gancore.scoring.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import build_trainer as build
@@ -218,9 +219,10 @@ PROTOCOL = {
 }
 
 
-def by_step(self: Trainer, progress: object = None) -> dict[str, Any]:
+def by_step(self: Trainer, progress: object = None) -> Scores:
     step = int(self.generator_optimizer.state[self.generator_parameters[0]]["step"])
-    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": PROTOCOL}
+    scores = {"fid": BY_STEP[step], "isc": 1.0 / step}
+    return Scores(scores=scores, protocol=Protocol.model_validate(PROTOCOL))
 
 
 def test_the_best_step_is_marked_and_its_checkpoint_kept(
@@ -259,11 +261,11 @@ def test_an_interrupted_run_marks_the_same_best(
 
 
 def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Trainer,
-        "scores",
-        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": PROTOCOL},
-    )
+    def inception_score(self: Trainer, progress: object = None) -> Scores:
+        scores = by_step(self)
+        return scores.model_copy(update={"scores": {"isc": scores.scores["fid"]}})
+
+    monkeypatch.setattr(Trainer, "scores", inception_score)
     run = build(tiny(**{"score.every": 2})).run(tmp_path / "run")
     assert checkpoint.load_best(run.checkpoints).step == 2
 

@@ -34,6 +34,7 @@ from gancore.leaderboard.text import markdown, notes
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.training import Run
 from gancore.training import build_trainer as build
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
@@ -227,12 +228,12 @@ def test_a_gradient_of_zero_is_told_after_as_many_updates_in_a_row() -> None:
 def test_scores_taken_while_it_trains_tell_a_collapse_at_their_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = {"name": "noise", "split": "all", "samples": 1}
-    protocol = {"reference": reference, "samples": 1, "seed": 0, "versions": {}}
+    real = RealSamples(name="noise", split="all", samples=1)
+    protocol = Protocol(reference=real, samples=1, seed=0, versions={})
     spreads = iter([0.9, 0.01, 0.8])
 
-    def scores(self: Trainer, progress: Any = None) -> dict[str, Any]:
-        return {"scores": {"fid": 1.0}, "protocol": protocol, "spread": next(spreads)}
+    def scores(self: Trainer, progress: Any = None) -> Scores:
+        return Scores(scores={"fid": 1.0}, protocol=protocol, spread=next(spreads))
 
     monkeypatch.setattr(Trainer, "scores", scores)
     display = Told()
@@ -469,5 +470,8 @@ def test_data_without_variance_have_no_share_of_it() -> None:
     watch = Notes({}, data, Tally(), said.append)
     watch.samples(torch.randn(20, 2), 0)
     watch.grid(torch.randn(20, 2), 1)
-    assert watch.scored({"spread": 1e11}, 1) == {"spread": 1e11}
+    real = RealSamples(name="one", split="all", samples=20)
+    protocol = Protocol(reference=real, samples=20, seed=0, versions={})
+    scores = Scores(scores={"w2": 1.0}, protocol=protocol, spread=1e11)
+    assert watch.scored(scores, 1) == scores.model_copy(update={"step": 1})
     assert said == []

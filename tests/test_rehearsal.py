@@ -277,8 +277,8 @@ def test_an_extractor_that_fails_is_told_before_the_first_update(
 ) -> None:
     chosen = Extractor("odd", "gancore-odd", 64, (1, None, None), Path(__file__))
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "gancore-odd", Odd)
-    for name in ("extractor", "found_extractor"):
-        monkeypatch.setattr(f"gancore.scoring.fidelity.{name}", lambda *names: chosen)
+    for name in ("extractor", "find_extractor"):
+        monkeypatch.setattr(f"gancore.scoring.generator.{name}", lambda *names: chosen)
     monkeypatch.setattr(Odd, "answer", staticmethod(answer))
     spy = Spy()
     score = {"metrics": metrics, "samples": 20, "extractor": "odd"}

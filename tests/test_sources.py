@@ -169,7 +169,7 @@ def test_packages_that_decide_numbers_are_in() -> None:
     hashed = core_code().modules
     for module in MODULES:
         name = module.partition(".")[2]
-        if name.startswith(("networks", "scoring")) and not name.endswith("_train"):
+        if name.startswith(("networks", "scoring")):
             assert name in hashed
     assert {"step", "losses", "zeros", "randomness", "sampling", "recipe", "plugins"} < {*hashed}
     assert {"data", "training.session", "training.trainer", "training.update"} < {*hashed}

@@ -264,7 +264,7 @@ def test_a_label_or_metric_of_a_board_is_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"entry.0.label: expected text without control"):
         Board.load(path)
     path.write_text(text.format(seed=0, metric='metric = "[/]"\n'))
-    with pytest.raises(RecipeError, match="metric: expected one of fid, isc, "):
+    with pytest.raises(RecipeError, match=r"metric: "):
         Board.load(path)
     path.write_text(text.format(seed=2**63, metric=""))
     with pytest.raises(RecipeError, match=r"seeds.0: expected less than"):

@@ -56,6 +56,6 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
         tell(f"not compared, for want of a score in both: {', '.join(unmatched)}")
     tell(f"decided by: {method(compared.values()) or 'nothing, with too few seeds'}")
     if lost:
-        name = score_name(metric, after.protocol.table())
+        name = score_name(metric, after.protocol)
         tell(f"regression in {name}: {', '.join(lost)}", err=True)
         sys.exit(1)

@@ -61,10 +61,10 @@ def show_scores(scores: Scores) -> None:
 
     from gancore.scoring.protocol import shown_protocol, shown_scores
 
-    out, table = console(), scores.table()
-    for name, value in shown_scores(table).items():
+    out = console()
+    for name, value in shown_scores(scores).items():
         line = Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan"))
         out.print(line, soft_wrap=True)
-    out.print(styled(shown_protocol(table["protocol"]), "dim"), soft_wrap=True)
+    out.print(styled(shown_protocol(scores.protocol), "dim"), soft_wrap=True)
     for note in scores.notes:
         out.print(styled(f"note: {note}", "yellow"), soft_wrap=True)

@@ -16,7 +16,6 @@ from gancore.files.reading import expanded, read_toml
 from gancore.options import explain
 from gancore.recipe import Count, Recipe, Section
 from gancore.recipe.overrides import parse_override, typed_in
-from gancore.scoring.protocol import NAMES
 from gancore.text import shown
 
 Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
@@ -61,7 +60,9 @@ class Board(Section):
         default=0.0, ge=0, le=1024, description="of each run on Ray; without it, no matter"
     )
     metric: str | None = Field(
-        default=None, description="the score that ranks; the first if absent"
+        default=None,
+        pattern=r"^[a-z0-9_]{1,64}$",
+        description="the score that ranks; the first if absent",
     )
     set: Overrides = Field(default=(), description="overrides for all entries")
     budget: Budget | None = None
@@ -77,10 +78,6 @@ class Board(Section):
                 "unavailable",
                 "baseline: there is no entry {name}; there is {names}",
                 {"name": repr(self.baseline), "names": ", ".join(names)},
-            )
-        if self.metric is not None and self.metric not in NAMES:
-            raise PydanticCustomError(
-                "unavailable", "metric: expected one of {names}", {"names": ", ".join(NAMES)}
             )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")

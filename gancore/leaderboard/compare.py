@@ -6,7 +6,7 @@ from gancore.errors import InputError
 from gancore.leaderboard.result import Result
 from gancore.leaderboard.statistics import Comparison, compare
 from gancore.recipe import differences
-from gancore.scoring.protocol import HIGHER_IS_BETTER
+from gancore.scoring.protocol import by_difference, higher_is_better
 from gancore.text import shown
 
 
@@ -46,7 +46,11 @@ def gate(before: Result, after: Result, metric: str) -> dict[str, Comparison]:
         known = sorted({key for entry in before.entries for key in entry.scores})
         names = shown(", ".join(known) or "none", 1000)
         raise InputError(f"no entry has {metric!r} in both; there is {names}")
-    return compare(pairs, higher_is_better=metric in HIGHER_IS_BETTER)
+    return compare(
+        pairs,
+        higher_is_better=higher_is_better(metric, otherwise=metric in before.higher_is_better),
+        by_difference=by_difference(metric),
+    )
 
 
 def regressed(comparison: Comparison, tolerance: float) -> bool:

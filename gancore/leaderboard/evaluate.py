@@ -14,7 +14,7 @@ from gancore.leaderboard.result import EntryCost, EntryResult, EntryScore, Resul
 from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
 from gancore.provenance.environment import Environment
 from gancore.scoring.generator import COLLAPSED
-from gancore.scoring.protocol import HIGHER_IS_BETTER, Features, Scores, keys
+from gancore.scoring.protocol import FeatureSpace, Scores, by_difference, higher_is_better, keys
 
 NO_RECORDS = (
     "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
@@ -69,7 +69,8 @@ def evaluate(board: Board, jobs: Sequence[Job], costs: Mapping[str, EntryCost]) 
                 for name, by_seed in values.items()
                 if name != board.baseline
             },
-            higher_is_better=key in HIGHER_IS_BETTER,
+            higher_is_better=higher_is_better(key),
+            by_difference=by_difference(key),
         )
         tests[key] = method(compared.values())
         for name, by_seed in values.items():
@@ -90,14 +91,14 @@ def evaluate(board: Board, jobs: Sequence[Job], costs: Mapping[str, EntryCost]) 
         )
         for entry in board.entry
     ]
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = -1 if metric and higher_is_better(metric) else 1
     entries.sort(
         key=lambda entry: sign * entry.scores[metric].median if metric in entry.scores else math.inf
     )
     return Result(
         format=result.FORMAT,
         metric=metric,
-        higher_is_better=tuple(sorted(HIGHER_IS_BETTER.intersection(metrics))),
+        higher_is_better=tuple(sorted(filter(higher_is_better, metrics))),
         baseline=board.baseline,
         entries=tuple(entries),
         protocol=_protocol(finished),
@@ -143,7 +144,7 @@ def _entry(
     )
 
 
-def _protocol(finished: Sequence[Finished]) -> Features:
+def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
     """Return what the protocols of all runs have in common: all but the seed."""
     tables = [run.scores.protocol.table() for run in finished]
     for run, table in zip(finished, tables, strict=True):
@@ -158,7 +159,7 @@ def _protocol(finished: Sequence[Finished]) -> Features:
         for key, value in (tables[0] if tables else {}).items()
         if key != "seed" and all(table.get(key) == value for table in tables)
     }
-    return Features.model_validate(common)
+    return FeatureSpace.model_validate(common)
 
 
 def _machine(finished: Sequence[Finished]) -> result.Machine:

@@ -18,6 +18,7 @@ from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
 from gancore.provenance.identity import MadeOf
+from gancore.recipe import Score
 from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
@@ -97,7 +98,7 @@ class Job:
         """
         self.saved = None
         try:
-            if answers(self.run.read_scores(), self.recipe["score"], self.steps):
+            if answers(self.run.read_scores(), Score.of(self.recipe["score"]), self.steps):
                 saved = self.run.read()
                 self.saved = saved if saved.environment else None
         except InputError:

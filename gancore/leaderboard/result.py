@@ -14,7 +14,7 @@ from gancore.files.stored import Number, Whole
 from gancore.files.writing import write_text
 from gancore.leaderboard.board import Budget
 from gancore.leaderboard.statistics import Comparison, Part, Summary
-from gancore.scoring.protocol import Features
+from gancore.scoring.protocol import FeatureSpace
 
 FORMAT: Literal[1] = 1
 """Of leaderboard.json."""
@@ -123,7 +123,7 @@ class Result(Part):
     higher_is_better: tuple[Name, ...] = Field(max_length=100)
     baseline: str = ""
     entries: tuple[EntryResult, ...] = Field(min_length=1, max_length=1000)
-    protocol: Features
+    protocol: FeatureSpace
     environment: Machine = Machine()
     budget: Budget | None
     seeds: tuple[Whole, ...] = ()

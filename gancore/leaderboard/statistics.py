@@ -98,14 +98,20 @@ BySeed = Mapping[int, float]
 
 
 def compare(
-    pairs: Mapping[str, tuple[BySeed, BySeed]], *, higher_is_better: bool
+    pairs: Mapping[str, tuple[BySeed, BySeed]],
+    *,
+    higher_is_better: bool,
+    by_difference: bool = False,
 ) -> dict[str, Comparison]:
     """Compare scores with baseline scores, by seed, for each name: (scores, baseline's).
 
     All comparisons over enough seeds are one family: the chance that any verdict of a table without
-    differences is wrong is 5 %. The scale is the logarithm if all scores are positive.
+    differences is wrong is 5 %. The scale is the logarithm if all scores are positive, unless they
+    are to be compared by_difference.
     """
-    positive = all(value > 0 for both in pairs.values() for one in both for value in one.values())
+    positive = not by_difference and all(
+        value > 0 for both in pairs.values() for one in both for value in one.values()
+    )
     family = sum(len(one.keys() & other.keys()) >= FEWEST for one, other in pairs.values())
     compared = {
         name: _compare(scores, baseline, log=positive, family=max(family, 1))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gancore.leaderboard.result import EntryResult, EntryScore, Result
 from gancore.leaderboard.statistics import FEWEST, Comparison, method, span
-from gancore.scoring.protocol import score_name, shown_protocol
+from gancore.scoring.protocol import Protocol, score_name, shown_protocol
 
 MINUS = "−"
 
@@ -101,7 +101,8 @@ def notes(result: Result) -> list[str]:
     lines = []
     if protocol := result.protocol.table():
         seeds = ", ".join(map(str, result.seeds))
-        lines.append(shown_protocol({**protocol, "seed": seeds}) + ".")
+        of_one = Protocol.model_validate({**protocol, "seed": 0})
+        lines.append(shown_protocol(of_one, seeds) + ".")
     if budget := result.budget:
         lines.append(f"Budget: {budget.count:,} {UNITS[budget.unit]} an entry.")
     lines += certainty(result)
@@ -160,7 +161,7 @@ def certainty(result: Result) -> list[str]:
 def title(result: Result, key: str) -> str:
     """Return a score's name with the way that is better."""
     arrow = "↑" if key in result.higher_is_better else "↓"
-    return f"{score_name(key, result.protocol.table())} {arrow}"
+    return f"{score_name(key, result.protocol)} {arrow}"
 
 
 def interval(score: EntryScore | None) -> str:

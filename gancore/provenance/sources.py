@@ -29,7 +29,6 @@ DECIDES_NOTHING = (
     *("provenance.sources", "provenance.identity", "entrypoints"),
     *("training.run_folder", "training.record"),
     "data.*",  # loaded samples are known by their own hash
-    "scoring.*_train",  # makes weights, which are known by theirs
 )
 """Modules and packages of the core, as patterns, that change no weight, sample or score of a run.
 

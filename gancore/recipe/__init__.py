@@ -2,7 +2,6 @@
 
 from gancore.recipe.overrides import parse_override
 from gancore.recipe.sections import (
-    FEATURES,
     Checkpoint,
     Component,
     Count,
@@ -19,7 +18,6 @@ from gancore.recipe.sections import (
 )
 
 __all__ = [
-    "FEATURES",
     "Checkpoint",
     "Component",
     "Count",

@@ -23,7 +23,8 @@ from gancore.text import did_you_mean, shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Metric = Literal["fid", "isc", "kid", "prc", "modes", "quality", "w2"]
+MetricName = Annotated[str, Field(max_length=100)]
+"""Of an installed metric, which is looked for when the recipe is checked, as components are."""
 
 
 MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
@@ -166,7 +167,7 @@ class Log(Section):
 class Score(Section):
     """`[score]`: what to compute at the end of a run, from what."""
 
-    metrics: tuple[Metric, ...] = ("fid", "isc")
+    metrics: tuple[MetricName, ...] = ("fid", "isc")
     samples: int = Field(default=10_000, ge=2, le=10**7, description="generated samples")
     every: Count | None = Field(
         default=None, description="steps between scores during the run; only at its end if absent"
@@ -195,38 +196,43 @@ class Sections(Protocol):
     def score(self) -> Score: ...  # noqa: D102
 
 
-FEATURES = frozenset({"fid", "isc", "kid", "prc"})
-"""The metrics that an extractor is for."""
-
-NEEDS: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
-    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
-    "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
-    "train.allow_batch_statistics": ("a penalty of the critic", lambda _, penalized: penalized),
+NEEDS: dict[str, tuple[str, Callable[[Sections, bool, bool], bool]]] = {
+    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, *_: of.optimizer.name == "adam"),
+    "optimizer.alpha": (
+        "optimizer.name = 'rmsprop'",
+        lambda of, *_: of.optimizer.name == "rmsprop",
+    ),
+    "train.allow_batch_statistics": (
+        "a penalty of the critic",
+        lambda of, penalized, extracted: penalized,
+    ),
     **dict.fromkeys(
         ("score.extractor", "score.weights"),
         (
-            "fid, isc, kid or prc in score.metrics",
-            lambda of, _: not of.score.metrics or not FEATURES.isdisjoint(of.score.metrics),
+            "a metric of features, such as fid, in score.metrics",
+            lambda of, penalized, extracted: extracted or not of.score.metrics,
         ),
     ),
 }
-"""What options need to have an effect, in words and of (sections, is there a penalty?).
+"""What options need to have an effect, in words and of (sections, penalized, extracted).
 
 Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
 """
 
 
-def idle_options(sections: Sections, *, penalized: bool) -> list[str]:
+def idle_options(sections: Sections, *, penalized: bool, extracted: bool) -> list[str]:
     """Return a line for each option that is not at its default, and has no effect beside others.
 
     penalized: whether a plugin penalizes the critic
+    extracted: whether a metric takes what an extractor makes of images
     """
     lines = []
     for key, (needed, has_effect) in NEEDS.items():
         section, name = key.split(".")
         table = getattr(sections, section)
         value = getattr(table, name)
-        if value != type(table).model_fields[name].default and not has_effect(sections, penalized):
+        is_default = value == type(table).model_fields[name].default
+        if not is_default and not has_effect(sections, penalized, extracted):
             shown_value = to_json(value).decode()
             lines.append(
                 f"{key} = {shown(shown_value)} has no effect: it needs {needed}; add that, or "

@@ -68,7 +68,6 @@ def write_report(
 
 def _page(saved: SavedRun, loader: Loader, sections: list[Section]) -> Page:
     recipe, scores = saved.recipe, saved.scores
-    table = scores.table() if scores else None
     names = [plugin.called for plugin in recipe.plugin]
     return Page(
         title=saved.run.path.resolve().name,
@@ -76,8 +75,8 @@ def _page(saved: SavedRun, loader: Loader, sections: list[Section]) -> Page:
         f"{' + '.join([recipe.loss.name, *names])}, "
         f"{saved.step or loader.saved.step} of {recipe.train.steps} steps, "
         f"seed {recipe.train.seed}",
-        scores=shown_scores(table) if table else {},
-        protocol=shown_protocol(table["protocol"]) if table else NOT_SCORED,
+        scores=shown_scores(scores) if scores else {},
+        protocol=shown_protocol(scores.protocol) if scores else NOT_SCORED,
         notes=noticed(loader.saved.state, scores),
         sections=sections,
         recipe=tomli_w.dumps(saved.table),

@@ -50,7 +50,7 @@ def weights_sha256(path: Path) -> str:
         raise ScoreError(f"weights of the extractor: {unreadable(error, path)}") from error
 
 
-def found_extractor(name: str, weights: str | None = None) -> Extractor:
+def find_extractor(name: str, weights: str | None = None) -> Extractor:
     """Find the feature extractor `name`, and tell torch-fidelity of it; no weights are read.
 
     Raises MissingError for an unknown name, ScoreError where there is no such file of weights.
@@ -61,7 +61,7 @@ def found_extractor(name: str, weights: str | None = None) -> Extractor:
         return Extractor(
             name, name, 2048, (3, None, None), Path(weights) if weights else inception_path()
         )
-    names = {found.name for found in entrypoints.find("extractor")}
+    names = {point.name for point in entrypoints.find("extractor")}
     if name not in names:
         known = {*names, INCEPTION}
         raise MissingError(
@@ -81,7 +81,7 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
 
     Raises MissingError for an unknown name, ScoreError for weights that can't be had.
     """
-    chosen = found_extractor(name, weights)
+    chosen = find_extractor(name, weights)
     if name == INCEPTION:
         if weights is None:
             _downloaded_inception()

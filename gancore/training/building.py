@@ -196,7 +196,7 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the networks and extractor of a recipe, and its weights file's hash.
+    """Return what brought networks, extractor and metrics of a recipe, and its weights' hash.
 
     What brought the data does not matter: samples have a hash of their own. Raises PluginError.
     """
@@ -211,7 +211,14 @@ def origins(recipe: Recipe) -> dict[str, str]:
     weights = Path(recipe.score.weights or "")
     is_named = recipe.score.weights and is_there(weights)
     named = {"score.weights": weights_sha256(weights)} if is_named else {}
-    return {**{str(kind): each for kind, each in found.items()}, **named}
+    metrics = {
+        f"metric {name}": entrypoints.origin(point)
+        for name, point in (
+            (name, entrypoints.get("metric", name)) for name in recipe.score.metrics
+        )
+        if point.distribution != "gancore"
+    }
+    return {**{str(kind): each for kind, each in found.items()}, **metrics, **named}
 
 
 def _components(recipe: Recipe) -> dict[Kind, Component]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gancore.data import Dataset
+from gancore.errors import MissingError
 from gancore.plugins import Plugins
 from gancore.recipe import Sections, idle_options
+from gancore.scoring.metrics import metric
 
 if TYPE_CHECKING:
     from gancore.training.trainer import Trainer
@@ -41,7 +43,8 @@ class IdleWarning(UserWarning):
 def check_idle(sections: Sections, plugins: Plugins) -> list[str]:
     """Return a line for each option and plugin that has no effect, as far as names can tell."""
     penalties = plugins.terms("penalty")
-    lines = idle_options(sections, penalized=bool(penalties))
+    extracted = any(map(_extracts, sections.score.metrics))
+    lines = idle_options(sections, penalized=bool(penalties), extracted=extracted)
     if not (penalties or plugins.terms("generator_penalty")):
         lines += [
             f"plugin {each} has no effect: it scales penalties, and there is none; add one, or "
@@ -49,6 +52,14 @@ def check_idle(sections: Sections, plugins: Plugins) -> list[str]:
             for each in plugins.penalties("penalty_scale")
         ]
     return lines
+
+
+def _extracts(name: str) -> bool:
+    """Whether a metric takes features; one that is not installed may."""
+    try:
+        return bool(metric(name).needs)
+    except MissingError:
+        return True
 
 
 def warn_idle(trainer: Trainer) -> None:

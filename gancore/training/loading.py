@@ -173,9 +173,8 @@ def score_run(
         progress=progress,
     )
     notes = Notes({}, loader.data, Tally.of(loader.saved.state), lambda text: None)
-    step = loader.saved.step
-    scores = Scores.model_validate({**notes.scored(taken, step), "step": step})
-    return run.write_scores(scores, before)
+    assert taken is not None  # this process is the first
+    return run.write_scores(notes.scored(taken, loader.saved.step), before)
 
 
 def load_generator(

@@ -146,11 +146,12 @@ class Notes:
             "real data's variance: lower the learning rate, or regularize the critic.",
         )
 
-    def scored(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Take what scoring found, and return it with the notes, if there are any."""
-        if "spread" in found and self._variance:
-            self.spread(found["spread"], step)
-        return {**found, **({"notes": self.sentences} if self.sentences else {})}
+    def scored(self, scores: Scores, step: int) -> Scores:
+        """Take the scores of a step, and return them with it and the notes, if there are any."""
+        if scores.spread is not None and self._variance:
+            self.spread(scores.spread, step)
+        notes = {"notes": self.sentences} if self.sentences else {}
+        return scores.model_copy(update={"step": step, **notes})
 
     def finish(self) -> None:
         """Judge the first updates now: there are no more."""

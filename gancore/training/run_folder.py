@@ -222,7 +222,7 @@ class Run:
         Those of the same step under the same protocol stay; others are replaced.
         """
         if before and (before.step, before.protocol) == (now.step, now.protocol):
-            now = now.model_copy(update={"scores": {**before.scores, **now.scores}})
+            now = now.together_with(before)
         self.write_json(self.scores_path, now.table())
         return now
 

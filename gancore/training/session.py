@@ -55,7 +55,7 @@ class Session:
         networks = {"generator": trainer.generator, "critic": trainer.critic}
         self.notes = trainer.notes = Notes(networks, trainer.data, self.tally, display.say)
         self.stopped = ""
-        self._scores: dict[str, Any] | None = None
+        self._scores: Scores | None = None
         self._made_of = made_of(trainer.data, trainer.plugins.loaded, trainer.components)
 
     def go(self, *, resume: bool, force: bool, threads: int | None = None) -> None:
@@ -83,8 +83,8 @@ class Session:
                 found = self._scores if self._scores is not None else self._last_scores()
                 if found:
                     steps = trainer.train.steps
-                    scored = {**self.notes.scored(found, steps), "step": steps}
-                    self.run.write_scores(Scores.model_validate(scored), self.run.read_scores())
+                    scored = self.notes.scored(found, steps)
+                    self.run.write_scores(scored, self.run.read_scores())
                 elif first:
                     self.display.say(
                         f"{self.stopped}: trained, and saved in {self.run.path}, but not scored: "
@@ -98,7 +98,7 @@ class Session:
 
     def _is_scored(self, start: int) -> bool:
         """Whether there was nothing to train, and the scores asked for are there already."""
-        steps, asked = self.trainer.train.steps, self.trainer.score.model_dump()
+        steps, asked = self.trainer.train.steps, self.trainer.score
         here = self.trainer.ranks.is_first and start == steps
         scores = self.run.read_scores() if here else None
         is_there = answers(scores, asked, steps) and self._has_same_features(scores)
@@ -116,8 +116,8 @@ class Session:
         chosen = extractor(score.extractor, score.weights)
         return bool(chosen.weights_sha256() == scores.protocol.weights_sha256)
 
-    def _last_scores(self) -> dict[str, Any]:
-        """Return scores and protocol; {} but on the first process, and there if it is stopped.
+    def _last_scores(self) -> Scores | None:
+        """Return the scores; None but on the first process, and there if it is stopped.
 
         All is saved by now; scores during the training are finished, as they are records too.
         """
@@ -133,7 +133,7 @@ class Session:
         try:
             return self.trainer.scores(count)
         except _StoppedError:
-            return {}
+            return None
 
     def _loop(self, start: int) -> str:
         """Make updates; return why not all of them, or an empty string.
@@ -190,7 +190,7 @@ class Session:
         last, scored = step == trainer.train.steps, self._is_scored_at(step)
         if scored or (last and trainer.score.metrics):
             self._sampler()  # by all at once, not by the first for its grid and then by the others
-        found = trainer.scores(self.display.count) if scored else {}
+        found = trainer.scores(self.display.count) if scored else None
         self._scores = found if scored and last else None
         if trainer.ranks.is_first:
             self._report(step, {**record}, found, last=last)
@@ -216,13 +216,13 @@ class Session:
         return bool(score.metrics and score.every and step % score.every == 0)
 
     def _report(
-        self, step: int, record: dict[str, Any], found: Mapping[str, Any], *, last: bool
+        self, step: int, record: dict[str, Any], found: Scores | None, *, last: bool
     ) -> None:
         """Record and sample what is due."""
         trainer = self.trainer
         if found:
-            record |= {f"score/{key}": value for key, value in found["scores"].items()}
-            self.tally.remember_best(step, found["scores"])
+            record |= {f"score/{key}": value for key, value in found.scores.items()}
+            self.tally.remember_best(step, found.scores)
             self.notes.scored(found, step)
         samples = None
         if last or step % trainer.sample.every == 0:

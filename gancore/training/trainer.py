@@ -24,6 +24,7 @@ from gancore.recipe import Checkpoint as CheckpointSection
 from gancore.recipe import Log, Optimizer, Sample, Score, Train
 from gancore.report import Display
 from gancore.scoring import check_scoring, score_generator
+from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, calibrated, latent_size
 from gancore.step import Average, Count, CriticStep, GeneratorStep, critic_scores
 from gancore.training.checkpoint import Tensors
@@ -294,8 +295,8 @@ class Trainer:
         return calibrated(generator, self.train.seed, progress=progress)
 
     @leaving_no_trace
-    def scores(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Return scores and protocol of the generator as it is now; {} but on the first process."""
+    def scores(self, progress: Progress | None = None) -> Scores | None:
+        """Return scores of the generator as it is now; None but on the first process."""
         return score_generator(
             self.sampler(progress) if self.calibrated is None else self.calibrated,
             self.data,
