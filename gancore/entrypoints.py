@@ -23,7 +23,9 @@ from gancore.text import close_to, did_you_mean
 
 Kind = Literal["plugin", "dataset", "generator", "critic", "extractor"]
 
-OURS = frozenset({"clip", "cr", "dragan", "gp", "lazy", "lecam", "r1", "r2", "sn", "tensorboard"})
+OURS = frozenset(
+    {"clip", "cr", "dragan", "gp", "lazy", "lecam", "probe", "r1", "r2", "sn", "tensorboard"}
+)
 """Names of the plugins that this project publishes, each as the distribution gancore-<name>."""
 
 MADE_IN_PYTHON = "python:"

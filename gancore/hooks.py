@@ -1,8 +1,8 @@
 """The hooks: when the trainer calls a plugin, with what, and what it may answer.
 
 A plugin implements some of these as plain functions marked `@hookimpl`; they may leave out
-parameters that they do not need. Plugins act in recipe order. What a hook is given stays as it
-was, and so do torch's global settings: a run in which one is changed ends, and names the plugin.
+parameters that they do not need. Plugins act in recipe order. A hook leaves its arguments as they
+were, and torch's global settings too: where it does not, the run ends and names the plugin.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def post_step(critic: nn.Module, update: int) -> None:
 def start(folder: Path, step: int) -> None:
     """Begin: once, with the run folder and the generator updates a resumed run has made. Since 0.1.
 
-    The step is one less where the record of the last one is still to come. Records and samples
-    after it, of an earlier process, no longer count. Of many processes that train together only
-    the first calls `start`, `sample` and `log`.
+    `step` is one less where the last step has no record yet. Records and samples that an earlier
+    process made after `step` no longer count. Of many processes that train together only the first
+    calls `start`, `sample` and `log`.
     """
 
 

@@ -60,18 +60,18 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         hints = get_type_hints(_annotated(target), include_extras=True)
     except (NameError, TypeError, ValueError) as error:
         raise PluginError(f"the options of {label} can't be read: {error}") from error
-    found = {}
+    keywords = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if name not in hints:
             raise PluginError(f"option {name!r} of {label} has no type: annotate it")
-        found[name] = parameter.replace(annotation=hints[name])
-    return found
+        keywords[name] = parameter.replace(annotation=hints[name])
+    return keywords
 
 
 def _annotated(target: Callable[..., Any]) -> Any:
-    """Return what carries the annotations: of a dataclass, each base in its own module does."""
+    """Return what has the annotations: a dataclass, or else the function itself or `__init__`."""
     if inspect.isclass(target) and not is_dataclass(target):
         return target.__init__
     return target
@@ -81,7 +81,7 @@ def type_name(annotation: Any) -> str:
     """Return an option's type as an author would write it, constraints included."""
     if get_origin(annotation) is Annotated:
         base, *limits = get_args(annotation)
-        return " ".join([type_name(base), *(_limit(each) for each in limits)])
+        return " ".join([type_name(base), *map(_limit, limits)])
     return (
         annotation.__name__
         if isinstance(annotation, type) and not get_args(annotation)
@@ -122,7 +122,7 @@ def checked(
         return check(to_json(table, inf_nan_mode="constants"))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-        texts = [each["loc"] for each in faults if each["type"] == "string_type"]
+        texts = [fault["loc"] for fault in faults if fault["type"] == "string_type"]
     for place in texts:
         if place in typed:
             *parents, last = place
@@ -136,8 +136,8 @@ def checked(
 def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return `options` as the types that `target` declares; `where` begins each error line.
 
-    Strict, but integers are accepted where floats are meant and lists where tuples are. Unknown
-    keys, inf and nan are refused. Raises PluginError.
+    An integer may stand for a float, and a list for a tuple. Nothing else is converted. Raises
+    PluginError for that, for unknown keys, inf and nan.
     """
     from pydantic import ValidationError
 
@@ -225,8 +225,8 @@ def _adapter(known: Mapping[str, inspect.Parameter]) -> TypeAdapter[dict[str, An
     from typing_extensions import TypedDict
 
     keys = {
-        name: Required[each.annotation] if each.default is each.empty else each.annotation
-        for name, each in known.items()
+        name: Required[option.annotation] if option.default is option.empty else option.annotation
+        for name, option in known.items()
     }
     make: Any = TypedDict  # its keys are known at run time only
     table = make("table", keys, total=False)

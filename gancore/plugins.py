@@ -86,12 +86,12 @@ class Loaded:
         return {"name": self.method, **alias, **self.options}
 
 
-def plugin_class(found: Found) -> type:
-    """Import a found plugin and return its class; raises PluginError when it is none."""
-    cls: type = entrypoints.load(found)
+def plugin_class(entry: Found) -> type:
+    """Import a plugin's entry point and return its class; raises PluginError when it is none."""
+    cls: type = entrypoints.load(entry)
     is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
     if not is_class or getattr(cls, "__hash__", None) is None:
-        raise PluginError(f"plugin {found}: {cls!r} is not a class decorated with @gancore.plugin")
+        raise PluginError(f"plugin {entry}: {cls!r} is not a class decorated with @gancore.plugin")
     return cls
 
 
@@ -102,9 +102,9 @@ def load(
 
     Raises PluginError for whatever stands in the way; `where` begins the lines about options.
     """
-    found = entrypoints.get("plugin", name)
-    cls = plugin_class(found)
-    return Loaded(alias or name, options.build(cls, given or {}, where or name), found)
+    entry = entrypoints.get("plugin", name)
+    instance = options.build(plugin_class(entry), given or {}, where or name)
+    return Loaded(alias or name, instance, entry)
 
 
 def wrap(instance: object, name: str | None = None) -> Loaded:
@@ -112,15 +112,15 @@ def wrap(instance: object, name: str | None = None) -> Loaded:
     if isinstance(instance, Loaded):
         return instance
     cls = type(instance)
-    source = next((found for found in entrypoints.find("plugin") if _names(found, cls)), None)
+    source = next((entry for entry in entrypoints.find("plugin") if _names(entry, cls)), None)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
     return Loaded(name or (source.name if source else snake), instance, source)
 
 
-def _names(found: Found, cls: type) -> bool:
+def _names(entry: Found, cls: type) -> bool:
     """Whether an entry point names this class, wherever that is defined; imports nothing."""
-    module = sys.modules.get(found.point.module)
-    return module is not None and getattr(module, found.point.attr, None) is cls
+    module = sys.modules.get(entry.point.module)
+    return module is not None and getattr(module, entry.point.attr, None) is cls
 
 
 class Plugins:
@@ -199,11 +199,10 @@ class Plugins:
         from gancore.isolation.buffers import buffers_kept
 
         self._networks = (generator, critic)
-        self.guard.watch(generator=generator, critic=critic)
         given = {"generator": generator, "critic": critic, "shape": tuple(shape), "device": device}
         before = [parts_of(network).keys() for network in self._networks]
         for plugin, function in self._callers["setup"]:
-            with buffers_kept(self._networks):
+            with buffers_kept(self._networks), self.guard.watching(*self._networks):
                 self._ask(plugin, "setup", function, **given)
             if [parts_of(network).keys() for network in self._networks] != before:
                 raise ContractError(

@@ -203,7 +203,7 @@ def test_example_plugins_keep_the_contract(title: str, site: Path) -> None:
     classes = [
         each for each in found if isinstance(each, type) and each.__module__ == "docs_plugins"
     ]
-    assert len(classes) == {"Options": 1, "Hooks": 10}[title]
+    assert len(classes) == {"Options": 1, "Hooks": 11}[title]
     for cls in classes:
         failed = [each for each in check_plugin(Subject(cls)) if each.verdict == "failed"]
         assert not failed, cls
@@ -383,6 +383,7 @@ FAULTS: list[Callable[[Path], object]] = [
     lambda site: answering(lambda step: step.real.detach().zero_()),
     lambda site: answering(lambda step: torch.set_grad_enabled(False)),
     lambda site: answering(lambda step: sys.exit(0)),
+    lambda site: answering(lambda step: step.note("Norm", 1.0)),
     lambda site: answering(lambda step: step.input_gradient(torch.zeros(4, 2)).mean()),
     lambda site: (lambda s: s.input_gradient(s.real))(step(lambda x: x.detach().sum(1))),
     lambda site: (lambda s: s.input_gradient(s.real))(

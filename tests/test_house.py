@@ -298,7 +298,7 @@ OPENED = {
 }
 """Those of each module that are no way around `gancore.files.reading.opened`."""
 
-OURS = {"Run.open", "read_text", "read_bytes"}
+OURS = {"Run.open", "opening.open", "read_text", "read_bytes"}
 """Our own functions of such names."""
 
 

@@ -142,7 +142,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
 
 def test_every_plugin_is_among_the_cases() -> None:
     used = {name for loss, chosen in PLUGINS.values() for name in (loss, *(n for n, _ in chosen))}
-    only_writes = {"tensorboard"}
+    only_writes = {"probe", "tensorboard"}
     assert used == {each.name for each in entrypoints.find("plugin")} - only_writes
 
 

@@ -1,7 +1,8 @@
-"""The guard: what plugins leave changed of what they share is seen, and told of whoever did it.
+"""The guard: an error names the plugin that changes what it shares with others.
 
-Tensors are compared by the counter that torch raises at each change in place, which writes through
-`.data` or NumPy go past. A graph can't hold that: nothing is compared in a compiled update.
+Tensors are compared by the counter that torch raises at each change in place. Writes through
+`.data` or NumPy do not raise it. Nothing is compared in a compiled update, whose graph can't hold
+that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def name(error: BaseException, what: str) -> None:
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Let whatever is raised inside tell where (`name`), and keep global settings (`kept`)."""
+    """Name what is raised inside (`name`), and keep global settings (`kept`)."""
     try:
         with kept(what):
             yield
@@ -68,9 +69,9 @@ class Call(NamedTuple):
 
 
 class Guard:
-    """Compares what a hook is given, and the networks of a run, before and after its call.
+    """Compares a hook's arguments, and the networks of a run, before and after its call.
 
-    `post_step` may change the values of the critic's parameters; else nothing may change.
+    `post_step` may change the values of the critic's parameters. Nothing else may change.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,16 @@ class Guard:
     def watch(self, **networks: nn.Module) -> None:
         """Compare these networks from now on, given by what they are called."""
         self._networks = {role: _Network(role, module) for role, module in networks.items()}
+
+    @contextmanager
+    def watching(self, generator: nn.Module, critic: nn.Module) -> Iterator[None]:
+        """Compare these networks too, for so long."""
+        before = self._networks
+        self.watch(generator=generator, critic=critic)
+        try:
+            yield
+        finally:
+            self._networks = before
 
     def call(self, call: Call, function: Callable[..., Any], *, settings: bool = True) -> Any:
         """Return what a function answers to a hook's call. An error in it names the plugin.

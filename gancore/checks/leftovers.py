@@ -1,4 +1,4 @@
-"""What plugins put on a critic: it stays there, also where the critic gets into another run."""
+"""Leftovers: what plugins put on a critic stays on it when another run gets the critic."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 MADE = "_gancore_made"
-"""A critic's attribute: what plugins put on it, by whom. A copy of the critic has its own."""
+"""A critic's attribute: who put what on it. A copy of the critic has an attribute of its own."""
 
 
 @contextmanager
 def noted(critic: nn.Module, cls: type, who: str) -> Iterator[None]:
-    """Note which modules and hooks come onto a critic meanwhile, by a plugin of this class."""
+    """Note which modules and hooks a plugin of this class puts on a critic meanwhile."""
     before = parts_of(critic)
     try:
         yield

@@ -8,6 +8,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pluggy import HookimplOpts
+
 from gancore import hooks
 from gancore.errors import PluginError
 from gancore.text import did_you_mean
@@ -38,7 +40,7 @@ class Implementation(NamedTuple):
 
 
 def implementations(subject: object) -> list[Implementation]:
-    """Return what an object, or a class, implements; names that are no hooks are among them."""
+    """Return the marked methods of an object, or a class, unknown hooks among them."""
     marked = {name: _mark(inspect.getattr_static(subject, name, None)) for name in dir(subject)}
     return [
         Implementation(
@@ -53,13 +55,13 @@ def implementations(subject: object) -> list[Implementation]:
 
 
 def implemented(subject: object) -> list[str]:
-    """Return the hooks that an object, or a class, answers itself; wrapping others' is none."""
+    """Return the hooks that an object, or a class, answers itself. A wrapper answers none."""
     own = {hook for hook, _, wraps, _ in implementations(subject) if not wraps}
     return [hook for hook in HOOKS if hook in own]
 
 
 def fault(subject: object) -> str:
-    """Return why a method of an object, or a class, would never act as a hook; empty if all do.
+    """Return why a method of an object, or a class, would never act as a hook; "" if all do.
 
     A hook is a plain function, marked, whose parameters are named and positional, and an object
     has one method a hook, beside wrappers.
@@ -131,9 +133,9 @@ def _fault(name: str, value: object, *, bound: bool) -> str:
     return ""
 
 
-def _mark(value: object) -> dict[str, Any] | None:
+def _mark(value: object) -> HookimplOpts | None:
     """Return the options of @hookimpl, also where it is under a static method, property ..."""
-    mark = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
+    mark: HookimplOpts | None = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
     if isinstance(mark, dict):
         return mark
     match value:

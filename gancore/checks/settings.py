@@ -95,12 +95,7 @@ def _settings() -> tuple[Setting, ...]:
             torch.set_deterministic_debug_mode,
         ),
         Setting("anomaly mode", False, torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-        Setting(
-            "float32 matmul precision",
-            UNKNOWN,
-            read_precision,
-            put_precision,
-        ),
+        Setting("float32 matmul precision", UNKNOWN, read_precision, put_precision),
         Setting("cudnn.benchmark", False, core._get_cudnn_benchmark, core._set_cudnn_benchmark),
         Setting(
             "cudnn.deterministic",

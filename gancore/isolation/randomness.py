@@ -1,9 +1,9 @@
 """Random numbers as functions of who draws: there is no generator state to lose, nor to share.
 
-A run's own draws (latents, data order) come from named streams. What steps draw for plugins
-(`step.rand`) is a hash of its place: seed, who draws, update, call and index. Before anything else
-draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded for it.
-So a plugin that is added changes the numbers of no other.
+A run's own draws (latents, data order) come from named streams. A number that a step draws for a
+plugin (`step.rand`) is a hash of its place: seed, who draws, update, call and index. For all other
+draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded just
+before. So adding a plugin changes the numbers of no other.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def kept(*, numpy_is_at: int | None = None) -> Iterator[None]:
     numpy_is_at  the seed that NumPy's was last set to, if that is known: it takes most of the time
                  to read and write, so where nothing has drawn since, it is seeded again instead
     """
-    torch_states = [(each, each.get_state()) for each in _generators()]
+    torch_states = [(generator, generator.get_state()) for generator in _generators()]
     python_state = random.getstate()
     is_fresh = numpy_is_at is not None and _is_fresh(numpy_is_at)
     numpy_state = None if is_fresh else np.random.get_state(legacy=False)
@@ -199,7 +199,7 @@ def kept(*, numpy_is_at: int | None = None) -> Iterator[None]:
 def states() -> list[object]:
     """Return the states of the global generators: equal to those before if nothing has drawn."""
     _, words, *numpy_state = np.random.get_state(legacy=True)
-    torch_states = [each.get_state().numpy().tobytes() for each in _generators()]
+    torch_states = [one.get_state().numpy().tobytes() for one in _generators()]
     return [*torch_states, random.getstate(), np.asarray(words).tobytes(), numpy_state]
 
 

@@ -130,4 +130,5 @@ def _acts_on_critic(name: str) -> bool:
         cls = plugin_class(entrypoints.get("plugin", name))
     except PluginError:
         return True
-    return any(hasattr(cls, hook) for hook in ("penalty", "prepare_critic", "post_step"))
+    hooks = ("penalty", "prepare_critic", "post_step")
+    return not getattr(cls, "only_notes", False) and any(hasattr(cls, hook) for hook in hooks)

@@ -54,7 +54,8 @@ def _read_back(trainer: Trainer, made: Checkpoint) -> None:
             ) from error
     states = trainer.plugins.state_dict()
     for plugin in trainer.plugins.loaded:
-        if states.get(plugin.name) and not hasattr(plugin.instance, "load_state_dict"):
+        keeps = hasattr(plugin.instance, "state_dict") and states[plugin.name]
+        if keeps and not hasattr(plugin.instance, "load_state_dict"):
             raise PluginError(
                 f"plugin {plugin} has a state_dict and no load_state_dict, so a resumed run would "
                 "forget its state: give it both"

@@ -121,6 +121,7 @@ class Trainer:
         self.critic = place(critic, self.device)
         shape = tuple(self.data.samples.shape[1:])
         self.plugins.setup(self.generator, self.critic, shape, self.device)
+        self.plugins.guard.watch(generator=self.generator, critic=self.critic)
 
         self.generator_parameters = trainable(generator, "generator")
         self.critic_parameters = trainable(critic, "critic")
