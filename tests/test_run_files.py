@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import time
 from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +18,9 @@ from helpers import TOY, Spy, images, parsed, trainer
 from torch import Tensor
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
+from gancore.report import Display
 from gancore.training import build_trainer
+from gancore.training.tally import Tally
 from gancore_gp import GradientPenalty
 
 
@@ -57,14 +61,30 @@ def test_what_is_due_at_which_step(tmp_path: Path) -> None:
     assert seconds[0] > 0
 
 
-def test_seconds_go_on_where_a_run_was_stopped(tmp_path: Path) -> None:
-    trainer(train=train(3, **STOPPED)).run(tmp_path)
-    (path,) = (tmp_path / "checkpoints").glob("*/state.json")
-    before = records(tmp_path)[-1]["seconds"]
-    state = json.loads(path.read_text())
-    assert state["seconds"] == pytest.approx(before, abs=0.01)
-    trainer(train=train(3)).run(tmp_path, resume=True)
-    assert records(tmp_path)[-1]["seconds"] > before
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> type:
+    """A plugin in whose first update 100 s go by, on a clock of our own."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    @plugin
+    class Slow:
+        """Takes its time."""
+
+        @hookimpl
+        def penalty(self, step: CriticStep) -> None:
+            now[0] += 100.0 if step.update == 0 else 0.25
+
+    return Slow
+
+
+def test_seconds_go_on_where_a_run_was_stopped_and_its_limit_begins_anew(
+    tmp_path: Path, slow: type
+) -> None:
+    for resume in (False, True):
+        made = trainer(plugins=[slow()], train=train(3, max_seconds=50), log={"every": 1})
+        made.run(tmp_path, resume=resume)
+    assert [record["seconds"] for record in records(tmp_path)] == [100.25, 100.75, 101.25]
 
 
 def test_records_are_on_the_disk_before_the_checkpoint_that_goes_on_from_them(
@@ -125,6 +145,39 @@ def test_the_best_is_that_of_the_lowest_score_and_is_there(tmp_path: Path) -> No
     again = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
     assert (tmp_path / "checkpoints" / f"step-{again['step']:06d}").is_dir()
     assert again["step"] <= best["step"]
+
+
+def test_the_best_is_there_though_a_run_that_goes_on_ends_at_once(tmp_path: Path) -> None:
+    build_trainer(parsed(TOY, **SCORED), device="cpu").run(tmp_path)
+    folder = tmp_path / "checkpoints"
+    best = json.loads((folder / "best.json").read_text())["step"]
+    for path in folder.glob("step-*"):
+        if int(path.name[5:]) >= max(best, 2):
+            shutil.rmtree(path)
+
+    class Ends(Display):
+        def begin(self, *given: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_trainer(parsed(TOY, **SCORED), device="cpu").run(
+            tmp_path, resume=True, display=Ends()
+        )
+    for path in folder.glob("best.json"):
+        assert (folder / f"step-{json.loads(path.read_text())['step']:06d}").is_dir()
+
+
+def test_no_number_is_never_the_best_and_another_score_begins_anew() -> None:
+    tally = Tally()
+    tally.remember_best(1, {"w2": math.nan})
+    tally.remember_best(2, {"w2": math.inf})
+    assert tally.best is None
+    tally.remember_best(3, {"w2": 1.0})
+    tally.remember_best(4, {"w2": 2.0})
+    tally.remember_best(5, {"fid": 300.0, "w2": 0.5})
+    assert json.loads(json.dumps(tally.state()["best"])) == {
+        "step": 5, "score": "fid", "value": 300.0
+    }  # fmt: skip
 
 
 @plugin

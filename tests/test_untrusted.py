@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from gancore.errors import InputError, RecipeError
-from gancore.files.reading import LARGEST
+from gancore.files.reading import LARGEST, read_toml
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.compare import gate, regressed
 from gancore.leaderboard.job import Job
@@ -319,6 +319,15 @@ def test_an_override_that_can_not_be_is_refused() -> None:
         Recipe.parse(table, overrides={"generator.width": object()})
     with pytest.raises(RecipeError, match="nested over 32 deep"):
         Recipe.parse(table, overrides=[f"generator.{'a.' * 900}a=1"])
+
+
+def test_lists_in_one_another_are_read_to_a_depth_of_32(tmp_path: Path) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text(f"a = {'[' * 32}{']' * 32}")
+    assert read_toml(path)["a"]
+    path.write_text(f"a = {'[' * 33}{']' * 33}")
+    with pytest.raises(RecipeError, match="nested over 32 deep"):
+        read_toml(path)
 
 
 def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
