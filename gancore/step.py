@@ -207,11 +207,6 @@ class _Step:
         who = f"{self._asker.who}/scores {self._asker.scorings}"
         return self._randomness.apart(who, self.update)
 
-    @property
-    def _known_scores(self) -> list[Tensor]:
-        """Scores with a graph that were computed so far."""
-        return [known.scores for known in self._known.values() if known.with_grad]
-
     def _scored(self, x: Tensor) -> _Known:
         for key in (keys := _keys(x)):
             known = self._known.get(key)

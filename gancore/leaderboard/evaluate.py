@@ -164,14 +164,9 @@ def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
 
 def _machine(finished: Sequence[Finished]) -> result.Machine:
     """Return what the first run ran on, but for what is its own."""
-    if not finished:
-        return result.Machine.model_validate({})
-    about = finished[0].environment.model_dump(
-        mode="json",
-        exclude_unset=True,
-        exclude={
-            **{"plugins": True, "components": True, "from_step": True, "earlier": True},
-            "core": {"modules"},
-        },
-    )
+    about = finished[0].environment.table() if finished else {}
+    for key in ("plugins", "components", "from_step", "earlier"):
+        about.pop(key, None)
+    if isinstance(core := about.get("core"), Mapping):
+        about["core"] = {key: value for key, value in core.items() if key != "modules"}
     return result.Machine.model_validate(about)
