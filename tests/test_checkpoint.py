@@ -314,7 +314,7 @@ def test_a_slash_in_a_name_or_key_leads_to_no_other_plugin() -> None:
         "a/b": {"c/d": torch.tensor(1.0), "[": torch.tensor(2.0)},
         "a/b/c": {"e": torch.tensor(3.0)},  # no "d": that is a key of "a/b"
         "[1]": {"d": torch.tensor(4.0)},
-        '["a/b", "x"]': {"y": torch.tensor(5.0)},
+        '["a", "b': {'x"]': torch.tensor(5.0)},  # with a slash between them JSON
         "a": {"b/c/d": torch.tensor(6.0)},
     }
     assert join_state(*split_state(state)) == state
