@@ -159,6 +159,7 @@ def test_updates_costs_and_origins_are_the_runs_own(tmp_path: Path) -> None:
     about = result.environment.table()
     assert about["device"] == "cpu"
     assert about["versions"] == {"torch": "2.14.0"}
+    assert about["core"] == {"python": "3.11", "code": "01234567"}  # its modules are many
     assert not about.keys() & {"plugins", "components", "earlier", "from_step"}
 
 
