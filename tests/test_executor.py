@@ -22,7 +22,7 @@ from executors import SOURCE, installed
 from helpers import TOY, Gan, parsed
 
 from gancore import entrypoints
-from gancore.errors import InputError, MissingError, PluginError, RunError
+from gancore.errors import ContractError, InputError, MissingError, PluginError, RunError
 from gancore.leaderboard import sweep
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.display import BoardDisplay
@@ -244,6 +244,8 @@ def test_an_executor_s_own_error_is_told_with_its_name(
         make_runs(chosen("inline", TERMS), [job], lambda jobs: None)
     assert raised.value.__notes__ == ["raised in the executor Inline"]
     assert job.state == "queued"
+    with broken("raise SystemExit(0)"), pytest.raises(ContractError, match="raised SystemExit"):
+        make_runs(chosen("inline", TERMS), [job], lambda jobs: None)
     with broken("raise RunError('x')".replace("Run", "__import__('gancore').errors.Run")):
         made = chosen("inline", TERMS)
         with pytest.raises(RunError, match="x") as told:

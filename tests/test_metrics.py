@@ -257,6 +257,7 @@ def test_its_answer_is_checked(install: Install) -> None:
         "import sys; sys.exit(0)": "metric contrast raised SystemExit(0)",
         "import torch; torch.set_default_dtype(torch.float64)": "metric contrast left the default",
         "inputs.samples.mul_(2)": "metric contrast changes what it is computed from",
+        "inputs.samples.mul_(1)": "metric contrast changes what it is computed from",
         "inputs.samples.numpy()[:] = 0": "metric contrast changes what it is computed from",
         "inputs.logits": "a metric asks for logits, which its `needs` do not name: add it",
     }.items():

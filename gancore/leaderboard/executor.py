@@ -189,7 +189,7 @@ def _told_whose(whose: str) -> Iterator[None]:
         yield
     except GancoreError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         guard.name(error, whose)
         raise
 

@@ -77,10 +77,11 @@ class Inputs:
         return [tensor for tensor in tensors if tensor is not None]
 
     def checksums(self) -> list[int]:
-        """Return a checksum of each of its tensors and arrays."""
+        """Return checksums of its tensors and arrays, and how often each tensor was written to."""
         arrays = [tensor.numpy() for tensor in self.tensors()]
         arrays += self._reference_statistics or ()
-        return [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]
+        written = [tensor._version for tensor in self.tensors()]
+        return written + [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]
 
 
 def _given(part: T | None, name: str) -> T:
