@@ -145,7 +145,7 @@ def _entry(
 
 
 def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
-    """Return what the protocols of all runs have in common: all but the seed."""
+    """Return what the protocols of all runs have in common, all but the seed, and all versions."""
     tables = [run.scores.protocol.table() for run in finished]
     for run, table in zip(finished, tables, strict=True):
         for key, other in OTHER.items():
@@ -159,6 +159,13 @@ def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
         for key, value in (tables[0] if tables else {}).items()
         if key != "seed" and all(table.get(key) == value for table in tables)
     }
+    if tables:
+        used = sorted({item for table in tables for item in table["versions"].items()})
+        names = dict(used)
+        common["versions"] = {
+            name: " and ".join(version for other, version in used if other == name)
+            for name in names
+        }
     return FeatureSpace.model_validate(common)
 
 
