@@ -94,7 +94,7 @@ class Subject:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes of samples that it takes."""
-        return tuple(map(tuple, getattr(self.cls, "check_shapes", SHAPES)))
+        return tuple(tuple(shape) for shape in getattr(self.cls, "check_shapes", SHAPES))
 
     @property
     def shape(self) -> Shape:
