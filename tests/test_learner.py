@@ -350,6 +350,28 @@ def test_a_note_that_is_not_finite_is_left_out_and_told(tmp_path: Path, value: f
     assert sentence.startswith(f"note/it/mean was {value} at step 1: records leave out")
 
 
+class Drawing(nn.Module):
+    """A generator whose samples are what it draws itself."""
+
+    latent = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.scale * torch.rand(len(z), 1, 4, 4)
+
+
+def test_a_generator_draws_anew_for_each_update_and_the_same_for_one() -> None:
+    _, critic = networks()
+    made = Trainer(Drawing(), critic, images(), train={"steps": 1, "batch_size": 8}, device="cpu")
+    fakes = [made.critic_samples(update)[1] for update in (0, 1, 0, 1)]
+    assert not torch.equal(fakes[0], fakes[1])
+    assert torch.equal(fakes[0], fakes[2])
+    assert torch.equal(fakes[1], fakes[3])
+
+
 def test_a_note_that_is_finite_no_longer_leaves_the_records(tmp_path: Path) -> None:
     @plugin
     class Breaking:

@@ -103,14 +103,12 @@ class Subject:
 
     def refuse_needs(self) -> None:
         """Raise CheckFailed for a ClassVar that is not what the kit takes there."""
-        wanted = {"check_group": 1, "check_batch": 8, "check_shapes": SHAPES}
-        needs = {name: getattr(self.cls, name, default) for name, default in wanted.items()}
         for name in ("check_group", "check_batch"):
-            if type(needs[name]) is not int or needs[name] < 1:
-                raise CheckFailed(f"{name} is {needs[name]!r}: expected an integer of at least 1")
-        shapes = needs["check_shapes"]
-        listed = isinstance(shapes, list | tuple) and shapes
-        if not (listed and all(map(_is_shape, shapes))):
+            size: object = getattr(self.cls, name, 1)
+            if not (isinstance(size, int) and size >= 1):
+                raise CheckFailed(f"{name} is {size!r}: expected an integer of at least 1")
+        shapes: object = getattr(self.cls, "check_shapes", SHAPES)
+        if not (isinstance(shapes, list | tuple) and shapes and all(map(_is_shape, shapes))):
             raise CheckFailed(
                 f"check_shapes is {shapes!r}: expected shapes of a sample, such as ((3, 32, 32),)"
             )
