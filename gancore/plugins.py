@@ -206,7 +206,7 @@ class Plugins:
                     "run: take it off, or put it on the critic in prepare_critic"
                 )
         for plugin in self.loaded:
-            self._networks_of(plugin).to(device)
+            self.networks_of(plugin).to(device)
 
     def penalties(self, hook: str) -> list[Loaded]:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
@@ -293,10 +293,10 @@ class Plugins:
             return plugin.instance
         if not self._networks:
             return None
-        kept = self._networks_of(plugin)
+        kept = self.networks_of(plugin)
         return kept if kept.state_dict() else None
 
-    def _networks_of(self, plugin: Loaded) -> nn.Module:
+    def networks_of(self, plugin: Loaded) -> nn.Module:
         """Return the networks that a plugin keeps as one, but for the run's and parts of them."""
         from torch import nn
 

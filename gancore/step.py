@@ -153,7 +153,7 @@ class _Step:
             number = torch.empty_like(value, dtype=self.real.dtype, device=self.real.device)
             number = number.copy_(value.detach(), non_blocking=True)
         elif isinstance(value, int | float):
-            number = torch.full((), value, dtype=self.real.dtype, device=self.real.device)
+            number = torch.zeros((), dtype=self.real.dtype, device=self.real.device) + float(value)
         else:
             shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise ContractError(

@@ -51,12 +51,16 @@ class Section(BaseModel):
         """Return a section as it is, or made from a table of its keys. Raises RecipeError."""
         if isinstance(value, cls):
             return value
-        table = to_json(dict(value or {}), inf_nan_mode="constants")
+        section = cls.__name__.removesuffix("Section").lower()
+        try:
+            table = to_json(dict(value or {}), inf_nan_mode="constants")
+        except (TypeError, ValueError) as error:  # no mapping, or of what TOML has not
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"{section}: expected a table of plain values: {reason}") from error
         try:
             return cls.model_validate_json(table)
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            section = cls.__name__.removesuffix("Section").lower()
             raise RecipeError(explain(error, section, lambda path: known)) from error
 
     def table(self) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Notes:
         """
         whole = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in values.keys() - whole.keys():
+            self.tally.penalties.pop(name, None)  # or its last number would stay in records
             if "not_finite" not in self.tally.notes:
                 self._note(
                     "not_finite",

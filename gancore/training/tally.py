@@ -73,11 +73,11 @@ class Tally:
     def keep_penalties(self, plugins: Plugins) -> None:
         """Forget the penalties and notes of plugins that are gone."""
         terms = {*plugins.terms("penalty"), *plugins.terms("generator_penalty")}
-        notes = tuple(f"{NOTE}{plugin.name}/" for plugin in plugins.loaded)
+        notes = {f"{NOTE}{plugin.name}" for plugin in plugins.loaded}  # a name may hold a slash
         self.penalties = {
             key: value
             for key, value in self.penalties.items()
-            if key in terms or key.startswith(notes)
+            if key in terms or key.rpartition("/")[0] in notes
         }
 
     def remember_best(self, step: int, scores: Mapping[str, float]) -> None:
