@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from gancore.errors import InputError
@@ -160,7 +161,9 @@ def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
         if key != "seed" and all(table.get(key) == value for table in tables)
     }
     if tables:
-        used = sorted({item for table in tables for item in table["versions"].items()})
+        used = sorted(
+            set(chain.from_iterable(run.scores.protocol.versions.items() for run in finished))
+        )
         names = dict(used)
         common["versions"] = {
             name: " and ".join(version for other, version in used if other == name)
