@@ -372,6 +372,16 @@ def test_a_generator_draws_anew_for_each_update_and_the_same_for_one() -> None:
     assert torch.equal(fakes[1], fakes[3])
 
 
+def test_a_sampler_serves_until_the_next_update() -> None:
+    learner = trainer().learner
+    for update in (Update("critic", 0), Update("generator", 0)):
+        before = learner.sampler()
+        assert learner.sampler() is before
+        learner.update(update)
+        assert_same(weights(learner.sampler()), weights(learner.calibrate()))
+        assert learner.sampler() is not before
+
+
 def test_a_note_that_is_finite_no_longer_leaves_the_records(tmp_path: Path) -> None:
     @plugin
     class Breaking:
