@@ -149,7 +149,8 @@ def _show(listed: Sequence[tuple[Available, Details | str | None]]) -> None:
     for one, about in listed:
         origin = _place(one) if one.file else f"{one.distribution}=={one.version}"
         kind = f"  {_kind(one)}".rstrip()
-        out.print(Text.assemble(styled(one.name, "bold"), styled(f"  {origin}{kind}")))
+        line = Text.assemble(styled(one.name, "bold"), styled(f"  {origin}{kind}"))
+        out.print(line, soft_wrap=True)
         if isinstance(about, str):
             out.print(Text("  ") + styled(about, "red"), soft_wrap=True)
         elif about is not None:
