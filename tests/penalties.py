@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -240,7 +240,12 @@ class SquaredGradient(GradientPenaltyFunction, Card):
         assert value.shape == ()
         assert value.item() == pytest.approx(1.5 * np.sum(w.numpy() ** 2), rel=1e-12)
 
-    @settings(deadline=None, max_examples=60)
+    # each package has a class of its own that inherits this
+    @settings(
+        deadline=None,
+        max_examples=60,
+        suppress_health_check=[HealthCheck.differing_executors],
+    )
     @given(
         w=st.lists(finite, min_size=1, max_size=6),
         batch=st.integers(1, 4),

@@ -175,7 +175,8 @@ def make_runs(
         watch.show()
     if watch.stops:
         raise KeyboardInterrupt
-    if lost := [job for job in left if job.state != "failed" and job.saved is None]:
+    unread = [job for job in left if job.state != "failed" and job.saved is None]
+    if lost := [job for job in unread if not job.is_scored()]:
         raise PluginError(
             f"the executor {type(executor).__name__} has ended without "
             f"{len(lost)} of {len(left)} runs: run the board again, or with another --executor"
