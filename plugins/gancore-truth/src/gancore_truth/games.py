@@ -211,7 +211,7 @@ class Played:
         slopes = self.slopes(side, update)
         with torch.no_grad():
             for parameter, slope in zip(self._parameters(side), slopes, strict=True):
-                parameter -= size * slope
+                parameter.sub_(size * slope)
             if side == "critic":
                 self.plugins.post_step(self.critic, update)
 
@@ -263,7 +263,7 @@ def radius(game: Game, loss: str, plugins: Sequence[Loaded]) -> float:
     played = Played(game, loss, plugins, start=START)
     with torch.no_grad():
         for parameter in played.generator.parameters():
-            parameter += START
+            parameter.add_(START)
     begun = np.linalg.norm(played.at() - rest)
     distances = []
     for update in range(UPDATES):
