@@ -60,15 +60,15 @@ class Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Count one operation."""
-        known = {self._key(each) for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)}
+        known = {self._key(one) for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)}
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket  # type: ignore[attr-defined]
         self.operations[str(packet)] += 1
         if packet in flop_registry:
             self.flops[str(packet)] += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        for each in tree_iter(out):
-            if isinstance(each, Tensor) and self._key(each) not in known:
-                self._made(each)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and self._key(tensor) not in known:
+                self._made(tensor)
         return out
 
     @staticmethod
@@ -123,7 +123,7 @@ class _Variant:
     @classmethod
     def of(cls, recipe: Recipe, device: str, data: Dataset) -> _Variant:
         built = build_trainer(recipe, device=device, data=data)
-        return cls(recipe, built, _shares(built))
+        return cls(recipe, built, due_shares(built))
 
     def count(self) -> bool:
         """Count one update of each set of due penalties; return whether all went well."""
@@ -185,7 +185,7 @@ def measure(
     for recipe in recipes.values():
         refuse_components(recipe)
     for name, recipe in recipes.items():
-        plain = recipe.without([each.called for each in recipe.plugin])
+        plain = recipe.without([section.called for section in recipe.plugin])
         data = _data(recipe, device, loaded)
         bare[name] = _key(plain)
         if bare[name] not in variants:
@@ -209,8 +209,9 @@ def measure(
 
 
 def _cost(variant: _Variant, bare: _Variant) -> Cost:
-    flops, bare_flops = (each.mean(lambda counts: counts.flops.total()) for each in (variant, bare))
-    memory, bare_memory = (max(c.peak for c in each.counts) for each in (variant, bare))
+    both = (variant, bare)
+    flops, bare_flops = (one.mean(lambda counts: counts.flops.total()) for one in both)
+    memory, bare_memory = (max(counts.peak for counts in one.counts) for one in both)
     ratios = [mine / its for mine, its in zip(variant.rounds, bare.rounds, strict=True)]
     return Cost(
         seconds=statistics.median(variant.rounds),
@@ -231,20 +232,21 @@ def _data(recipe: Recipe, device: str, loaded: dict[str, Dataset]) -> Dataset:
     return loaded[key]
 
 
-def _shares(built: Trainer) -> dict[int, float]:
+def due_shares(built: Trainer) -> dict[int, float]:
     """Return an update with each set of penalties due together, and the sets' shares of the run."""
     plugins, first = built.plugins, dict[tuple[bool, ...], int]()
     penalties = plugins.penalties("penalty")
-    found: Counter[tuple[bool, ...]] = Counter()
-    updates = _asked(built.train.steps * built.train.critic_steps) if penalties else range(1)
+    updates_of: Counter[tuple[bool, ...]] = Counter()
+    train = built.settings.train
+    updates = _asked(train.steps * train.critic_steps) if penalties else range(1)
     for update in updates:
-        due = tuple(plugins.scale(each, update) != 0 for each in penalties)
+        due = tuple(plugins.scale(penalty, update) != 0 for penalty in penalties)
         first.setdefault(due, update)
-        found[due] += 1
-    kept = dict(found.most_common(MOST_SETS))
-    for due in found.keys() - kept.keys():
-        kept[min(kept, key=lambda other: sum(map(bool.__xor__, due, other)))] += found[due]
-    return {first[due]: count / found.total() for due, count in kept.items()}
+        updates_of[due] += 1
+    kept = dict(updates_of.most_common(MOST_SETS))
+    for due in updates_of.keys() - kept.keys():
+        kept[min(kept, key=lambda other: sum(map(bool.__xor__, due, other)))] += updates_of[due]
+    return {first[due]: count / updates_of.total() for due, count in kept.items()}
 
 
 def _asked(updates: int) -> Iterable[int]:

@@ -3,14 +3,15 @@
     GancoreError
     ├── InputError            what the user gave is wrong: `gan` exits with 2
     │   ├── RecipeError       a recipe, an override or a command-line value
-    │   ├── PluginError       a plugin, network, data set or extractor that can't be used
+    │   ├── PluginError       a plugin or another component that can't be used
     │   │   └── MissingError  one that is not installed
-    │   ├── DataError         a data set that can't be read, or does not fit
+    │   ├── DataError         a data set that can't be read, or does not fit the recipe
     │   └── CheckpointError   a run folder or checkpoint that can't be used
     └── RunError              the run itself failed: `gan` exits with 1
         ├── ContractError     a plugin, critic or generator breaks its contract
         ├── NonFiniteError    a loss, penalty or gradient is inf or nan
         └── ScoreError        scores can't be computed
+            └── UnfitError    the ones asked for don't fit the data: `gan` exits with 2
 
 A message says what is wrong, where, what was expected, and ends in the remedy.
 """
@@ -40,13 +41,13 @@ class RecipeError(InputError):
 
 
 class PluginError(InputError):
-    """A plugin, network, data set or extractor is missing, broken or misused."""
+    """A plugin or another component (network, data set, metric, command…) can't be used."""
 
 
 class MissingError(PluginError):
-    """A plugin, network, data set or extractor is not installed.
+    """A plugin or another component is not installed.
 
-    close: whether an installed one has nearly the same name.
+    close: whether an installed one has nearly the same name
     """
 
     def __init__(self, message: str, close: bool = False) -> None:
@@ -81,8 +82,12 @@ class ScoreError(RunError):
     """Scores can't be computed."""
 
 
+class UnfitError(ScoreError, InputError):
+    """The scores asked for can't be taken of these data, or of so few samples."""
+
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-"""What the system says where no more can be written."""
+"""Numbers of system errors: nothing more can be written there."""
 
 BARRED = frozenset(
     {
@@ -90,10 +95,10 @@ BARRED = frozenset(
         *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO),
     }
 )
-"""What it says of a name that can't be used so, or by this user."""
+"""Numbers of system errors: this name can't be used for that, or not by this user."""
 
 PASSING = frozenset({errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ETIMEDOUT})
-"""What it says of a file that may well be there the next time."""
+"""Numbers of system errors: trying again may help."""
 
 MAKE_ROOM = "Make room, and try again"
 
@@ -101,10 +106,11 @@ MAKE_ROOM = "Make room, and try again"
 def of_file(
     error: Exception, number: int | None, place: object, remedy: str = MAKE_ROOM
 ) -> GancoreError | None:
-    """Return the error that says what the system does of a file; None for what only a bug causes.
+    """Return the error to raise instead of a system error of a file; None where it is a bug.
 
-    place   where it names none, as on a full disk
-    remedy  for where no more can be written
+    number  of the system error, as in `errno`
+    place   the file, where the error does not name one, as on a full disk
+    remedy  what to do where nothing more can be written
     """
     told: GancoreError
     place = getattr(error, "filename", None) or place
@@ -125,7 +131,7 @@ def of_file(
 
 
 def with_notes_of(error: BaseException, told: GancoreError) -> GancoreError:
-    """Return the error that is told instead of another, with its notes: whose it is, say."""
+    """Return `told`, which is raised instead of `error`, with the notes of that one."""
     for note in getattr(error, "__notes__", ()):
         told.add_note(note)
     return told
@@ -133,7 +139,7 @@ def with_notes_of(error: BaseException, told: GancoreError) -> GancoreError:
 
 @contextmanager
 def told_of_files(place: object = "a file") -> Iterator[None]:
-    """Turn what the system says of a file into a GancoreError; see `of_file`."""
+    """Turn system errors of files into GancoreErrors; see `of_file`."""
     try:
         yield
     except OSError as error:

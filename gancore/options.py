@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from gancore.checks import guard
 from gancore.errors import PluginError
 from gancore.text import did_you_mean, shown
 
@@ -26,7 +27,26 @@ MOST_FAULTS = 20
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
+RESERVED = frozenset({"name", "as"})
+"""Keys of a `[[plugin]]` table that are the core's own, never options."""
+
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+def fault(cls: type) -> str:
+    """Return why an attribute of a class is no option, or may be none; empty if all are fine."""
+    annotations = inspect.get_annotations(cls)
+    for name, value in vars(cls).items():
+        is_value = not (callable(value) or hasattr(value, "__get__"))
+        if is_value and not name.startswith("_") and name not in annotations:
+            return (
+                f"{cls.__qualname__}.{name} has a default but no annotation, so it is no option: "
+                f"write `{name}: {type(value).__name__} = {value!r}`"
+            )
+    for name in annotations:
+        if name in RESERVED:
+            return f"{cls.__qualname__}.{name}: a recipe reserves this key"
+    return ""
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -40,18 +60,18 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         hints = get_type_hints(_annotated(target), include_extras=True)
     except (NameError, TypeError, ValueError) as error:
         raise PluginError(f"the options of {label} can't be read: {error}") from error
-    found = {}
+    keywords = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if name not in hints:
             raise PluginError(f"option {name!r} of {label} has no type: annotate it")
-        found[name] = parameter.replace(annotation=hints[name])
-    return found
+        keywords[name] = parameter.replace(annotation=hints[name])
+    return keywords
 
 
 def _annotated(target: Callable[..., Any]) -> Any:
-    """Return what carries the annotations: of a dataclass, each base in its own module does."""
+    """Return what has the annotations: a dataclass, or else the function itself or `__init__`."""
     if inspect.isclass(target) and not is_dataclass(target):
         return target.__init__
     return target
@@ -61,7 +81,7 @@ def type_name(annotation: Any) -> str:
     """Return an option's type as an author would write it, constraints included."""
     if get_origin(annotation) is Annotated:
         base, *limits = get_args(annotation)
-        return " ".join([type_name(base), *(_limit(each) for each in limits)])
+        return " ".join([type_name(base), *map(_limit, limits)])
     return (
         annotation.__name__
         if isinstance(annotation, type) and not get_args(annotation)
@@ -102,7 +122,7 @@ def checked(
         return check(to_json(table, inf_nan_mode="constants"))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-        texts = [each["loc"] for each in faults if each["type"] == "string_type"]
+        texts = [fault["loc"] for fault in faults if fault["type"] == "string_type"]
     for place in texts:
         if place in typed:
             *parents, last = place
@@ -116,8 +136,8 @@ def checked(
 def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return `options` as the types that `target` declares; `where` begins each error line.
 
-    Strict, but integers are accepted where floats are meant and lists where tuples are. Unknown
-    keys, inf and nan are refused. Raises PluginError.
+    An integer may stand for a float, and a list for a tuple. Nothing else is converted. Raises
+    PluginError for that, for unknown keys, inf and nan.
     """
     from pydantic import ValidationError
 
@@ -126,6 +146,19 @@ def validate(target: Callable[..., Any], options: Mapping[str, Any], where: str)
         return _read(known, dict(options), options)
     except ValidationError as error:
         raise PluginError(explain(error, where, lambda path: known)) from error
+
+
+def build(target: Callable[..., T], given: Mapping[str, Any], where: str, *args: Any) -> T:
+    """Validate the options of any component and call it with `args` and them.
+
+    A ValueError of its own (a size it can't be built for, say) becomes a PluginError.
+    """
+    validated = validate(target, given, where)
+    try:
+        with guard.named(f"the construction of {getattr(target, '__qualname__', target)}, {where}"):
+            return target(*args, **validated)
+    except ValueError as error:
+        raise PluginError(f"{where}: {error}") from error
 
 
 def _read(
@@ -192,8 +225,8 @@ def _adapter(known: Mapping[str, inspect.Parameter]) -> TypeAdapter[dict[str, An
     from typing_extensions import TypedDict
 
     keys = {
-        name: Required[each.annotation] if each.default is each.empty else each.annotation
-        for name, each in known.items()
+        name: Required[option.annotation] if option.default is option.empty else option.annotation
+        for name, option in known.items()
     }
     make: Any = TypedDict  # its keys are known at run time only
     table = make("table", keys, total=False)

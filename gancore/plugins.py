@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
 
 from gancore import entrypoints, hooks, options
 from gancore.checks import guard, marks
-from gancore.checks.leftovers import noted, refuse_leftovers
-from gancore.entrypoints import Found
+from gancore.checks.leftovers import noted, parts_of, refuse_leftovers
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, PluginError
-from gancore.text import did_you_mean
+from gancore.text import snake_case
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from gancore.isolation.randomness import Randomness
     from gancore.step import CriticStep, GeneratorStep
 
 T = TypeVar("T")
+Caller = Callable[..., Any]
 
 HOOKS = marks.HOOKS
 """The names of all hooks."""
 
-RESERVED = frozenset({"name", "as"})
-"""Keys of a `[[plugin]]` table that are the core's own, never options."""
+REFUSING = frozenset({"configure", "prepare_critic", "setup"})
+"""Hooks whose ValueError is a message for the user."""
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -44,22 +44,11 @@ def plugin(cls: type[T]) -> type[T]:
     State lives in `field(init=False)`, which recipes can't set. A class may name the plugins it
     can't be combined with: `conflicts: ClassVar[tuple[str, ...]] = ("sn",)`.
 
-    Raises TypeError for what would silently do nothing: a default without an annotation, a
-    method that would never act as a hook (`gancore.checks.marks.fault`); and for an option with a
-    reserved name.
+    Raises TypeError for what would silently do nothing: a default without an annotation, a method
+    that would never act as a hook. Raises it for an option with a reserved name, too.
     """
-    annotations = inspect.get_annotations(cls)
-    if fault := marks.fault(cls):
+    if fault := marks.fault(cls) or options.fault(cls):
         raise TypeError(fault)
-    for name, value in vars(cls).items():
-        is_value = not (callable(value) or hasattr(value, "__get__"))
-        if is_value and not name.startswith("_") and name not in annotations:
-            raise TypeError(
-                f"{cls.__qualname__}.{name} has a default but no annotation, so it is no option: "
-                f"write `{name}: {type(value).__name__} = {value!r}`"
-            )
-    for name in RESERVED & annotations.keys():
-        raise TypeError(f"{cls.__qualname__}.{name}: a recipe reserves this key")
     return dataclass(kw_only=True, eq=False)(cls)
 
 
@@ -69,14 +58,10 @@ class Loaded:
 
     name: str
     instance: object
-    source: Found | None = None
+    source: Available | None = None
 
     def __str__(self) -> str:
-        origin = (
-            f"{self.source.distribution} {self.source.version}"
-            if self.source
-            else type(self.instance).__module__
-        )
+        origin = self.source.brought_by if self.source else type(self.instance).__module__
         return f"{self.name} ({origin})"
 
     @property
@@ -91,23 +76,18 @@ class Loaded:
         given = {name: getattr(self.instance, name) for name in known}
         return options.complete(type(self.instance), given)
 
+    def table(self) -> dict[str, Any]:
+        """Return its table in a recipe, with every option."""
+        alias = {"as": self.name} if self.name != self.method else {}
+        return {"name": self.method, **alias, **self.options}
 
-def plugin_class(found: Found) -> type:
-    """Import a found plugin and return its class; raises PluginError when it is none."""
-    cls: type = entrypoints.load(found)
-    is_class = isinstance(cls, type) and "__dataclass_fields__" in vars(cls)
-    if not is_class or getattr(cls, "__hash__", None) is None:
-        raise PluginError(f"plugin {found}: {cls!r} is not a class decorated with @gancore.plugin")
+
+def plugin_class(entry: Available) -> type:
+    """Import a plugin's entry point and return its class; raises PluginError when it is none."""
+    cls: type = entrypoints.load(entry)
+    if not entrypoints.is_plugin(cls):
+        raise PluginError(f"plugin {entry}: {cls!r} is not a class decorated with @gancore.plugin")
     return cls
-
-
-def acts_on_critic(name: str) -> bool:
-    """Whether an installed plugin trains or changes the critic; one that can't be asked may."""
-    try:
-        cls = plugin_class(entrypoints.get("plugin", name))
-    except PluginError:
-        return True
-    return any(hasattr(cls, hook) for hook in ("penalty", "prepare_critic", "post_step"))
 
 
 def load(
@@ -117,22 +97,9 @@ def load(
 
     Raises PluginError for whatever stands in the way; `where` begins the lines about options.
     """
-    found = entrypoints.get("plugin", name)
-    cls = plugin_class(found)
-    return Loaded(alias or name, build(cls, given or {}, where or name), found)
-
-
-def build(target: Callable[..., T], given: Mapping[str, Any], where: str, *args: Any) -> T:
-    """Validate the options of any component and call it with `args` and them.
-
-    A ValueError of its own (a size it can't be built for, say) becomes a PluginError.
-    """
-    validated = options.validate(target, given, where)
-    try:
-        with guard.named(f"the construction of {getattr(target, '__qualname__', target)}, {where}"):
-            return target(*args, **validated)
-    except ValueError as error:
-        raise PluginError(f"{where}: {error}") from error
+    entry = entrypoints.get("plugin", name)
+    instance = options.build(plugin_class(entry), given or {}, where or name)
+    return Loaded(alias or name, instance, entry)
 
 
 def wrap(instance: object, name: str | None = None) -> Loaded:
@@ -140,88 +107,123 @@ def wrap(instance: object, name: str | None = None) -> Loaded:
     if isinstance(instance, Loaded):
         return instance
     cls = type(instance)
-    source = next((found for found in entrypoints.find("plugin") if _names(found, cls)), None)
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-    return Loaded(name or (source.name if source else snake), instance, source)
+    source = next((entry for entry in entrypoints.find("plugin") if _names(entry, cls)), None)
+    named = source.name if source else snake_case(cls.__name__)
+    return Loaded(name or named, instance, source)
 
 
-def _names(found: Found, cls: type) -> bool:
+def _names(entry: Available, cls: type) -> bool:
     """Whether an entry point names this class, wherever that is defined; imports nothing."""
-    module = sys.modules.get(found.point.module)
-    return module is not None and getattr(module, found.point.attr, None) is cls
-
-
-Caller = Callable[..., Any]
+    module = sys.modules.get(entry.point.module)
+    return module is not None and getattr(module, entry.point.attr, None) is cls
 
 
 class Plugins:
     """The plugins of a run, registered in recipe order, and their hooks.
 
-    Each is called by itself, so that a failure names its plugin; wrappers of other plugins still
+    Each plugin is called by itself, so that a failure names it. Wrappers of other plugins still
     wrap it. Raises PluginError for names used twice, hooks that are unknown or would never act,
     plugins without any, conflicts, and unless exactly one plugin brings the losses.
 
     randomness  what seeds each hook of each plugin apart from all others; None leaves that
     guard       sees what hooks leave changed, of networks that it is told to `watch` too
+    proven      penalties, by name and hook, whose first answer was seen to depend on parameters
     """
 
     def __init__(self, loaded: Sequence[Loaded], randomness: Randomness | None = None) -> None:
         self.loaded = tuple(loaded)
         self.guard = guard.Guard()
+        self.proven: set[tuple[str, str]] = set()
         self._randomness = randomness
-        self._running: tuple[str, Mapping[str, Any]] = ("", {})
-        """The plugin whose hook is called now, and with what."""
+        self._networks: tuple[nn.Module, ...] = ()
+        """The generator and the critic, once plugins have been set up."""
+        self._running: tuple[str, guard.Call] | None = None
+        """The name of the plugin whose hook is called now, and the call."""
         self._manager = pluggy.PluginManager(hooks.PROJECT)
         self._manager.add_hookspecs(hooks)
         self._refuse_clashes()
-        self._refuse_idle()
-        for each in reversed(self.loaded):  # pluggy calls the last registered first
+        for plugin in self.loaded:
+            marks.refuse_idle(f"plugin {plugin}", plugin.instance)
+        for plugin in reversed(self.loaded):  # pluggy calls the last registered first
             try:
-                self._manager.register(each.instance, name=each.name)
+                self._manager.register(plugin.instance, name=plugin.name)
             except pluggy.PluginValidationError as error:
-                raise PluginError(f"plugin {each}: {' '.join(str(error).split())}") from error
-        self._refuse_unknown_hooks()
+                raise PluginError(f"plugin {plugin}: {' '.join(str(error).split())}") from error
         self._watch_wrappers()
         self._callers = {hook: self._callers_of(hook) for hook in HOOKS}
         self.loss = self._single("critic_loss")
         self._single("generator_loss")
-        self.proven: set[tuple[str, str]] = set()
-        """Penalties, by name and hook, whose first answer was seen to depend on parameters."""
-        self._configure()
+        self.call("configure", plugins={plugin.name: plugin.instance for plugin in self.loaded})
+
+    def call(self, hook: str, /, **arguments: Any) -> list[tuple[Loaded, Any]]:
+        """Call a hook of every plugin; return each answer that is not None, with its plugin.
+
+        Each call is seeded apart from all others. Raises ContractError where it leaves changed what
+        others use, PluginError for a ValueError from a hook that may refuse (`configure`, `setup`),
+        and whatever else a plugin raises, with a note that names it. A loss's hook answers one
+        scalar: `answer_loss`.
+        """
+        return [
+            (plugin, answer)
+            for plugin, function in self._callers[hook]
+            for answer in self._ask(plugin, hook, function, **arguments)
+        ]
 
     def prepare_critic(self, critic: nn.Module) -> None:
-        """Call the hook `prepare_critic` of every plugin; its ValueError is a PluginError.
+        """Call the hook `prepare_critic` of every plugin.
 
-        Raises PluginError, too, for a critic with modules or hooks of a plugin that is not here.
+        Raises PluginError for a critic with modules or hooks of a plugin that is not here, and
+        ContractError for a plugin that changes the critic's dtype.
         """
-        refuse_leftovers(critic, {type(each.instance) for each in self.loaded})
-        for each, call in self._callers["prepare_critic"]:
+        refuse_leftovers(critic, {type(plugin.instance) for plugin in self.loaded})
+        for plugin, function in self._callers["prepare_critic"]:
             dtypes = {parameter.dtype for parameter in critic.parameters()}
-            try:
-                with noted(critic, type(each.instance), str(each)):
-                    self._guard(each, "prepare_critic", call, critic=critic)
-            except ValueError as error:
-                raise PluginError(f"plugin {each}: {error}") from error
+            with noted(critic, type(plugin.instance), str(plugin)):
+                self._ask(plugin, "prepare_critic", function, critic=critic)
             for other in {parameter.dtype for parameter in critic.parameters()} - dtypes:
-                raise ContractError(f"plugin {each}: prepare_critic made the critic {other}")
+                raise ContractError(f"plugin {plugin}: prepare_critic made the critic {other}")
+
+    def setup(
+        self, generator: nn.Module, critic: nn.Module, shape: tuple[int, ...], device: torch.device
+    ) -> None:
+        """Call the hook `setup` of every plugin, then move the networks that plugins keep.
+
+        Both networks, on `device`, stay as they were, their buffers too. shape: that of a sample.
+        Raises ContractError for a plugin that leaves hooks on one of them.
+        """
+        from gancore.isolation.buffers import buffers_kept
+
+        self._networks = (generator, critic)
+        given = {"generator": generator, "critic": critic, "shape": tuple(shape), "device": device}
+        before = [parts_of(network).keys() for network in self._networks]
+        for plugin, function in self._callers["setup"]:
+            with buffers_kept(self._networks), self.guard.watching(*self._networks):
+                self._ask(plugin, "setup", function, **given)
+            if [parts_of(network).keys() for network in self._networks] != before:
+                raise ContractError(
+                    f"plugin {plugin}: setup left a forward or backward hook on a network of the "
+                    "run: take it off, or put it on the critic in prepare_critic"
+                )
+        for plugin in self.loaded:
+            self._networks_of(plugin).to(device)
 
     def penalties(self, hook: str) -> list[Loaded]:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
-        return [each for each, _ in self._callers[hook]]
+        return [plugin for plugin, _ in self._callers[hook]]
 
     def terms(self, hook: str) -> list[str]:
         """Return the record keys of all penalties that answer a hook."""
-        return [f"{hook}/{each.name}" for each in self.penalties(hook)]
+        return [f"{hook}/{plugin.name}" for plugin in self.penalties(hook)]
 
     def answer_loss(self, hook: str, step: CriticStep | GeneratorStep) -> Tensor:
         """Return what the loss answers to `critic_loss` or `generator_loss`, unchecked."""
-        each, call = self._callers[hook][0]
-        loss: Tensor = self._guard(each, hook, call, step=step)
+        plugin, function = self._callers[hook][0]
+        loss: Tensor = self._ask(plugin, hook, function, step=step)
         return loss
 
     def due(self, hook: str, update: int) -> dict[str, float]:
         """Return the penalties whose scale is not 0 in this update, by name, with that scale."""
-        scales = {each.name: self.scale(each, update, hook) for each, _ in self._callers[hook]}
+        scales = {plugin.name: self.scale(plugin, update, hook) for plugin in self.penalties(hook)}
         return {name: scale for name, scale in scales.items() if scale}
 
     def answer_penalties(
@@ -235,10 +237,10 @@ class Plugins:
         due: scales by name, where they are known already (`due`).
         """
         scales = self.due(hook, step.update) if due is None else due
-        for each, call in self._callers[hook]:
-            if each.name in scales:
-                for value in self._guard(each, hook, call, step=step):
-                    yield each, scales[each.name], value
+        for plugin, function in self._callers[hook]:
+            if plugin.name in scales:
+                for value in self._ask(plugin, hook, function, step=step):
+                    yield plugin, scales[plugin.name], value
 
     def scale(self, penalty: Loaded, update: int, hook: str = "penalty") -> float:
         """Return the product of all answers to `penalty_scale` for this penalty.
@@ -248,206 +250,145 @@ class Plugins:
         Raises ContractError for an answer that is no finite number.
         """
         product = 1.0
-        for each, call in self._callers["penalty_scale"]:
-            for answer in self._guard(
-                each, "penalty_scale", call, plugin=penalty.name, update=update, hook=hook
-            ):
-                if not (isinstance(answer, int | float) and math.isfinite(answer)):
-                    raise ContractError(
-                        f"plugin {each}: penalty_scale answered {answer!r} at update {update}; "
-                        "expected a finite float, or None"
-                    )
-                product *= answer
+        answers = self.call("penalty_scale", plugin=penalty.name, update=update, hook=hook)
+        for plugin, answer in answers:
+            if not (isinstance(answer, int | float) and math.isfinite(answer)):
+                raise ContractError(
+                    f"plugin {plugin}: penalty_scale answered {answer!r} at update {update}; "
+                    "expected a finite float, or None"
+                )
+            product *= answer
         return product
-
-    def post_step(self, critic: nn.Module, update: int) -> None:
-        """Call the hook `post_step` of every plugin."""
-        for each, call in self._callers["post_step"]:
-            self._guard(each, "post_step", call, critic=critic, update=update)
-
-    def start(self, folder: Path, step: int) -> None:
-        """Call the hook `start` of every plugin."""
-        for each, call in self._callers["start"]:
-            self._guard(each, "start", call, folder=folder, step=step)
-
-    def sample(self, samples: Tensor, step: int) -> None:
-        """Call the hook `sample` of every plugin."""
-        for each, call in self._callers["sample"]:
-            self._guard(each, "sample", call, samples=samples.contiguous(), step=step)
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Call the hook `log` of every plugin."""
-        for each, call in self._callers["log"]:
-            self._guard(each, "log", call, record=record)
 
     def tables(self) -> dict[str, Any]:
         """Return `loss` and `plugin` of a recipe table, with every option."""
-        return {
-            "loss": {"name": self.loss.method, **self.loss.options},
-            "plugin": [
-                {
-                    "name": each.method,
-                    **({"as": each.name} if each.name != each.method else {}),
-                    **each.options,
-                }
-                for each in self.loaded
-                if each is not self.loss
-            ],
-        }
+        others = [plugin.table() for plugin in self.loaded if plugin is not self.loss]
+        return {"loss": self.loss.table(), "plugin": others}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each plugin that has any, by plugin name."""
-        state = {}
-        for each in self.loaded:
-            if hasattr(each.instance, "state_dict"):
-                with guard.named(f"state_dict of plugin {each}"):
-                    state[each.name] = dict(each.instance.state_dict())
-        return state
+        """Return the state of each plugin that has any, by plugin name.
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        It is what the plugin's own `state_dict` returns, or else the state of the networks that it
+        keeps, once `setup` was called.
+        """
+        states = {}
+        for plugin in self.loaded:
+            if (keeper := self._keeper(plugin)) is not None:
+                with guard.named(f"state_dict of plugin {plugin}"):
+                    states[plugin.name] = dict(keeper.state_dict())
+        return states
+
+    def load_state_dict(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Give each plugin back what `state_dict` returned."""
-        for each in self.loaded:
-            if hasattr(each.instance, "load_state_dict") and each.name in state:
-                with guard.named(f"load_state_dict of plugin {each}"):
-                    each.instance.load_state_dict(dict(state[each.name]))
+        for plugin in self.loaded:
+            keeper = self._keeper(plugin)
+            if hasattr(keeper, "load_state_dict") and plugin.name in states:
+                with guard.named(f"load_state_dict of plugin {plugin}"):
+                    keeper.load_state_dict(dict(states[plugin.name]))
+
+    def _keeper(self, plugin: Loaded) -> Any:
+        """Return what has the state of a plugin: itself, or the networks that it keeps, or None."""
+        if hasattr(plugin.instance, "state_dict"):
+            return plugin.instance
+        if not self._networks:
+            return None
+        kept = self._networks_of(plugin)
+        return kept if kept.state_dict() else None
+
+    def _networks_of(self, plugin: Loaded) -> nn.Module:
+        """Return the networks that a plugin keeps as one, but for the run's and parts of them."""
+        from torch import nn
+
+        theirs = {id(part) for network in self._networks for part in network.modules()}
+        whole = nn.Module()
+        for name, value in getattr(plugin.instance, "__dict__", {}).items():
+            if isinstance(value, nn.Module) and id(value) not in theirs:
+                whole._modules[name] = value
+        return whole
 
     def _refuse_clashes(self) -> None:
-        seen: dict[str, Loaded] = {}
-        for each in self.loaded:
-            if each.name in seen:
+        for one, other in combinations(self.loaded, 2):
+            if one.name == other.name:
                 raise PluginError(
-                    f"two plugins are called {each.name!r}: {seen[each.name]} and {each}. "
+                    f"two plugins are called {one.name!r}: {one} and {other}. "
                     'Rename one in the recipe: as = "another"'
                 )
-            for other in seen.values():
-                if other.instance is each.instance:
-                    raise PluginError(
-                        f"{other} and {each} are one and the same plugin: make an instance for each"
-                    )
-            seen[each.name] = each
-        for each in self.loaded:
-            for other in self.loaded:
-                if other.method in getattr(each.instance, "conflicts", ()):
-                    raise PluginError(f"plugin {each} can't be combined with {other}: drop one")
-
-    def _refuse_idle(self) -> None:
-        for each in self.loaded:
-            if isinstance(each.instance, type):
-                raise PluginError(f"plugin {each} is a class: give an instance, made by calling it")
-            if fault := marks.fault(each.instance):
-                raise PluginError(f"plugin {each}: {fault}")
-            if not marks.implementations(each.instance):
-                raise PluginError(f"plugin {each} has no hook: mark its methods with @hookimpl")
-
-    def _refuse_unknown_hooks(self) -> None:
-        for hook, caller in vars(self._manager.hook).items():
-            if caller.has_spec():
-                continue
-            for impl in caller.get_hookimpls():
-                if not impl.optionalhook:
-                    each = next(each for each in self.loaded if each.instance is impl.plugin)
-                    hint = did_you_mean(hook, HOOKS)
-                    raise PluginError(f"plugin {each}: there is no hook {hook!r}.{hint}")
+            if one.instance is other.instance:
+                raise PluginError(
+                    f"{one} and {other} are one and the same plugin: make an instance for each"
+                )
+        for one, other in permutations(self.loaded, 2):
+            if other.method in getattr(one.instance, "conflicts", ()):
+                raise PluginError(f"plugin {one} can't be combined with {other}: drop one")
 
     def _callers_of(self, hook: str) -> list[tuple[Loaded, Caller]]:
-        caller = getattr(self._manager.hook, hook)
-        answering = [
-            impl.plugin for impl in caller.get_hookimpls() if not (impl.wrapper or impl.hookwrapper)
-        ]
+        """Return the plugins that answer a hook, each with what calls it alone, wrappers around."""
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        answering = [one.plugin for one in implementations if not (one.wrapper or one.hookwrapper)]
         return [
             (
-                each,
+                plugin,
                 self._manager.subset_hook_caller(
-                    hook, [other for other in answering if other is not each.instance]
+                    hook, [other for other in answering if other is not plugin.instance]
                 ),
             )
-            for each in self.loaded
-            if any(each.instance is other for other in answering)
+            for plugin in self.loaded
+            if any(plugin.instance is other for other in answering)
         ]
 
     def _single(self, hook: str) -> Loaded:
-        claimants = [each for each, _ in self._callers[hook]]
+        claimants = self.penalties(hook)
         if len(claimants) != 1:
             names = " and ".join(map(str, claimants)) or "nobody"
             raise PluginError(f"{hook} is answered by {names}: a run needs exactly one loss")
         return claimants[0]
 
-    def _configure(self) -> None:
-        everyone = {each.name: each.instance for each in self.loaded}
-        for each, call in self._callers["configure"]:
-            try:
-                self._guard(each, "configure", call, plugins=everyone)
-            except ValueError as error:
-                raise PluginError(f"plugin {each}: {error}") from error
-
-    def _guard(self, each: Loaded, hook: str, call: Caller, /, **arguments: Any) -> Any:
+    def _ask(self, plugin: Loaded, hook: str, function: Caller, /, **arguments: Any) -> Any:
         """Call a hook of a plugin: seeded, watched, and named in what goes wrong."""
-        who = f"{hook}/{each.name}"
+        call, who = guard.Call(plugin, hook, arguments), f"{hook}/{plugin.name}"
         if hook == "penalty_scale":  # asked for each penalty, with its own numbers for each
             who = f"{who}/{arguments['plugin']}"
-        self._seed(who, arguments)
-        outer, self._running = self._running, (each.name, arguments)
+        self._seed(who, plugin, call)
+        outer, self._running = self._running, (plugin.name, call)
         try:
-            return self._watched(each, hook, call, arguments)
+            return self.guard.call(call, function)
+        except ValueError as error:
+            if hook in REFUSING:
+                raise PluginError(f"plugin {plugin}: {error}") from error
+            raise
         finally:
             self._running = outer
 
-    def _part(self, each: Loaded, hook: str, call: Caller, part: int, /, **arguments: Any) -> Any:
+    def _part(self, plugin: Loaded, hook: str, function: Caller, part: int, /, **given: Any) -> Any:
         """Call a part of a wrapper, which draws apart from what it wraps."""
-        inner, given = self._running
-        step: Any = given.get("step")
-        asker = getattr(step, "_asker", None)
+        inner, around = self._running or ("", guard.Call(plugin, hook, given))
+        step = around.step
+        asker = None if step is None else step._asker
         with self._randomness.aside() if self._randomness else nullcontext():
-            self._seed(f"{hook}/{each.name}/{inner}/{part}", given)
+            self._seed(f"{hook}/{plugin.name}/{inner}/{part}", plugin, around)
             try:
-                return self._watched(each, hook, call, arguments, settings=False)
+                return self.guard.call(guard.Call(plugin, hook, given), function, settings=False)
             finally:
-                if asker is not None:
+                if step is not None:
                     step._asker = asker
 
-    def _seed(self, who: str, arguments: Mapping[str, Any]) -> None:
+    def _seed(self, who: str, plugin: Loaded, call: guard.Call) -> None:
         """Let what is drawn next, in a hook, depend on nothing else that draws.
 
         With a step, which has its own part of the batch, each process has numbers of its own.
         """
-        step: Any = arguments.get("step")
-        alone = hasattr(step, "_asked_by")  # the step of `start` and `sample` is a number
-        if alone:
-            step._asked_by(who)
+        if call.step is not None:
+            call.step._asked_by(who, plugin.name)
         if self._randomness is None or self._randomness.clock is not None:
             return
-        update = step.update if alone else arguments.get("update", step)
-        self._randomness.seed(who, update or 0, alone=alone)
-
-    def _watched(
-        self,
-        each: Loaded,
-        hook: str,
-        call: Caller,
-        arguments: Mapping[str, Any],
-        *,
-        settings: bool = True,
-    ) -> Any:
-        import torch
-
-        try:
-            if torch.compiler.is_compiling():
-                return call(**arguments)
-            with self.guard(f"plugin {each}", hook, arguments, settings=settings):
-                return call(**arguments)
-        except BaseException as error:
-            update = arguments.get("update", getattr(arguments.get("step"), "update", None))
-            when = "" if update is None else f", update {update}"
-            guard.name(error, f"hook {hook} of plugin {each}{when}")
-            raise
+        counter = call.arguments.get("step") if call.update is None else call.update
+        self._randomness.seed(who, counter or 0, alone=call.step is not None)
 
     def _watch_wrappers(self) -> None:
         """Let what a wrapper does around others' answers be told of itself, not of them."""
         for hook in HOOKS:
             for impl in getattr(self._manager.hook, hook).get_hookimpls():
                 if impl.wrapper or impl.hookwrapper:
-                    each = next(each for each in self.loaded if each.instance is impl.plugin)
-                    call = partial(self._part, each, hook)
-                    who = f"plugin {each}: {hook}"
-                    watched = partial(guard.Wrapper, who, impl.function, impl.argnames, call)
-                    impl.function = watched
+                    plugin = next(one for one in self.loaded if one.instance is impl.plugin)
+                    call, who = partial(self._part, plugin, hook), f"plugin {plugin}: {hook}"
+                    impl.function = partial(guard.Wrapper, who, impl.function, impl.argnames, call)

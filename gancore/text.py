@@ -1,41 +1,49 @@
-"""Text: words from elsewhere made harmless, and the names that a mistyped one may have meant."""
+"""Text: strangers' words made harmless for terminals, and suggestions for mistyped names."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def shown(text: str, longest: int = 100) -> str:
-    """Return text from elsewhere as a message may hold it: cut short, control characters escaped.
+    """Return a stranger's text for a message: cut short, its control characters escaped.
 
-    Nothing of it then moves a terminal's cursor, or ends the line.
+    It can't move a terminal's cursor, nor end the line.
     """
     cut = text if len(text) <= longest else f"{text[:longest]}…"
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in cut
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in cut
     )
 
 
 def printable(text: str) -> str:
-    """Return lines as a terminal may have them, whole, their control characters escaped."""
+    """Return lines of text with their control characters escaped; nothing is cut."""
     return "\n".join(shown(line, len(line)) for line in text.split("\n"))
 
 
 def quoted(word: str) -> str:
-    """Return a word for a POSIX shell, in printable characters, whatever is in it."""
+    """Return a word quoted for a POSIX shell; characters that don't print are escaped."""
     if word.isprintable():
         return shlex.quote(word)
     escaped = "".join(
-        each if each.isprintable() and each not in "\\%'-" else _octal(each) for each in word
+        letter if letter.isprintable() and letter not in "\\%'-" else _octal(letter)
+        for letter in word
     )
     return f"\"$(printf '{escaped}')\""
 
 
 def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
+
+
+def snake_case(name: str) -> str:
+    """Return the name of a class as that of a plugin: `GradientPenalty` is `gradient_penalty`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
@@ -47,5 +55,5 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 
 def close_to(wrong: str, known: Iterable[str]) -> list[str]:
-    """Return the two known names at most that `wrong` may have been meant to be."""
+    """Return the known names, two at most, that are most like `wrong`."""
     return get_close_matches(wrong, sorted(known), n=2, cutoff=0.6)

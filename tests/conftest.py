@@ -60,16 +60,19 @@ def gan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, without a network."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
+    with api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *quiet])
         yield opened
         opened.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): in one process, where there are many")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

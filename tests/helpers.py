@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
 from gancore.data import Dataset
 from gancore.recipe import Recipe
-from gancore.training import Trainer
-from gancore.training.update import TRACES
+from gancore.training import Run, Trainer
+from gancore.training.compiled import TRACES
 
 ROOT = Path(__file__).parents[1]
 LATENT = 5
@@ -225,6 +225,22 @@ class Spy:
     @hookimpl
     def sample(self, samples: Tensor, step: int) -> None:
         self.sampled.append((tuple(samples.shape), step))
+
+
+def records_of(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl, read by json alone."""
+    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+def scores_of(run: Run) -> dict[str, Any] | None:
+    """Return a run's scores.json, read by json alone; None where there is none."""
+    return json.loads(run.scores_path.read_text()) if run.scores_path.exists() else None
+
+
+def environment_of(run: Run) -> dict[str, Any]:
+    """Return a run's environment.json, read by json alone."""
+    about: dict[str, Any] = json.loads(run.environment_path.read_text())
+    return about
 
 
 def words(

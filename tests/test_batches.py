@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from gancore.isolation.randomness import Stream, kept
 from gancore.report import Display
 from gancore.scoring import sampling
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.scoring.sampling import calibrated, generate
 from gancore.training import Trainer, checkpoint, load_generator
 
@@ -209,15 +209,17 @@ def made(kind: type[nn.Module] = Watched, **changes: Any) -> Trainer:
         train=train,
         optimizer={"lr": 1e-2},
         device="cpu",
-        **{name: getattr(subject, name) for name in ("sample", "checkpoint", "score")},
+        **{name: getattr(subject.settings, name) for name in ("sample", "checkpoint", "score")},
     )
 
 
 def scored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return a section whose scores are a stand-in's, of samples that are really made."""
-    found = {"scores": {"isc": 1.0}, "protocol": {"reference": {}}, "spread": 1.0}
-    monkeypatch.setattr("gancore.scoring.generator._score", lambda *_, **__: found)
-    monkeypatch.setattr(sys.modules[Trainer.__module__], "check_scoring", lambda *_: None)
+    real = RealSamples(name="real", split="all", samples=9)
+    protocol = Protocol(reference=real, samples=20, seed=0, versions={})
+    made = Scores(scores={"isc": 1.0}, protocol=protocol)
+    monkeypatch.setattr("gancore.scoring.generator.score", lambda *_, **__: made)
+    monkeypatch.setattr("gancore.training.session.check_scoring", lambda *_: None)
     monkeypatch.setattr("gancore.training.rehearsal.try_scoring", lambda *_: None)
     return {"metrics": ["isc"], "samples": 20, "every": 2}
 

@@ -23,13 +23,15 @@ from gancore.errors import GancoreError, InputError, PluginError, ScoreError
 from gancore.files.storage import refuse_taken, refuse_unwritable
 from gancore.leaderboard import page, plots
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.evaluate import NO_RECORDS, evaluate
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.result import NO_RECORDS, result
+from gancore.leaderboard.result import RunNote
 from gancore.recipe import Score
 from gancore.report import save_images
 from gancore.scoring import check_scoring, check_section
 from gancore.scoring.digits import DigitsExtractor
 from gancore.training import Run, loading
+from gancore.training.record import Record
 
 NOTHING = "sampling, training and loading are late"
 
@@ -78,7 +80,7 @@ TOO_LATE: dict[str, tuple[list[str], str]] = {
     ),
     "scores of an empty name": (
         ["score", "RUN", "--metrics", ""],
-        "score: metrics.0: expected 'fid'",
+        "score.metrics: no metric '' is installed. Known: ",
     ),
     "too few": (["score", "RUN2", "--metrics", "isc", "--samples", "9"], "IS needs 10 samples"),
     "too few for FID": (["score", "RUN2", "--metrics", "fid", "--samples", "63"], "63 generated"),
@@ -327,14 +329,18 @@ def test_a_folder_without_the_right_to_write_is_refused(
 def finished(folder: Path) -> Job:
     """A run of a board as it is when it is done, of two steps."""
     recipe = {
+        **{key: {"name": "mlp"} for key in ("generator", "critic")},
+        "data": {"name": "gaussians8"},
         "train": {"steps": 2, "critic_steps": 1},
         "score": {"metrics": ["w2"], "samples": 9, "extractor": "x"},
         "loss": {"name": "hinge"},
     }
     run = Run(folder)
     folder.mkdir()
+    run.write_recipe(recipe)
     for step in (1, 2):
-        run.append({"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5})
+        numbers = {"step": step, "seconds": 2.0 * step, "update": step, "wasserstein": 0.5}
+        run.append(Record.of(numbers))
     reference = {"name": "points", "split": "train", "samples": 9}
     protocol = {"reference": reference, "samples": 9, "seed": 0, "versions": {}}
     found = {"scores": {"w2": 1.5}, "protocol": protocol, "spread": 1.0, "step": 2}
@@ -362,13 +368,13 @@ def test_a_finished_run_without_records_is_done(how: str, tmp_path: Path) -> Non
     board = Board.model_validate_json(
         json.dumps({"recipe": "r", "baseline": "a", "seeds": [0], "entry": [{"name": "a"}]})
     )
-    found = result(board, [job], {})
-    (entry,) = found["entries"]
-    assert entry["failed"] == []
-    assert entry["scores"]["w2"]["values"] == [1.5]
-    assert entry["notes"] == [{"seed": 0, "note": NO_RECORDS}]
-    assert plots.estimates(found, [job]) == {"a": []}
-    assert NO_RECORDS in page.page(found, [job])
+    result = evaluate(board, [job], {})
+    (entry,) = result.entries
+    assert entry.failed == ()
+    assert entry.scores["w2"].values == (1.5,)
+    assert entry.notes == (RunNote(seed=0, note=NO_RECORDS),)
+    assert plots.estimates(result, [job]) == {"a": []}
+    assert NO_RECORDS in page.page(result, [job])
 
 
 def test_what_can_be_made_again_is(tmp_path: Path) -> None:
@@ -393,7 +399,7 @@ def test_a_folder_that_lost_its_recipe_says_what_writes_it(made: Path, tmp_path:
         Run.open(folder)
     changes = {"train.steps": 1, "sample.count": 4}
     gancore.run(made.parent / "toy.toml", folder, changes, resume=True)
-    assert Run.open(folder).seed == 0
+    assert Run.open(folder).read_recipe().train.seed == 0
 
 
 def test_a_page_is_as_whole_as_it_can_be(tmp_path: Path, monkeypatch: Any) -> None:
@@ -401,12 +407,13 @@ def test_a_page_is_as_whole_as_it_can_be(tmp_path: Path, monkeypatch: Any) -> No
         raise GancoreError("no glyphs")
 
     job = finished(tmp_path / "run")
+    assert job.is_scored()
     job.state = "done"
     board = Board.model_validate_json(
         json.dumps({"recipe": "r", "baseline": "a", "seeds": [0], "entry": [{"name": "a"}]})
     )
     monkeypatch.setattr(plots, "plot_intervals", fails)
-    html = page.page(result(board, [job], {}), [job])
+    html = page.page(evaluate(board, [job], {}), [job])
     assert "Not made: no glyphs." in html
     assert "1.5" in html
 

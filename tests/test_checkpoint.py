@@ -39,6 +39,8 @@ def made(step: int) -> Checkpoint:
             "plain": torch.randn(2, 3),
             "transposed": tied.T,
             "tied": tied,
+            "tied again": tied,
+            "part of it": tied[1:],
             "count": torch.tensor(step),
             "half": torch.randn(5).bfloat16(),
         },
@@ -207,6 +209,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert line.endswith("Going on from step 1")
 
 
+@pytest.mark.parametrize("name", ["state.json", "generator.safetensors", "empty.safetensors"])
+def test_a_file_that_can_be_read_and_is_another_is_damaged(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, made(7), keep=1)
+    other = save(tmp_path / "other", made(8), keep=1)
+    content = (other / name).read_bytes().replace(b'"step": 8', b'"step": 7')
+    if name.startswith("empty"):
+        content += b" "
+    (path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: its SHA-256"):
+        load(path)
+
+
 def test_a_checkpoint_that_is_damaged_twice_is_set_aside_twice(tmp_path: Path) -> None:
     for _ in range(3):
         save(tmp_path, made(1), keep=2)
@@ -283,6 +297,15 @@ def test_plugin_states_are_split_and_joined() -> None:
     joined = join_state(tensors, json.loads(json.dumps(scalars)))
     torch.testing.assert_close(joined["ema"].pop("mean"), torch.ones(2))
     assert joined == {"ema": {"count": 3, "on": True, "note": "x"}, "none": {}}
+
+
+def test_states_of_plugins_whose_names_begin_alike_are_kept_apart() -> None:
+    names = ("a", "a/b", "a/b/c", "b")
+    state = {name: {"d": torch.tensor(float(n)), "n": n} for n, name in enumerate(names)}
+    joined = join_state(*split_state(state))
+    assert {name: (values["d"].item(), values["n"]) for name, values in joined.items()} == {
+        name: (n, n) for n, name in enumerate(names)
+    }
 
 
 def test_a_plugin_state_that_is_no_tensor_or_scalar_is_refused() -> None:

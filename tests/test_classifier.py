@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extractors import digits_train, fashion_train
+from extractors.fitting import accuracy, fit
 from helpers import DIGITS, Gan
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,9 +16,8 @@ from torch import Tensor
 
 from gancore.data import Dataset
 from gancore.errors import ScoreError
-from gancore.scoring import digits_train, fashion_train, score
+from gancore.scoring import score
 from gancore.scoring.classifier import ClassifierExtractor
-from gancore.scoring.classifier_train import accuracy, fit
 from gancore.scoring.digits import DigitsExtractor, DigitsNet
 from gancore.scoring.fashion import FashionExtractor, FashionNet
 

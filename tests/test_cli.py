@@ -28,6 +28,7 @@ from gancore.cli.tables import show_scores
 from gancore.data.digits import digits
 from gancore.report import save_images
 from gancore.scoring import extractor
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 
 RECIPE = tomli_w.dumps(
     parsed(DIGITS, **{"train.steps": 6, "log.every": 2, "score.metrics": ["fid", "isc"]}).table()
@@ -105,7 +106,7 @@ def test_score_repeats_the_scores_and_adds_others(done: tuple[Path, str], gan: G
     assert "KID (digits features)" in out
     code, _, err = gan("score", folder, "--metrics", "fid,is")
     assert code == 2
-    assert "score: metrics.1: expected 'fid', 'isc', 'kid', 'prc', " in err
+    assert "score.metrics: no metric 'is' is installed. Did you mean 'isc'?" in err
 
 
 @after_a_run
@@ -130,14 +131,14 @@ def test_sample_in_three_forms(done: tuple[Path, str], gan: Gan, tmp_path: Path)
 def test_sample_tells_a_long_calibration_and_repeats_its_bytes(
     done: tuple[Path, str], gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gancore import training
+    from gancore.training.loading import Loader
 
     def slow(*args: Any, progress: Any, **options: Any) -> Any:
         progress("calibrating", 7, 16)
         return load(*args, progress=progress, **options)
 
-    load = training.load_generator
-    monkeypatch.setattr(training, "load_generator", slow)
+    load = Loader.generator
+    monkeypatch.setattr(Loader, "generator", slow)
     for name in ("one.npz", "two.npz"):
         code, out, err = gan("sample", done[0], "-n", 9, "--out", tmp_path / name)
         assert (code, out) == (0, f"9 samples in {tmp_path / name}\n")
@@ -216,11 +217,20 @@ def test_dry_run_writes_nothing(
             ["run", "RECIPE", "--set", "plugin.0.weight=x"],
             "weight: expected a valid number, got 'x'",
         ),
+        (
+            ["run", "RECIPE", "--set", "steps=3"],
+            "override 'steps': there is no such key. Did you mean 'train.steps'?\n",
+        ),
+        (
+            ["run", "RECIPE", "--set", "every=3"],
+            "'checkpoint.every' or 'log.every' or 'sample.every' or 'score.every'?\n",
+        ),
+        (["run", "RECIPE", "--set", "as=3"], "as: unknown key. Known: "),
         (["run", "RECIPE", "--set", "data.name=celeba"], "no dataset 'celeba' is installed"),
         (["score", "nowhere"], "nowhere is no run folder"),
         (["sample", "nowhere", "--out", "x.jpg"], "ends in .npz or .png"),
         (["rnu"], "Did you mean 'run'"),
-        (["plugins", "list"], "no command 'list'. Known: check, new."),
+        (["plugins", "lst"], "no command 'lst'. Did you mean 'list'?"),
         (["recipe", "chekc"], "no command 'chekc'. Did you mean 'check'?"),
         (["run"], "Missing argument 'RECIPE'"),
         pytest.param(
@@ -283,6 +293,25 @@ def test_recipe_check_tells_all_faults(recipe: Path, gan: Gan, tmp_path: Path) -
     assert f"{recipe}: valid" in out
     assert f"{bad}: plugin.0: wieght: unknown key. Did you mean 'weight'?" in err
     assert f"{worse}:1:6: " in err
+
+
+def test_recipe_check_says_which_data_are_not_here(gan: Gan, tmp_path: Path) -> None:
+    """As it says which packages are not: that is no fault of the recipe."""
+    path, folder = tmp_path / "images.toml", tmp_path / "images"
+    text = DIGITS.replace('"digits"\n', f'"folder"\npath = "{folder}"\n', 1)
+    path.write_text(text)
+    said = f"{path}: valid; data.path: there is no file or folder {folder} here\n"
+    assert gan("recipe", "check", path) == (0, said, "")
+    folder.mkdir()
+    assert gan("recipe", "check", path) == (0, f"{path}: valid\n", "")
+
+
+def test_overrides_of_a_board_as_a_table_are_told(recipe: Path, gan: Gan, tmp_path: Path) -> None:
+    text = f'recipe = "{recipe}"\nbaseline = "a"\nseeds = [0]\n[[entry]]\nname = "a"\n'
+    (tmp_path / "board.toml").write_text(f"{text}[entry.set]\n'train.steps' = 2\n")
+    code, _, err = gan("leaderboard", tmp_path / "board.toml", "--out", tmp_path / "out")
+    assert code == 2
+    assert 'entry.0.set: expected a list of overrides, such as ["train.steps=200"]' in err
 
 
 def test_recipe_schema_is_json_schema() -> None:
@@ -440,9 +469,11 @@ def test_paths_and_names_are_text_in_a_terminal(
     assert is_tame(out, "good")
     assert is_tame(err, "bad", "none")
     assert err.count(str(tmp_path)) == len(err.splitlines())
-    reference = {"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
-    protocol = {"reference": reference, "samples": 2, "seed": 0}
-    show_scores({"scores": {"w2": 1.0}, "protocol": protocol})
+    reference = RealSamples.model_construct(
+        **{"name": f"data{WICKED}", "split": f"split{WICKED}", "samples": 2}
+    )
+    protocol = Protocol.model_construct(reference=reference, samples=2, seed=0)
+    show_scores(Scores.model_construct(scores={"w2": 1.0}, protocol=protocol))
     assert is_tame(capsys.readouterr().out, "data", "split")
 
 

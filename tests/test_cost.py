@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from gancore import cost, hookimpl, plugin
-from gancore.cost import Counts, _shares, measure
+from gancore import CriticStep, cost, hookimpl, plugin
+from gancore.cost import Counts, due_shares, measure
 from gancore.recipe import Recipe
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
@@ -82,7 +82,6 @@ def test_an_update_without_a_penalty_is_six_passes_but_for_the_samples_gradients
     """Two halves of a forward pass and the gradients by weights and by the layers' inputs."""
     found = measure({"none": recipe()}, device="cpu", rounds=1)["none"]
     assert found.flops == 2 * (F + F + products(LAYERS[1:]))
-    assert (found.flops_ratio, found.time_ratio, found.memory_ratio) == (1.0, 1.0, 1.0)
 
 
 def test_r1_adds_the_gradient_by_the_samples_and_the_way_back_through_it() -> None:
@@ -133,6 +132,75 @@ def test_lazy_costs_its_share(every: int) -> None:
     assert found["lazy"] == pytest.approx(expected)
 
 
+LAZY = {"name": "lazy", "every": 4}
+
+
+def test_the_memory_of_a_run_is_that_of_its_greediest_update() -> None:
+    """R1's, wherever it is due: of an update without it, memory is what a bare one takes."""
+    steps = {"train": {"steps": 8, "batch_size": B}}
+    recipes = {
+        "none": recipe(**steps),
+        "eager": recipe({"name": "r1"}, **steps),
+        "lazy": recipe({"name": "r1"}, LAZY, **steps),
+    }
+    costs = measure(recipes, device="cpu", rounds=1)
+    assert costs["lazy"].memory == costs["eager"].memory > costs["none"].memory
+    # two halves of a batch: hidden values of three layers, and what each needs for the way back
+    assert costs["none"].memory >= 2 * 4 * B * (WIDTH + WIDTH + OUT)
+    for name in ("eager", "lazy"):
+        ratio = costs[name].memory / costs["none"].memory
+        assert costs[name].memory_ratio == pytest.approx(ratio)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that is one second on at each look, and goes on by others' doing; its time."""
+    now = [0.0]
+
+    def look() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr(cost.time, "perf_counter", look)
+    return now
+
+
+def test_times_are_medians_of_ratios_to_the_bare_update_right_before(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare update takes 1 s by this clock; R1's gradient 2 s more, and once 30."""
+    gradient = CriticStep.input_gradient
+
+    def slow(step: CriticStep, x: torch.Tensor) -> torch.Tensor:
+        clock[0] += next(extra, 0.0)
+        return gradient(step, x)
+
+    # once to count, once to probe, then in three rounds
+    extra = iter([0.0, 0.0, 2.0, 30.0, 2.0])
+    monkeypatch.setattr(CriticStep, "input_gradient", slow)
+    costs = measure({"none": recipe(), "r1": recipe({"name": "r1"})}, device="cpu", rounds=3)
+    assert next(extra, None) is None
+    assert (costs["none"].seconds, costs["none"].time_ratio) == (1.0, 1.0)
+    assert (costs["r1"].seconds, costs["r1"].time_ratio) == (3.0, 3.0)
+
+
+def test_the_time_of_a_lazy_penalty_is_shared_out(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = CriticStep.input_gradient
+
+    def slow(step: CriticStep, x: torch.Tensor) -> torch.Tensor:
+        clock[0] += 8.0
+        return gradient(step, x)
+
+    monkeypatch.setattr(CriticStep, "input_gradient", slow)
+    steps = {"train": {"steps": 8, "batch_size": B}}
+    recipes = {"none": recipe(**steps), "lazy": recipe({"name": "r1"}, LAZY, **steps)}
+    costs = measure(recipes, device="cpu", rounds=2)
+    assert costs["lazy"].seconds == costs["lazy"].time_ratio == 1.0 + 8.0 / 4
+    assert costs["lazy"].flops_ratio < 1.3
+
+
 @plugin
 class From:
     """Penalties are due from an update on."""
@@ -146,7 +214,7 @@ class From:
 
 def shares(plugins: Any, updates: int, critic_steps: int = 1) -> dict[int, float]:
     steps = {"steps": updates // critic_steps, "critic_steps": critic_steps, "batch_size": 2}
-    return _shares(trainer(plugins=plugins, train=steps))
+    return due_shares(trainer(plugins=plugins, train=steps))
 
 
 def test_what_is_due_is_counted_over_all_updates_of_the_run() -> None:
@@ -208,6 +276,46 @@ def test_equal_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert set(measure(recipes, device="cpu", rounds=1)) == set(recipes)
     assert len(calls) == 1
+
+
+def test_data_of_other_options_is_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[dict[str, Any]] = []
+    load = cost.load_data
+
+    def counted(made: Recipe) -> Any:
+        loaded.append(dict(made.data.options))
+        return load(made)
+
+    monkeypatch.setattr(cost, "load_data", counted)
+    sizes = {str(size): recipe(data={"name": "gaussians8", "samples": size}) for size in (40, 50)}
+    measure(sizes | {"r1": recipe({"name": "r1"}, data=sizes["40"].table()["data"])},
+            device="cpu", rounds=1)  # fmt: skip
+    assert sorted(options["samples"] for options in loaded) == [40, 50]
+
+
+def test_each_recipe_is_compared_with_itself_without_plugins() -> None:
+    """By r1's mathematics (above), which no number of samples changes, and the width does."""
+
+    def ratio(layers: list[tuple[int, int]]) -> float:
+        forward = products(layers)
+        bare = 2 * (forward + forward + products(layers[1:]))
+        return (bare + forward + forward + products(layers[:-1])) / bare
+
+    narrow = {"name": "mlp", "width": 8, "depth": 2}
+    costs = measure(
+        {
+            "whole": recipe({"name": "r1"}),
+            "half": recipe({"name": "r1"}, train={"steps": 1, "batch_size": B // 2}),
+            "narrow": recipe({"name": "r1"}, critic=narrow),
+        },
+        device="cpu",
+        rounds=1,
+    )
+    assert costs["whole"].flops == 2 * costs["half"].flops
+    assert costs["whole"].flops_ratio == costs["half"].flops_ratio == pytest.approx(ratio(LAYERS))
+    layers = [(IN, 8), (8, 8), (8, OUT)]
+    assert costs["narrow"].flops_ratio == pytest.approx(ratio(layers))
+    assert ratio(layers) != pytest.approx(ratio(LAYERS), rel=1e-3)
 
 
 def test_clipping_and_spectral_norm_multiply_nothing_much() -> None:

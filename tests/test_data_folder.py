@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import records_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -705,7 +706,7 @@ def test_cifar_from_a_zip(tmp_path: Path) -> None:
         "train.generator_batch_size": 4,
     }
     done = run(ROOT / "recipes" / "wgan_gp_cifar.toml", tmp_path / "run", small)
-    assert done.records[-1]["step"] == 10
+    assert records_of(done)[-1]["step"] == 10
     assert done.sample_path(10).is_file()
     gan.main(
         ["sample", str(tmp_path / "run"), "-n", "9", "--out", str(tmp_path / "samples.npz")],

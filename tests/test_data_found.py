@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from PIL import Image
 
 from gancore.data import Dataset, listing
 from gancore.data import folder as module
-from gancore.data.folder import _doubts, folder
+from gancore.data.folder import folder
 from gancore.errors import DataError
 from gancore.training.idle import IdleWarning
 
@@ -160,9 +159,10 @@ NO_SPLIT = [
 
 
 @pytest.mark.parametrize("names", NO_SPLIT)
-def test_classes_of_data_sets_as_they_are_known(names: str) -> None:
+def test_classes_of_data_sets_as_they_are_known(place: Make, names: str) -> None:
     """Names of things that a split or a mask has as well."""
-    assert _doubts(Path("set"), "Ada/1.png", names.split()) == ()
+    path = place({f"{name}/1.png": png(1) for name in names.split()})
+    assert folder(path=str(path), size=8).doubts == ()
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,9 @@ def test_classes_of_data_sets_as_they_are_known(names: str) -> None:
         ("rgb depth", "depth"),
     ],
 )
-def test_what_is_no_class_beside_many_is_told(names: str, doubted: str) -> None:
-    (line,) = _doubts(Path("set"), "cat/1.png", names.split())
+def test_what_is_no_class_beside_many_is_told(place: Make, names: str, doubted: str) -> None:
+    path = place({f"{name}/1.png": png(1) for name in names.split()})
+    (line,) = folder(path=str(path), size=8).doubts
     assert line.startswith(f"data: the folders {doubted} in ")
 
 
@@ -349,16 +350,20 @@ def test_a_large_archive_is_told_apart_by_more_than_its_end(
     assert listing.Zip(path).stamp() != before
 
 
-def test_each_time_and_the_inode_tell() -> None:
-    def state(**changes: int) -> Any:
-        fields = {"st_mtime_ns": 1, "st_ctime_ns": 1, "st_ino": 1} | changes
-        return listing._state(SimpleNamespace(**fields))  # type: ignore[arg-type]
+def test_each_time_and_the_inode_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path := tmp_path / "x.zip").write_bytes(bytes(200))
+    names = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_atime_ns")
+    real = path.stat()
 
-    assert state() == state()
-    assert (
-        len({state(), *(state(**{key: 2}) for key in ("st_mtime_ns", "st_ctime_ns", "st_ino"))})
-        == 4
-    )
+    def stamp(**changes: int) -> str:
+        about = SimpleNamespace(**{name: getattr(real, name) for name in names} | changes)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", lambda handle: about)
+            return listing.Zip(path).stamp()
+
+    assert stamp() == stamp(st_atime_ns=7)
+    telling = ("st_mtime_ns", "st_ctime_ns", "st_ino", "st_size")
+    assert len({stamp(), *(stamp(**{name: 7}) for name in telling)}) == 5
 
 
 def test_what_an_earlier_version_made_of_images_is_made_anew(

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -65,21 +66,33 @@ def python2(table: dict[str, Any]) -> bytes:
     return b"\x80\x02}(U\x04data" + array + b"U\x06labels](" + labels + b"eu."
 
 
-@pytest.fixture(params=["python2", 0, 1, 2, 3, 4, 5])
-def dump(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], bytes]:
-    if request.param == "python2":
-        return python2
-    return lambda table: pickle.dumps(table, protocol=request.param)
-
-
-def layout(root: Path, dump: Callable[[dict[str, Any]], bytes] = python2) -> Path:
+def layout(root: Path, **contents: bytes) -> Path:
+    """Make the folder of the published files, tiny, but for some with other contents."""
     folder = root / cifar.FOLDER
     folder.mkdir(parents=True)
     for seed, name in enumerate([*BATCHES, "test_batch"]):
-        (folder / name).write_bytes(dump(batch(seed)))
+        (folder / name).write_bytes(contents.get(name, python2(batch(seed))))
     meta = {"label_names": list("abcdefghij"), "num_vis": 3072}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta))
     return folder
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Take files of a folder, or an archive, for the published ones from now on."""
+
+    def publish(made: Path) -> None:
+        if made.is_file():
+            monkeypatch.setattr(cifar, "ARCHIVE_MD5", md5(made.read_bytes()))
+            return
+        for split, names in cifar.BATCHES.items():
+            sums = {name: md5((made / name).read_bytes()) for name in names}
+            monkeypatch.setitem(cifar.BATCHES, split, sums)
+
+    return publish
+
+
+Publish = Callable[[Path], None]
 
 
 def archive(root: Path, *names: str) -> Path:
@@ -101,10 +114,9 @@ def check_cifar(data: Dataset, seeds: range, split: str) -> None:
     assert (data.name, data.split, data.shape) == ("cifar10", split, (3, 32, 32))
 
 
-def test_cifar_in_the_official_layout(
-    tmp_path: Path, dump: Callable[[dict[str, Any]], bytes]
-) -> None:
-    folder = layout(tmp_path, dump)
+def test_cifar_in_the_official_layout(tmp_path: Path, published: Publish) -> None:
+    folder = layout(tmp_path)
+    published(folder)
     check_cifar(cifar10(path=str(tmp_path)), range(5), "train")
     check_cifar(cifar10(path=str(tmp_path), split="test"), range(5, 6), "test")
     check_cifar(cifar10(path=str(folder)), range(5), "train")  # the folder itself
@@ -116,28 +128,28 @@ def test_the_python2_pickle_is_a_pickle() -> None:
     assert table["labels"] == batch(3)["labels"]
 
 
-def test_cifar_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_as_torchvision_reads_it(
+    tmp_path: Path, published: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.datasets import CIFAR10
 
     assert (CIFAR10.url, CIFAR10.tgz_md5) == (cifar.URL, cifar.ARCHIVE_MD5)
     assert dict(map(tuple, CIFAR10.train_list)) == cifar.BATCHES["train"]
     assert dict(map(tuple, CIFAR10.test_list)) == cifar.BATCHES["test"]
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    layout(tmp_path)
+    published(layout(tmp_path))
+    ours = cifar10(path=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy on its old pickles
-        theirs, ours = CIFAR10(tmp_path), cifar10(path=str(tmp_path))
+        theirs = CIFAR10(tmp_path)
     assert np.array_equal(ours.samples.permute(0, 2, 3, 1).numpy(), theirs.data)
     assert ours.labels is not None
     assert ours.labels.tolist() == theirs.targets
 
 
-def test_cifar_from_the_archive_without_unpacking(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layout(tmp_path)
-    file = archive(tmp_path)
-    monkeypatch.setattr(cifar, "ARCHIVE_MD5", md5(file.read_bytes()))
+def test_cifar_from_the_archive_without_unpacking(tmp_path: Path, published: Publish) -> None:
+    published(layout(tmp_path))
+    published(archive(tmp_path))
     check_cifar(cifar10(path=str(tmp_path)), range(5), "train")
     check_cifar(cifar10(path=str(tmp_path), split="test"), range(5, 6), "test")
     assert not (tmp_path / cifar.FOLDER).exists()
@@ -172,73 +184,82 @@ def test_cifar_offline_says_what_to_put_where(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_cifar_missing_batch(tmp_path: Path) -> None:
-    (layout(tmp_path) / "data_batch_3").unlink()
+def test_cifar_missing_batch(tmp_path: Path, published: Publish) -> None:
+    published(folder := layout(tmp_path))
+    (folder / "data_batch_3").unlink()
     with pytest.raises(DataError, match=r"data_batch_3: No such file.*all 5 files.*Unpack"):
         cifar10(path=str(tmp_path))
 
 
 class Evil:
+    """Makes a folder where it is unpickled."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("pwned",)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (pickle.dumps({"data": Evil(), "labels": []}), "a call of (posix|nt).mkdir, refused"),
-        (pickle.dumps(batch(0))[:500], "found: "),
-        (b"", "found: "),
-        (pickle.dumps([1]), "found: "),
-        (pickle.dumps({"labels": [1]}), "found: no 'data'"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "and 1 labels"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}), "labels 0 … 9"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [True]}), "labels 0 … 9"),
-        (pickle.dumps({"data": np.zeros((1, 3071), np.uint8), "labels": [1]}), r"\(1, 3071\)"),
-        (pickle.dumps({"data": np.zeros((1, 3072)), "labels": [1]}), "not uint8"),
-        (pickle.dumps({"data": [1], "labels": [1]}), "found: data that is no array"),
-        (pickle.dumps({**batch(0), "labels": b"\1\2\3\4"}), r"\(4, 3072\) and 4 labels"),
-        (pickle.dumps({**batch(0), "data": np.ones((3072, 4), np.uint8).T}), "in C order"),
-    ],
-)
-def test_cifar_nonsense_is_refused_and_not_run(
-    tmp_path: Path, content: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+def test_cifar_files_of_other_sums_are_refused_and_not_unpickled(
+    tmp_path: Path, published: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (layout(tmp_path) / "data_batch_2").write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
-        cifar10(path=str(tmp_path))
-    assert str(tmp_path / cifar.FOLDER / "data_batch_2") in str(caught.value)
+    published(folder := layout(tmp_path))
+    whole = (folder / "data_batch_2").read_bytes()
+    for content in (pickle.dumps(Evil()), whole[:-1], whole + b"x", b""):
+        (folder / "data_batch_2").write_bytes(content)
+        with pytest.raises(DataError, match=rf"its MD5 is {md5(content)}, expected ") as caught:
+            cifar10(path=str(tmp_path))
+        assert str(caught.value).startswith(f"{folder / 'data_batch_2'}: damaged, incomplete, or")
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
 
 
-def test_no_opcode_builds_what_the_reader_does_not_know() -> None:
-    """EXT codes, persistent ids, instances and sets are refused as well as names."""
-    for content, said in (
-        (b"\x82\x01.", "the opcode EXT1,"),
-        (b"P1\n.", "the opcode PERSID,"),
-        (b"(inumpy\nndarray\n.", "the opcode INST,"),
-        (b"(cnumpy\nndarray\no.", "the opcode OBJ,"),
-        (b"cnumpy\nndarray\n)\x81.", "the opcode NEWOBJ,"),
-        (b"\x8f.", "the opcode EMPTY_SET,"),
-        (b"(\x91.", "the opcode FROZENSET,"),
-        (b"cbuiltins\neval\n.", "a call of builtins.eval, refused"),
-        (b"cnumpy\nload\n.", "a call of numpy.load, refused"),
-        (b"\x8c\x01a)\x93.", "a name that is no text"),
-    ):
-        with pytest.raises(DataError, match=said):
-            cifar._parse(content, "x")
-
-
-def test_cifar_at_full_size_must_be_the_published_one(tmp_path: Path) -> None:
-    full = {"data": np.zeros((10_000, 3072), np.uint8), "labels": [0] * 10_000}
-    (layout(tmp_path) / "test_batch").write_bytes(pickle.dumps(full, protocol=4))
-    with pytest.raises(DataError, match="10,000 images, but not the published ones: its MD5"):
-        cifar10(path=str(tmp_path), split="test")
-
-
-def test_cifar_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_wants_the_sums_of_the_archives_files_too(tmp_path: Path, published: Publish) -> None:
     layout(tmp_path)
+    file = archive(tmp_path)
+    published(file)
+    with pytest.raises(DataError, match=r"tar\.gz: data_batch_1: .* not the published file"):
+        cifar10(path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (pickle.dumps(Evil()), r"(posix|nt)\.mkdir"),
+        (b"cos\nsystem\n(S'mkdir pwned'\ntR.", r"os\.system"),
+        (b"cbuiltins\neval\n(S'1'\ntR.", r"builtins\.eval"),
+        (b"c__builtin__\neval\n(S'1'\ntR.", "__builtin__.eval"),  # Python 2's name
+        (b"(ios\nmkdir\n.", r"os\.mkdir"),
+        (b"cnumpy\nload\n.", r"numpy\.load"),
+        (b"cnumpy.core.multiarray\nscalar\n.", r"numpy\.core\.multiarray\.scalar"),
+        (b"cnumpy.core.multiarray\n_reconstruct.__globals__\n.", r".*_reconstruct\.__globals__"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", r"numpy\.ndarray\.dumps"),
+        (b"c_codecs\nencode\n.", r"_codecs\.encode"),
+        (b"c\x1b]0;owned\x07\nx\n.", r"\\x1b\]0;owned\\x07\.x"),
+    ],
+)
+def test_cifar_pickles_name_nothing_but_arrays(
+    tmp_path: Path, published: Publish, monkeypatch: pytest.MonkeyPatch, content: bytes, name: str
+) -> None:
+    """Even files with the right sums."""
+    monkeypatch.chdir(tmp_path)
+    published(layout(tmp_path, data_batch_2=content))
+    with pytest.raises(DataError, match=f"names {name}, which is refused") as caught:
+        cifar10(path=str(tmp_path))
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_cifar_pickles_have_no_arrays_of_objects(tmp_path: Path, published: Publish) -> None:
+    content = python2(batch(1)).replace(b"U\x02u1", b"U\x02O8")
+    published(layout(tmp_path, data_batch_2=content))
+    with pytest.raises(DataError, match="a pickled array of O8"):
+        cifar10(path=str(tmp_path))
+
+
+def test_cifar_file_over_the_limit(
+    tmp_path: Path, published: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(layout(tmp_path))
     monkeypatch.setattr(cifar, "LARGEST", 1 << 10)
     with pytest.raises(DataError, match="not a file of CIFAR-10"):
         cifar10(path=str(tmp_path))
@@ -444,13 +465,12 @@ def md5(content: bytes) -> str:
 
 
 def test_cifar_is_downloaded_once(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, published: Publish
 ) -> None:
-    layout(tmp_path / "made")
-    content = archive(tmp_path / "made").read_bytes()
-    server.files["/x.tar.gz"] = content
+    published(layout(tmp_path / "made"))
+    published(file := archive(tmp_path / "made"))
+    server.files["/x.tar.gz"] = file.read_bytes()
     monkeypatch.setattr(cifar, "URL", address(server, "/x.tar.gz"))
-    monkeypatch.setattr(cifar, "ARCHIVE_MD5", md5(content))
     for _ in range(2):
         check_cifar(cifar10(path=str(tmp_path / "data")), range(5), "train")
     assert server.asked == ["/x.tar.gz"]
@@ -462,13 +482,9 @@ def test_mnist_is_downloaded_from_a_mirror_that_works(
 ) -> None:
     files = write(tmp_path / "made")
     server.files = {f"/b/{file.name}": file.read_bytes() for file in files}
-    published = mnist._Published(
-        "mnist",
-        "MNIST",
-        (address(server, "/a/"), address(server, "/b/")),
-        {file.name: md5(file.read_bytes()) for file in files},
-    )
-    monkeypatch.setattr(mnist, "MNIST", published)
+    mirrors = (address(server, "/a/"), address(server, "/b/"))
+    sums = {file.name: md5(file.read_bytes()) for file in files}
+    monkeypatch.setattr(mnist, "MNIST", replace(mnist.MNIST, mirrors=mirrors, md5=sums))
     for _ in range(2):
         data = mnist.mnist(path=str(tmp_path / "data"), size=28)
         assert np.array_equal(data.samples[:, 0].numpy(), digits()[0])
@@ -488,6 +504,18 @@ def test_an_interrupted_or_damaged_download_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_download_is_checked_by_either_hash(tmp_path: Path, server: Server) -> None:
+    server.files["/f.bin"] = b"abc"
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    for expected in (known, known[:8]):
+        fetch.fetch([address(server, "/f.bin")], tmp_path / "f.bin", expected, "sha256")
+        assert (tmp_path / "f.bin").read_bytes() == b"abc"
+        (tmp_path / "f.bin").unlink()
+    with pytest.raises(DataError, match=f"its SHA256 is {known}, expected {known[1:]}"):
+        fetch.fetch([address(server, "/f.bin")], tmp_path / "f.bin", known[1:], "sha256")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_page_that_is_gone(tmp_path: Path, server: Server) -> None:
     with pytest.raises(DataError, match="f.bin: Not Found"):
         fetch.fetch([address(server, "/f.bin")], tmp_path / "f.bin", "")
@@ -497,7 +525,7 @@ def test_a_page_that_is_gone(tmp_path: Path, server: Server) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path, server: Server) -> None:
     server.files["/f.bin"] = b"x"
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"can't be downloaded to .*file/x.*Set data.path"):
+    with pytest.raises(DataError, match=r"can't be downloaded to .*file/x.*set data.path"):
         fetch.fetch([address(server, "/f.bin")], tmp_path / "file/x/f.bin", md5(b"x"))
 
 

@@ -10,13 +10,13 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
+from extractors import digits_train
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from gancore.scoring import digits_train
 from gancore.scoring.digits import DigitsExtractor
 
 NAME = "digits-under-test"

@@ -252,7 +252,7 @@ def lines(process: int = 0, *before: object, score: bool = False) -> dict[str, l
         train={"steps": 6, "batch_size": 8},
         score={"metrics": []},
     )
-    made.randomness._process = process
+    made.learner.randomness._process = process
     for update in range(2):
         made.critic_update(update)
         made.generator_update(update)

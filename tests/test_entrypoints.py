@@ -19,10 +19,11 @@ import pytest
 from helpers import TOY
 
 from gancore import entrypoints
-from gancore.entrypoints import OURS, Found, Kind, find, get, load, origin
+from gancore.entrypoints import OURS, Available, Kind, find, get, load, origin
 from gancore.errors import MissingError, PluginError
 from gancore.leaderboard.costs import measure_costs
 from gancore.leaderboard.plan import versions
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Component, Recipe, Score
 
 Install = Callable[..., str]
@@ -105,7 +106,7 @@ def test_all_files_of_a_package_are_its_code(
     for name in ("__init__.py", "one.py", "part/two.py"):
         (folder / name).write_text("")
     point = EntryPoint("foo", f"{package}.one:Foo", "gancore.plugins")
-    found = Found("plugin", "foo", "foo", "1", point)
+    found = Available("plugin", "foo", "foo", "1", point)
     codes = [origin(found)]
     (tmp_path / "shared").mkdir(exist_ok=True)
     (tmp_path / "shared" / "another.py").write_text("")
@@ -168,7 +169,7 @@ def test_code_that_is_in_no_file_is_unknown(
         archive.writestr("zipped_one.py", "")
     monkeypatch.syspath_prepend(tmp_path / "all.zip")
     point = EntryPoint("foo", f"{name}:Foo", "gancore.plugins")
-    assert origin(Found("plugin", "foo", "foo", "1", point)) == "foo==1 (code unknown)"
+    assert origin(Available("plugin", "foo", "foo", "1", point)) == "foo==1 (code unknown)"
 
 
 def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Path) -> None:
@@ -180,17 +181,18 @@ def test_a_board_makes_runs_of_edited_code_again(install: Install, tmp_path: Pat
         update={"critic": Component(name="bar"), "score": Score(extractor="fea")}
     )
     measured: list[str] = []
-    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {"foo": {}})
+    executor: Any = SimpleNamespace(where="cpu", measure=lambda recipes: {})
     board: Any = SimpleNamespace(threads=1)
 
-    def made_with() -> dict[str, Any]:
+    def made_with() -> MadeOf:
         for _ in range(2):
             costs = {"executor": executor, "tell": measured.append}
             measure_costs(board, {"foo": recipe}, tmp_path / "out", **costs)
         return versions(recipe)
 
     found = [made_with()]
-    assert "(code " in found[0]["plugins"]["foo"]
+    assert found[0].plugins is not None
+    assert "(code " in found[0].plugins["foo"]
     for edited in (module, critic, features):
         path = tmp_path / f"{edited}.py"
         path.write_text(path.read_text() + "\n# edited")

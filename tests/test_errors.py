@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gancore import errors
-from gancore.text import close_to, did_you_mean
+from gancore.text import close_to, did_you_mean, snake_case
 
 
 def drawn_tree() -> dict[str, str]:
@@ -74,6 +74,20 @@ def test_a_dropped_letter_is_found(letters: list[str], at: int) -> None:
     """Of different letters: difflib misses some words that repeat theirs, such as aab for abab."""
     name, at = "".join(letters), at % len(letters)
     assert close_to(name[:at] + name[at + 1 :], [name, "zzzzzzzz"]) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Gp", "gp"),
+        ("GP", "gp"),
+        ("OneSided", "one_sided"),
+        ("R1Penalty", "r1_penalty"),
+        ("already_so", "already_so"),
+    ],
+)
+def test_the_name_of_a_class_as_a_plugins(name: str, said: str) -> None:
+    assert snake_case(name) == said
 
 
 def test_at_most_two_suggestions() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Generator, assert_same, trainer, weights
+from helpers import Generator, assert_same, records_of, scores_of, trainer, weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,10 +20,12 @@ from gancore.errors import CheckpointError, GancoreError, InputError, MissingErr
 from gancore.recipe import Recipe
 from gancore.report import Display, save_images
 from gancore.scoring.digits import DigitsExtractor
+from gancore.scoring.protocol import Protocol, Scores
 from gancore.scoring.sampling import generate
 from gancore.training import Run, Trainer, checkpoint, load_generator, score_run
 from gancore.training import build_trainer as build
 from gancore.training.building import load_data, resolve
+from gancore.training.learner import Learner
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
 from gancore_sn import SpectralNorm
@@ -130,7 +132,7 @@ def assert_same_runs(one: Run, other: Run) -> None:
     for name in mine.tensors:
         assert_same(dict(mine.tensors[name]), dict(theirs.tensors[name]))
     assert {**mine.state, "seconds": 0} == {**theirs.state, "seconds": 0}
-    records = [[{**record, "seconds": 0} for record in run.records] for run in (one, other)]
+    records = [[{**record, "seconds": 0} for record in records_of(run)] for run in (one, other)]
     assert records[0] == records[1]
     pictures = [sorted((run.path / "samples").iterdir()) for run in (one, other)]
     assert [path.read_bytes() for path in pictures[0]] == [
@@ -169,37 +171,37 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 def test_interrupted_while_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(tiny()).run(tmp_path / "whole")
 
-    def interrupt(self: Trainer, progress: object) -> None:
+    def interrupt(self: Learner, progress: object) -> None:
         raise Interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "scores", interrupt)
+        patch.setattr(Learner, "scores", interrupt)
         with pytest.raises(Interruption):
             build(tiny()).run(tmp_path / "run")
-    assert Run.open(tmp_path / "run").scores is None
+    assert scores_of(Run.open(tmp_path / "run")) is None
     resumed = build(tiny()).run(tmp_path / "run", resume=True)
     assert_same_runs(resumed, whole)
-    assert resumed.scores == whole.scores
-    assert resumed.scores is not None
+    assert scores_of(resumed) == scores_of(whole)
+    assert scores_of(resumed) is not None
 
 
 def test_scores_during_a_run_change_nothing_else(tmp_path: Path) -> None:
     plain = build(tiny()).run(tmp_path / "plain")
     scored = build(tiny(**{"score.every": 3})).run(tmp_path / "scored")
-    assert [record["step"] for record in scored.records if "score/fid" in record] == [3, 6]
+    assert [record["step"] for record in records_of(scored) if "score/fid" in record] == [3, 6]
     mine, theirs = (checkpoint.latest(run.checkpoints) for run in (plain, scored))
     assert mine is not None
     assert theirs is not None
     assert_same(dict(mine.tensors["generator"]), dict(theirs.tensors["generator"]))
-    assert scored.scores == plain.scores
-    assert scored.scores is not None
-    assert scored.scores["scores"]["fid"] == scored.records[-1]["score/fid"]
+    assert scores_of(scored) == scores_of(plain)
+    assert scores_of(scored) is not None
+    assert scores_of(scored)["scores"]["fid"] == records_of(scored)[-1]["score/fid"]
 
 
 def test_every_scored_step_is_recorded_whatever_the_metric(tmp_path: Path) -> None:
     recipe = tiny(**{"score.every": 4, "score.metrics": ["isc"], "log.every": 100})
     run = build(recipe).run(tmp_path / "run")
-    assert [(record["step"], "score/isc" in record) for record in run.records] == [
+    assert [(record["step"], "score/isc" in record) for record in records_of(run)] == [
         (1, False),
         (4, True),
         (6, False),
@@ -218,19 +220,20 @@ PROTOCOL = {
 }
 
 
-def by_step(self: Trainer, progress: object = None) -> dict[str, Any]:
-    step = int(self.generator_optimizer.state[self.generator_parameters[0]]["step"])
-    return {"scores": {"fid": BY_STEP[step], "isc": 1.0 / step}, "protocol": PROTOCOL}
+def by_step(self: Learner, progress: object = None) -> Scores:
+    step = int(self.optimizers["generator"].state[self.parameters["generator"][0]]["step"])
+    scores = {"fid": BY_STEP[step], "isc": 1.0 / step}
+    return Scores(scores=scores, protocol=Protocol.model_validate(PROTOCOL))
 
 
 def test_the_best_step_is_marked_and_its_checkpoint_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "scores", by_step)
+    monkeypatch.setattr(Learner, "scores", by_step)
     recipe = tiny(**{"score.every": 2, "checkpoint.keep": 1, "train.steps": 8})
     run = build(recipe).run(tmp_path / "run")
     scores = {"fid": 1.5, "isc": 1 / 8}
-    assert run.scores == {"scores": scores, "protocol": PROTOCOL, "step": 8}
+    assert scores_of(run) == {"scores": scores, "protocol": PROTOCOL, "step": 8}
     marked = json.loads((run.checkpoints / "best.json").read_text())
     assert marked == {"step": 4, "score": "fid", "value": 1.0}
     assert sorted(path.name for path in run.checkpoints.glob("step-*")) == [
@@ -248,7 +251,7 @@ def test_the_best_step_is_marked_and_its_checkpoint_kept(
 def test_an_interrupted_run_marks_the_same_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    monkeypatch.setattr(Trainer, "scores", by_step)
+    monkeypatch.setattr(Learner, "scores", by_step)
     monkeypatch.setitem(BY_STEP, steps, 9.0)  # the final score of the shorter run
     recipe = {"score.every": 2, "checkpoint.keep": 1}
     build(tiny(**recipe, **{"train.steps": steps})).run(tmp_path / "run")
@@ -259,27 +262,27 @@ def test_an_interrupted_run_marks_the_same_best(
 
 
 def test_higher_is_better_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Trainer,
-        "scores",
-        lambda *_: {"scores": {"isc": by_step(_[0])["scores"]["fid"]}, "protocol": PROTOCOL},
-    )
+    def inception_score(self: Learner, progress: object = None) -> Scores:
+        scores = by_step(self)
+        return scores.model_copy(update={"scores": {"isc": scores.scores["fid"]}})
+
+    monkeypatch.setattr(Learner, "scores", inception_score)
     run = build(tiny(**{"score.every": 2})).run(tmp_path / "run")
     assert checkpoint.load_best(run.checkpoints).step == 2
 
 
 def test_a_finished_run_is_done_and_goes_on_when_steps_have_grown(tmp_path: Path) -> None:
     first = build(tiny()).run(tmp_path / "run")
-    assert build(tiny()).run(tmp_path / "run", resume=True).records == first.records
+    assert records_of(build(tiny()).run(tmp_path / "run", resume=True)) == records_of(first)
     grown = build(tiny(**{"train.steps": 8})).run(tmp_path / "run", resume=True)
     whole = build(tiny(**{"train.steps": 8})).run(tmp_path / "whole")
-    assert [record["step"] for record in grown.records] == list(range(1, 9))
+    assert [record["step"] for record in records_of(grown)] == list(range(1, 9))
     mine, theirs = (checkpoint.latest(run.checkpoints) for run in (grown, whole))
     assert mine is not None
     assert theirs is not None
     for name in mine.tensors:
         assert_same(dict(mine.tensors[name]), dict(theirs.tensors[name]))
-    assert grown.scores == whole.scores
+    assert scores_of(grown) == scores_of(whole)
     with pytest.raises(InputError, match="beyond train.steps = 6"):
         build(tiny()).run(tmp_path / "run", resume=True)
 
@@ -288,42 +291,42 @@ def test_a_finished_run_is_scored_again_only_if_it_is_asked_for_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    real = Trainer.scores
-    monkeypatch.setattr(Trainer, "scores", lambda *args: taken.append(1) or real(*args))
+    real = Learner.scores
+    monkeypatch.setattr(Learner, "scores", lambda *args: taken.append(1) or real(*args))
     run = build(tiny()).run(tmp_path / "run")
-    assert run.scores is not None
-    assert run.scores["step"] == 6
-    score_run(run, run.recipe.score.model_copy(update={"metrics": ["isc"]}), device="cpu")
-    both = run.scores
+    assert scores_of(run) is not None
+    assert scores_of(run)["step"] == 6
+    score_run(run, run.read_recipe().score.model_copy(update={"metrics": ["isc"]}), device="cpu")
+    both = scores_of(run)
     assert both["scores"].keys() == {"fid", "isc", "isc_std"}
-    assert build(tiny()).run(tmp_path / "run", resume=True).scores == both
+    assert scores_of(build(tiny()).run(tmp_path / "run", resume=True)) == both
     assert len(taken) == 1
     more = build(tiny(**{"score.metrics": ["fid", "prc"]})).run(tmp_path / "run", resume=True)
-    assert more.scores is not None
-    assert more.scores["scores"].keys() == {"fid", "isc", "isc_std", "precision", "recall"}
+    assert scores_of(more) is not None
+    assert scores_of(more)["scores"].keys() == {"fid", "isc", "isc_std", "precision", "recall"}
     assert len(taken) == 2
-    score_run(run, run.recipe.score.model_copy(update={"samples": 65}), device="cpu")
+    score_run(run, run.read_recipe().score.model_copy(update={"samples": 65}), device="cpu")
     again = build(tiny()).run(tmp_path / "run", resume=True)
-    assert again.scores == {**both, "scores": {"fid": both["scores"]["fid"]}}
+    assert scores_of(again) == {**both, "scores": {"fid": both["scores"]["fid"]}}
     assert len(taken) == 3
 
 
 def test_other_weights_of_the_extractor_are_other_scores(tmp_path: Path) -> None:
     run = build(tiny()).run(tmp_path / "run")
-    before = run.scores
+    before = scores_of(run)
     bundled = load_file(DigitsExtractor.DEFAULT_WEIGHTS)
     save_file({key: 2 * each for key, each in bundled.items()}, tmp_path / "others.safetensors")
     others = {"score.weights": str(tmp_path / "others.safetensors")}
     again = build(tiny(**others)).run(tmp_path / "run", resume=True)
     assert before is not None
-    assert again.scores is not None
-    assert again.scores["scores"] != before["scores"]
-    assert again.scores["protocol"]["weights_sha256"] != before["protocol"]["weights_sha256"]
+    assert scores_of(again) is not None
+    assert scores_of(again)["scores"] != before["scores"]
+    assert scores_of(again)["protocol"]["weights_sha256"] != before["protocol"]["weights_sha256"]
 
 
 def test_time_that_is_over_with_the_last_step_is_enough_to_score(tmp_path: Path) -> None:
     one = {"train.steps": 1, "train.max_seconds": 1e-9}
-    assert build(tiny(**one)).run(tmp_path / "run").scores is not None
+    assert scores_of(build(tiny(**one)).run(tmp_path / "run")) is not None
 
 
 def test_a_stop_while_it_is_scored_leaves_a_run_to_be_scored(tmp_path: Path) -> None:
@@ -339,12 +342,12 @@ def test_a_stop_while_it_is_scored_leaves_a_run_to_be_scored(tmp_path: Path) -> 
 
     stopped = build(tiny())
     run = stopped.run(tmp_path / "run", display=Stopping())
-    assert run.scores is None
+    assert scores_of(run) is None
     assert [line for line in Stopping.told if "--resume" in line] == [
         f"stopped by SIGTERM: trained, and saved in {run.path}, but not scored: go on with --resume"
     ]
     whole = build(tiny()).run(tmp_path / "whole")
-    assert build(tiny()).run(tmp_path / "run", resume=True).scores == whole.scores
+    assert scores_of(build(tiny()).run(tmp_path / "run", resume=True)) == scores_of(whole)
     assert_same_runs(run, whole)
 
 
@@ -356,7 +359,7 @@ def test_a_broken_record_is_left_out_and_told(tmp_path: Path, broken: str) -> No
     text = "\n".join([*lines, ""])
     run.metrics_path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"line 2: expected finite .* --resume leaves it out"):
-        _ = run.records
+        _ = list(run.read_records())
 
     class Telling(Display):
         told: list[str] = []
@@ -365,12 +368,12 @@ def test_a_broken_record_is_left_out_and_told(tmp_path: Path, broken: str) -> No
             self.told.append(line)
 
     build(tiny(**{"score.metrics": []})).run(run.path, resume=True, display=Telling())
-    assert [record["step"] for record in run.records] == [1, 3, 4, 5, 6]
+    assert [record["step"] for record in records_of(run)] == [1, 3, 4, 5, 6]
     assert len([line for line in Telling.told if "line 2: expected finite" in line]) == 1
     Telling.told.clear()
     run.metrics_path.write_bytes((f"{broken}\n" * 3).encode(errors="surrogateescape"))
     build(tiny(**{"score.metrics": []})).run(run.path, resume=True, display=Telling())
-    assert run.records == []
+    assert records_of(run) == []
     (line,) = [line for line in Telling.told if "expected finite" in line]
     assert "line 1: " in line
     assert line.endswith("leaves it out, and 2 more")
@@ -379,7 +382,7 @@ def test_a_broken_record_is_left_out_and_told(tmp_path: Path, broken: str) -> No
 
 def test_resume_without_a_checkpoint_starts_fresh(tmp_path: Path) -> None:
     run = build(tiny(**{"score.metrics": []})).run(tmp_path / "run", resume=True)
-    assert run.records[-1]["step"] == 6
+    assert records_of(run)[-1]["step"] == 6
 
 
 def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -392,15 +395,17 @@ def test_a_changed_recipe_is_refused_with_the_difference(tmp_path: Path) -> None
     assert "optimizer.lr: was 0.0002, is 0.001" in message
     assert "train.steps" not in message
     assert "--force" in message
-    assert build(changed).run(tmp_path / "run", resume=True, force=True).records[-1]["step"] == 8
+    assert (
+        records_of(build(changed).run(tmp_path / "run", resume=True, force=True))[-1]["step"] == 8
+    )
 
 
 def test_the_resolved_recipe_repeats_the_run(tmp_path: Path) -> None:
     first = gancore.run(tiny(), tmp_path / "first", device="cpu")
     again = gancore.run(first.recipe_path, tmp_path / "again", device="cpu")
     assert_same_runs(again, first)
-    assert again.scores == first.scores
-    assert first.recipe_table["plugin"][0] == {
+    assert scores_of(again) == scores_of(first)
+    assert first.read_table()["plugin"][0] == {
         "name": "gp",
         "weight": 10.0,
         "target": 1.0,
@@ -420,9 +425,9 @@ def test_a_run_finds_its_data_again_from_another_folder(
     )
     run = build(recipe).run(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = score_run(run, run.recipe.score, device="cpu")
-    assert again == run.scores
-    assert run.recipe_table["data"]["path"] == str(tmp_path / "pictures")
+    again = score_run(run, run.read_recipe().score, device="cpu")
+    assert again.table() == scores_of(run)
+    assert run.read_table()["data"]["path"] == str(tmp_path / "pictures")
 
 
 @pytest.mark.parametrize("name", ["2024-01-01 10:00:00", "1_000", "nan"])

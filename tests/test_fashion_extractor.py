@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from extractors import fashion_train
 from safetensors import safe_open
 from torch import Tensor
 
 from gancore.data import Dataset
 from gancore.data.mnist import DEBIAN, fashion_mnist
-from gancore.scoring import fashion_train, score
+from gancore.scoring import score
 from gancore.scoring.fashion import FashionExtractor
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +44,7 @@ def reference(data: Dataset) -> Dataset:
 def fid(fake: Tensor, real: Dataset) -> float:
     found = score(fake, real, metrics=["fid"], extractor_name="fashion")
     assert found["protocol"]["extractor"] == "fashion"
-    return float(found["scores"]["fid"])
+    return float(found.scores["fid"])
 
 
 def of_classes(data: Dataset, shares: dict[int, int]) -> Tensor:
@@ -87,7 +88,7 @@ def test_fid_tells_other_mixes_and_noise_from_real_images(test_split: Dataset) -
 def test_is_of_real_images_and_of_one_class(test_split: Dataset) -> None:
     images = {"all": test_split.samples[:COUNT], "one": of_classes(test_split, {8: 900})}
     found = {
-        name: score(each, test_split, metrics=["isc"], extractor_name="fashion")["scores"]["isc"]
+        name: score(each, test_split, metrics=["isc"], extractor_name="fashion").scores["isc"]
         for name, each in images.items()
     }
     # measured: 7.9 and 1.1

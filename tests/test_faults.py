@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from helpers import DIGITS, Gan, parsed, started
+from helpers import DIGITS, Gan, parsed, records_of, scores_of, started
 from test_experiment import assert_same_runs
 
 from gancore.training import Run, run
@@ -101,8 +101,8 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(recipe: Path, tmp_pa
     assert int(done.stdout.split()[-1]) >= 2
     one, other = Run.open(whole), Run.open(killed)
     assert_same_runs(one, other)
-    assert one.scores is not None
-    assert one.scores == other.scores
+    assert scores_of(one) is not None
+    assert scores_of(one) == scores_of(other)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,10 @@ def test_another_plugin_set_is_refused_with_the_difference_unless_forced(
     assert (out / "recipe.toml").read_bytes() == before
     code, _, err = gan(*command(recipe, out, *other, "--force"))
     assert code == 0, err
-    assert [each.name for each in Run.open(out).recipe.plugin] == ["gp", "lazy"]
-    assert Run.open(out).records[-1]["step"] == 4
-    assert "penalty/lecam" in Run.open(out).records[-2]
-    assert "penalty/lecam" not in Run.open(out).records[-1]
+    assert [each.name for each in Run.open(out).read_recipe().plugin] == ["gp", "lazy"]
+    assert records_of(Run.open(out))[-1]["step"] == 4
+    assert "penalty/lecam" in records_of(Run.open(out))[-2]
+    assert "penalty/lecam" not in records_of(Run.open(out))[-1]
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(recipe: Path, short: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def running(
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or not Run(out).records:
+    while not (out / "metrics.jsonl").exists() or not records_of(Run(out)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -231,8 +231,8 @@ def test_the_second_signal_exits_at_once(
 ) -> None:
     """Both come within one step, of seconds, so that the first alone could not have ended it."""
     process, out = running
-    seen = len(Run(out).records)
-    while len(Run(out).records) == seen:
+    seen = len(records_of(Run(out)))
+    while len(records_of(Run(out))) == seen:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import DIGITS, LATENT, Critic, Gan, Generator, assert_same, images, networks, weights
+from helpers import (
+    DIGITS,
+    LATENT,
+    Critic,
+    Gan,
+    Generator,
+    assert_same,
+    images,
+    networks,
+    records_of,
+    scores_of,
+    weights,
+)
 from torch import Tensor, nn
 
 from gancore import Trainer
@@ -278,7 +290,7 @@ class Mixed(nn.Module):
 def test_a_critic_that_answers_another_precision_trains(tmp_path: Path) -> None:
     plugins = [R1(), GradientPenalty(), LeCam()]
     run = made(Generator(), Mixed(), plugins=plugins).run(tmp_path / "run")
-    assert run.records[-1]["step"] == 2
+    assert records_of(run)[-1]["step"] == 2
 
 
 def test_the_trial_of_a_critic_leaves_no_trace(tmp_path: Path) -> None:
@@ -298,7 +310,7 @@ def test_the_trial_of_a_critic_leaves_no_trace(tmp_path: Path) -> None:
         trainer = made(Generator(), Normed())
         if by_hand:
             for number in range(2):
-                trainer.set_rates(number)
+                trainer.learner.set_rates(number)
                 trainer.critic_update(number)
                 trainer.generator_update(number)
         else:
@@ -421,14 +433,14 @@ def test_nan_samples_are_told_by_the_grid_and_refused_by_the_scores(tmp_path: Pa
     (line,) = [line for line in display.lines if "of 50 generated samples hold inf or nan" in line]
     assert line.startswith("note: At step 2, ")
     run = Run(tmp_path / "run")
-    assert run.scores is None
+    assert scores_of(run) is None
     assert run.sample_path(2).is_file()
 
 
 def test_nan_samples_of_a_run_without_scores_are_a_note(tmp_path: Path) -> None:
     run = made(Nan(), Critic(), sample={"every": 1}).run(tmp_path / "run")
-    assert "notes" not in run.records[0]
-    assert "generated samples hold inf or nan" in run.records[-1]["notes"][0]
+    assert "notes" not in records_of(run)[0]
+    assert "generated samples hold inf or nan" in records_of(run)[-1]["notes"][0]
 
 
 def test_a_generator_that_turns_nan_is_told_on_the_command_line(

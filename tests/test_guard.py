@@ -16,9 +16,10 @@ from helpers import LATENT, Critic, Spy, assert_same, trainer, weights
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
-from gancore.checks.guard import Guard, kept
+from gancore.checks.guard import Call, Guard
+from gancore.checks.settings import kept
 from gancore.errors import ContractError
-from gancore.plugins import build
+from gancore.options import build
 from gancore.training import Trainer
 from gancore_gp import GradientPenalty
 
@@ -108,7 +109,7 @@ def test_what_a_penalty_changes_is_told_before_the_optimizer_step(case: str) -> 
         t.critic_update(0)
     assert all(part.training for part in t.critic.modules())
     assert all(parameter.requires_grad for parameter in t.critic.parameters())
-    assert not t.critic_optimizer.state
+    assert not t.learner.optimizers["critic"].state
 
 
 GENERATOR: dict[str, tuple[Act, str]] = {
@@ -431,9 +432,9 @@ def test_a_network_that_changes_its_own_weights_is_nobodys_fault() -> None:
         device="cpu",
     )
     for update in range(2):
-        t.plugins.answer_loss("critic_loss", t._critic_step(*t.critic_samples(update), update=0))
+        t.plugins.answer_loss("critic_loss", CriticStep(critic, *t.critic_samples(update)))
     step = _generator_step(t)
-    t.randomness.seed("generator_loss/joint", 0, alone=True)
+    t.learner.randomness.seed("generator_loss/joint", 0, alone=True)
     draws = torch.get_rng_state()
     t.plugins.answer_loss("generator_loss", step)
     assert torch.equal(torch.get_rng_state(), draws)
@@ -488,10 +489,11 @@ def test_a_wrapper_and_an_inference_tensor_cost_nothing_but_a_look() -> None:
     guard = Guard()
     with torch.inference_mode():
         samples = torch.ones(2)
-    with guard("plugin it", "sample", {"samples": samples, "step": 3}):
+    with guard.compared(Call("it", "sample", {"samples": samples, "step": 3})):
         pass
-    samples, said = torch.ones(2), "^it: sample changed samples in place"
-    with pytest.raises(ContractError, match=said), guard("it", "sample", {"samples": samples}):
+    call = Call("it", "sample", {"samples": (samples := torch.ones(2))})
+    said = "^plugin it: sample changed samples in place"
+    with pytest.raises(ContractError, match=said), guard.compared(call):
         samples.add_(1)
 
 

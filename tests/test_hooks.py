@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, hooks, plugin
@@ -26,6 +29,7 @@ SPECS = {
     "penalty_scale": ("plugin update hook", False),
     "post_step": ("critic update", False),
     "prepare_critic": ("critic", False),
+    "setup": ("generator critic shape device", False),
 }
 """Each hook's parameters, and whether the first answer is the only one."""
 
@@ -43,6 +47,10 @@ class Witness:
     @hookimpl
     def prepare_critic(self, critic: Any) -> None:
         self.calls["prepare_critic"] = (critic,)
+
+    @hookimpl
+    def setup(self, generator: Any, critic: Any, shape: Any, device: Any) -> None:
+        self.calls["setup"] = (generator, critic, shape, device)
 
     @hookimpl
     def critic_loss(self, step: Any) -> Tensor:
@@ -96,6 +104,8 @@ def test_contract_of_each_hook(name: str) -> None:
     assert list(inspect.signature(spec).parameters) == parameters.split()
     assert spec.gancore_spec["firstresult"] is first
     assert len(spec.__doc__) > 40
+    (since,) = re.findall(r"Since (\d+\.\d+)\.", spec.__doc__)  # the version it came in
+    assert Version(since) <= Version(version("gancore"))
 
 
 def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
@@ -103,9 +113,11 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
     plugins = Plugins([wrap(witness, "it")])
     x = torch.zeros(3, 2)
     critic_step = CriticStep(critic, x, x, update=7)
-    generator_step = GeneratorStep(nn.Identity(), critic, x, x, update=8)
+    generator, device = nn.Identity(), torch.device("cpu")
+    generator_step = GeneratorStep(generator, critic, x, x, update=8)
 
     plugins.prepare_critic(critic)
+    plugins.setup(generator, critic, (2,), device)
     answers = list(plugins.answer_penalties("penalty", critic_step))
     assert [(each.name, scale, float(value)) for each, scale, value in answers] == [("it", 1, 3)]
     assert witness.calls["penalty_scale"] == ("it", 7, "penalty")
@@ -113,14 +125,15 @@ def test_every_hook_reaches_a_plugin_with_its_arguments() -> None:
     assert list(plugins.answer_penalties("generator_penalty", generator_step)) == []  # None
     assert witness.calls["penalty_scale"] == ("it", 8, "generator_penalty")
     assert float(plugins.answer_loss("generator_loss", generator_step)) == 2
-    plugins.post_step(critic, 9)
-    plugins.log(record)
-    plugins.start(Path("run"), 3)
-    plugins.sample(x, 4)
+    plugins.call("post_step", critic=critic, update=9)
+    plugins.call("log", record=record)
+    plugins.call("start", folder=Path("run"), step=3)
+    plugins.call("sample", samples=x, step=4)
 
     assert witness.calls == {
         "configure": ({"it": witness},),
         "prepare_critic": (critic,),
+        "setup": (generator, critic, (2,), device),
         "critic_loss": (critic_step,),
         "generator_loss": (generator_step,),
         "penalty": (critic_step,),
@@ -152,6 +165,6 @@ class Brief:
 def test_parameters_may_be_left_out() -> None:
     brief = Brief()
     plugins = Plugins([wrap(Witness()), wrap(brief)])
-    plugins.post_step(nn.Linear(1, 1), 0)
-    plugins.log({})
+    plugins.call("post_step", critic=nn.Linear(1, 1), update=0)
+    plugins.call("log", record={})
     assert brief.seen == ["post_step", "log"]

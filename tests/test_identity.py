@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import TOY, Gan, Generator, images, parsed, trainer
+from helpers import TOY, Gan, Generator, environment_of, images, parsed, scores_of, trainer
 from PIL import Image
 from torch import nn
 
@@ -27,16 +27,19 @@ from gancore.errors import CheckpointError, InputError
 from gancore.leaderboard import costs
 from gancore.leaderboard import plan as planning
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.evaluate import evaluate
 from gancore.leaderboard.job import Job, left_to_do
 from gancore.leaderboard.plan import plan
-from gancore.leaderboard.result import result
 from gancore.leaderboard.stale import made_again
 from gancore.provenance import identity
-from gancore.provenance.identity import as_now, changes, uncompared
+from gancore.provenance.environment import Stretch
+from gancore.provenance.identity import MadeOf, as_now, changes, uncompared
+from gancore.provenance.sources import Core
 from gancore.report import Display
-from gancore.training import Run, session
+from gancore.training import Run
 from gancore.training import build_trainer as build
 from gancore.training import run_folder as folder
+from gancore.training.opening import Opening
 from gancore.training.run_folder import LARGEST
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +132,7 @@ def test_images_replaced_under_a_run_are_refused(recipe: Path, gan: Gan, tmp_pat
     assert (
         f"forced, although this has changed: optimizer.lr: was 0.0002, is 0.5; {line[2:]}" in told
     )
-    now = Run(out).environment
+    now = environment_of(Run(out))
     (before,) = now["earlier"]
     assert (before["from_step"], now["from_step"]) == (0, 4)
     assert before["data"] != now["data"]
@@ -234,11 +237,10 @@ def test_edited_code_of_a_plugin_or_a_network_is_refused(tmp_path: Path, module:
     made(4, **edited).run(tmp_path / "run", resume=True, force=True)
 
 
-def with_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
+def with_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Core:
     """Let the core's code be another; return which."""
-    core = copy.deepcopy(identity.core_code())
-    core["modules"] |= changes.pop("modules", {})
-    core |= changes
+    core = identity.core_code().model_copy(update=changes)
+    core.modules = {**identity.core_code().modules, **changes.get("modules", {})}
     for place in (identity, importlib.import_module("gancore.provenance.environment")):
         monkeypatch.setattr(place, "core_code", lambda: core)
     return core
@@ -269,8 +271,8 @@ def test_an_edited_core_is_refused_by_the_names_of_its_modules(
 
 
 def test_what_a_line_names() -> None:
-    def core(python: str = "3.11", **modules: str) -> dict[str, Any]:
-        return {"core": {"python": python, "code": "", "modules": modules}}
+    def core(python: str = "3.11", **modules: str) -> MadeOf:
+        return MadeOf(core=Core(python=python, code="", modules=modules))
 
     assert changes(core(a="1"), core(a="1")) == []
     assert changes(core(a="1", b="1"), core(a="2", b="1")) == ["gancore's own code, in a"]
@@ -279,24 +281,34 @@ def test_what_a_line_names() -> None:
     assert changes(core("3.12", a="1"), core(a="2")) == []
     many = {f"m{number}": "1" for number in range(7)}
     assert changes(core(), core(**many)) == ["gancore's own code, in m0, m1, m2, m3, m4 and 2 more"]
-    then = {"plugins": {"gp": "a", "r1": "x"}, "components": {"extractor": "e"}, "data": None}
-    now = {"plugins": {"gp": "b", "r2": "x"}, "components": {"extractor": "f"}, "data": "d"}
+    then = MadeOf(plugins={"gp": "a", "r1": "x"}, components={"extractor": "e"}, data=None)
+    now = MadeOf(plugins={"gp": "b", "r2": "x"}, components={"extractor": "f"}, data="d")
     assert changes(then, now) == ["plugin gp: was 'a', is 'b'", "extractor: was 'e', is 'f'"]
     assert changes(then, now, but=["extractor"]) == ["plugin gp: was 'a', is 'b'"]
-    versions = {"versions": {"torch": "1"}, "python": "3.11.1"}
-    later = {"versions": {"torch": "2"}, "python": "3.11.2"}
+    versions = MadeOf(versions={"torch": "1"}, python="3.11.1")
+    later = MadeOf(versions={"torch": "2"}, python="3.11.2")
     assert changes(versions, later) == ["torch: was '1', is '2'", "Python: was 3.11.1, is 3.11.2"]
-    assert changes({}, {**later, **core(a="1")}) == []
+    assert changes(MadeOf(), later.model_copy(update=core(a="1").known())) == []
+    nodes = [MadeOf(where={"device": device, "threads": "1"}) for device in ("cpu", "cuda")]
+    assert changes(*nodes) == ["device: was 'cpu', is 'cuda'"]
+    assert changes(MadeOf(data="a" * 64), MadeOf(data="b" * 64)) == [
+        f"data: other samples, whose hash was {'a' * 12} and is {'b' * 12}"
+    ]
 
 
 def test_code_that_can_not_be_had_is_told() -> None:
-    now = {"data": "d", "plugins": {"a": "a (code unknown)"}, "components": {"critic": "c"}}
-    core = {"python": "3.11", "code": "", "modules": {}}
-    assert uncompared({**now, "core": core}, {**now, "core": core}) == "the code of a"
+    core = Core(python="3.11", code="", modules={})
+    known = {"plugins": {"a": "a (code unknown)"}, "components": {"critic": "c"}}
+    now = MadeOf(data="d", core=core, **known)
+    assert uncompared(now, now) == "the code of a"
+    assert uncompared(MadeOf(), now) == (
+        "data, plugins' code, networks' code, gancore's own code, the code of a"
+    )
 
 
 def test_processes_of_unlike_data_or_code_are_refused() -> None:
-    made = session.Session(trainer(), Run(Path("nowhere")), Display())
+    made_of = identity.made_of(images(), [], {"generator": "here", "critic": "here"})
+    made = Opening(trainer().learner, Run(Path("nowhere")), Display(), {}, made_of)
 
     class Ranks:
         is_first = False
@@ -306,10 +318,10 @@ def test_processes_of_unlike_data_or_code_are_refused() -> None:
             self.any = bool
 
     for key, word in identity.WORDS.items():
-        made.trainer.ranks = Ranks({**made._made_of, key: "other"})  # type: ignore[assignment]
+        made.learner.ranks = Ranks({**made_of.table(), key: "other"})  # type: ignore[assignment]
         with pytest.raises(InputError, match=f"don't have the same {word}: give"):
             made._refuse_unlike_processes()
-    made.trainer.ranks = Ranks(made._made_of)  # type: ignore[assignment]
+    made.learner.ranks = Ranks(made_of.table())  # type: ignore[assignment]
     made._refuse_unlike_processes()
 
 
@@ -396,12 +408,11 @@ def test_stretches_are_kept_and_equal_ones_are_one(
     }
 
     def stretches() -> list[tuple[int, int]]:
-        found = run.environment
+        found = environment_of(run)
         return [(each["from_step"], each["threads"]) for each in [*found["earlier"], found]]
 
     def write(about: dict[str, Any], start: int) -> None:
-        before = run.environment if run.environment_path.is_file() else {}
-        run.write_environment(about, before, start)
+        run.write_environment(Stretch(**about), run.read_environment(), start)
 
     for start, threads, expected in (
         (0, 1, [(0, 1)]),
@@ -424,39 +435,39 @@ def test_stretches_are_kept_and_equal_ones_are_one(
         write({**big, "threads": step}, step)
     assert stretches()[-1] == (203, 203)
     assert run.environment_path.stat().st_size <= LARGEST
-    run.write_environment(about, {}, 300)  # of one that can't be read
+    run.write_environment(Stretch(**about), None, 300)  # of one that can't be read
     assert stretches() == [(300, 1)]
 
 
 def test_an_environment_of_an_earlier_gancore_is_a_stretch(tmp_path: Path) -> None:
     run = trainer(train={"steps": 1}).run(tmp_path / "run")
-    old = run.environment
+    old = environment_of(run)
     for key in ("data", "core", "components", "from_step", "earlier"):
         del old[key]
     run.write_json(run.environment_path, old)
     trainer(train={"steps": 2}).run(run.path, resume=True)
-    now = run.environment
+    now = environment_of(run)
     assert now["earlier"] == [old]
     assert now["from_step"] == 1
-    rows = importlib.import_module("gancore.report.writer")._environment(run)
+    rows = importlib.import_module("gancore.report.writer")._environment(run.read_environment())
     assert rows["samples' hash"] == images().fingerprint[:12]
     assert rows["made in stretches, from step"] == "0, 1"
 
 
 def test_a_hostile_list_of_stretches_is_refused(tmp_path: Path) -> None:
     run = trainer(train={"steps": 1}).run(tmp_path / "run")
-    good = run.environment
+    good = environment_of(run)
     (stretch,) = [{key: good[key] for key in good if key != "earlier"}]
     for earlier in (3, [3], [{}], [{**stretch, "from_step": -1}], [stretch] * (folder.EARLIER + 1)):
         run.write_json(run.environment_path, {**good, "earlier": earlier})
         with pytest.raises(InputError, match=r"environment\.json: earlier"):
-            _ = run.environment
+            _ = run.read_environment()
     for key, value in (("from_step", "x"), ("data", "\x1b"), ("core", {"modules": {"a": 1}})):
         run.write_json(run.environment_path, {**good, key: value})
         with pytest.raises(InputError, match=rf"environment\.json: {key}"):
-            _ = run.environment
+            _ = run.read_environment()
     run.write_json(run.environment_path, {**good, "earlier": [stretch] * folder.EARLIER})
-    assert len(run.environment["earlier"]) == folder.EARLIER
+    assert len(environment_of(run)["earlier"]) == folder.EARLIER
 
 
 # boards
@@ -522,10 +533,10 @@ def test_a_board_makes_runs_of_replaced_data_again(
     assert made_again(jobs) == []
     make(jobs[:1])
     begin(jobs[1:])
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
     assert made_again(planned(board)) == []
     pictures(tmp_path / "images", 1)
-    assert states(board) == ["waiting"] * 4
+    assert states(board) == ["queued"] * 4
     (line,) = made_again(planned(board))
     assert line.startswith(
         "4 runs are made again (none seed 0, 1; clip seed 0, 1), as this has changed: "
@@ -535,7 +546,7 @@ def test_a_board_makes_runs_of_replaced_data_again(
     (line,) = made_again(planned(board))
     assert line.startswith("3 runs are made again (clip seed 0, 1; none seed 1)")
     pictures(tmp_path / "images", 0)
-    assert states(board) == ["done", *["waiting"] * 3]
+    assert states(board) == ["done", *["queued"] * 3]
 
 
 def test_what_an_edit_makes_stale(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,17 +656,20 @@ def test_scores_of_a_run_against_other_samples_are_told(board: Path) -> None:
     jobs = planned(board)[:2]
     make(jobs)
     loaded = Board.load(board)
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
-    assert "modules" not in result(loaded, jobs, {})["environment"]["core"]
-    scores = jobs[1].run.scores
+    result = evaluate(loaded, jobs, {})
+    assert result.protocol.table()["reference"]["name"] == "folder"
+    assert "modules" not in result.table()["environment"]["core"]
+    scores = scores_of(jobs[1].run)
     assert scores is not None
     scores["protocol"]["reference"]["sha256"] = "0" * 64
     jobs[1].run.write_json(jobs[1].run.scores_path, scores)
+    assert jobs[1].is_scored()  # reads it again
     with pytest.raises(InputError, match="has scores against other real samples than") as caught:
-        result(loaded, jobs, {})
+        evaluate(loaded, jobs, {})
     assert str(jobs[1].path) in str(caught.value)
     gancore.run(jobs[1].run.recipe_path, jobs[1].path, device="cpu", resume=True)  # scored anew
-    assert result(loaded, jobs, {})["protocol"]["reference"]["name"] == "folder"
+    assert jobs[1].is_scored()
+    assert evaluate(loaded, jobs, {}).protocol == result.protocol
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/boards/results").glob("*.json")))

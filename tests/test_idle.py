@@ -19,7 +19,7 @@ from gancore.leaderboard.board import Board
 from gancore.leaderboard.plan import plan
 from gancore.losses import Hinge, NonSaturating, RpGAN, Wasserstein
 from gancore.recipe import Recipe
-from gancore.training import Trainer, check
+from gancore.training import Trainer, check_recipe
 from gancore.training.idle import IdleWarning
 from gancore_gp import GradientPenalty
 from gancore_lazy import Lazy
@@ -27,7 +27,7 @@ from gancore_lazy import Lazy
 
 def told(**changes: Any) -> list[str]:
     """What `gan recipe check` says of the toy recipe with other values."""
-    return check(parsed(TOY, **changes))
+    return check_recipe(parsed(TOY, **changes))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_was_due_before_a_resume_is_not_told(tmp_path: Path) -> None:
     trainer(plugins=plugins, train=stopped).run(tmp_path / "run")
     again = trainer(plugins=[GradientPenalty(), Lazy(every=12)])
     again.run(tmp_path / "run", resume=True)
-    assert again.were_due == set()
+    assert again.learner.were_due == set()
 
 
 # data
@@ -351,7 +351,7 @@ def test_a_board_that_ranks_by_no_score_of_its_runs_is_an_error(
 
 def test_the_recipes_in_the_repository_have_nothing_idle() -> None:
     for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml")):
-        assert [line for line in check(Recipe.load(path)) if "no effect" in line] == [], path
+        assert [line for line in check_recipe(Recipe.load(path)) if "no effect" in line] == [], path
 
 
 def test_a_loss_of_one_pass_makes_one_pass() -> None:

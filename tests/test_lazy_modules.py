@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,14 @@ def test_lazy_networks_train_average_resume_and_load(tmp_path: Path) -> None:
     whole = made(*plugins, critic=Plain())
     whole.run(tmp_path / "whole")
     short = made(*plugins, critic=Plain())
-    short.train = short.train.model_copy(update={"max_seconds": 1e-9})
+    train = short.settings.train.model_copy(update={"max_seconds": 1e-9})
+    short.learner.settings = replace(short.settings, train=train)
     short.run(tmp_path / "run")
     resumed = made(*plugins, critic=Plain())
     run = resumed.run(tmp_path / "run", resume=True)
     assert_same(weights(whole.generator), weights(resumed.generator))
     assert_same(weights(whole.critic), weights(resumed.critic))
-    assert whole.ema is not None
+    assert whole.learner.average is not None
     loaded = load_generator(run, generator=LazyGenerator())
     latents = torch.randn(6, LATENT, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded(latents), whole.sampler()(latents))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from helpers import Gan
 
 from gancore.errors import InputError, RecipeError
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import gate, read, regressed
+from gancore.leaderboard.compare import gate, regressed
+from gancore.leaderboard.result import Result
+from gancore.leaderboard.statistics import Comparison, Verdict
 from gancore.leaderboard.text import markdown, notes
 from gancore.recipe import Recipe
 from gancore.training import Run
@@ -97,6 +100,10 @@ def board(**values: list[float]) -> dict[str, Any]:
     }
 
 
+def parsed(table: dict[str, Any]) -> Result:
+    return Result.model_validate_json(json.dumps(table))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "base.toml").write_text(BASE)
@@ -138,7 +145,7 @@ def test_passes_are_priced_over_the_budgets_updates_and_not_the_recipes(
     price = 1 + (costs["gp"]["flops_ratio"] - 1) * 3 / 700
     assert costs["lazy"]["flops_ratio"] == pytest.approx(price)
     (path,) = (out / "runs").glob("lazy-seed0-*")
-    assert Run(path).recipe.train.steps == int(700 / price)
+    assert Run(path).read_recipe().train.steps == int(700 / price)
 
 
 def test_paths_in_a_board_are_relative_to_its_file(
@@ -244,31 +251,69 @@ def times(factor: float) -> list[float]:
 
 
 def test_a_tie_passes_and_a_regression_does_not() -> None:
-    before = board(none=STEADY, gp=STEADY)
-    found = gate(before, board(none=times(1.0), gp=times(1.2)), "fid")
+    before = parsed(board(none=STEADY, gp=STEADY))
+    found = gate(before, parsed(board(none=times(1.0), gp=times(1.2))), "fid")
     assert {name: each.verdict for name, each in found.items()} == {"none": "tie", "gp": "worse"}
-    assert [name for name, each in found.items() if regressed(each, "fid", 0.0)] == ["gp"]
-    assert regressed(found["gp"], "fid", 0.15)
-    assert not regressed(found["gp"], "fid", 0.25)
-    better = gate(before, board(none=times(1.0), gp=times(0.8)), "fid")
+    assert [name for name, each in found.items() if regressed(each, 0.0)] == ["gp"]
+    assert regressed(found["gp"], 0.15)
+    assert not regressed(found["gp"], 0.25)
+    better = gate(before, parsed(board(none=times(1.0), gp=times(0.8))), "fid")
     assert better["gp"].verdict == "better"
-    assert not regressed(better["gp"], "fid", 0.0)
+    assert not regressed(better["gp"], 0.0)
+
+
+def difference(mean: float, verdict: Verdict) -> Comparison:
+    return Comparison(
+        seeds_compared=5, scale="difference", ratio=mean, ratio_low=mean - 0.1,
+        ratio_high=mean + 0.1, p=0.01, detectable=0.05, verdict=verdict,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_tolerance_of_differences_is_one(sign: int) -> None:
+    """Of scores that can be 0 it is a size of theirs: 0.3 worse is within 0.4, not 0.2."""
+    worse = difference(sign * 0.3, "worse")
+    assert regressed(worse, 0.0)
+    assert regressed(worse, 0.2)
+    assert not regressed(worse, 0.4)
+    for verdict in ("tie", "undecided", "better"):
+        assert not regressed(difference(sign * 0.3, verdict), 0.0)
+
+
+def test_a_tolerance_of_differences_passes_the_command(gan: Gan, tmp_path: Path) -> None:
+    before, after = [0.0, 0.1, 0.2, 0.1, 0.0], [0.3, 0.41, 0.5, 0.4, 0.31]
+    for name, values in (("before", before), ("after", after)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(board(none=values)))
+    both = tmp_path / "before.json", tmp_path / "after.json"
+    assert gan("compare", *both)[0] == 1
+    assert gan("compare", *both, "--tolerance", "0.2")[0] == 1
+    assert gan("compare", *both, "--tolerance", "0.4")[0] == 0
+
+
+def test_the_gate_divides_the_later_by_the_earlier() -> None:
+    before, after = parsed(board(none=STEADY, gone=STEADY)), parsed(board(none=times(1.2)))
+    found = gate(before, after, "fid")
+    assert found.keys() == {"none"}
+    assert found["none"].ratio == pytest.approx(1.2, rel=1e-3)
 
 
 def test_higher_is_better_turns_the_gate_round() -> None:
     before, after = board(none=STEADY), board(none=times(0.8))
     for each in (before, after):
         each["entries"][0]["scores"]["isc"] = each["entries"][0]["scores"].pop("fid")
-    found = gate(before, after, "isc")["none"]
-    assert regressed(found, "isc", 0.2)
-    assert not regressed(found, "isc", 0.3)
+    found = gate(parsed(before), parsed(after), "isc")["none"]
+    assert regressed(found, 0.2)
+    assert not regressed(found, 0.3)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
         (("protocol", "samples"), 999, "protocol.samples: was 1797, is 999"),
-        (("protocol", "weights_sha256"), "ef", "protocol.weights_sha256: was 'abab"),
+        (("protocol", "extractor"), "fashion", "protocol.extractor: was 'digits', is 'fashion'"),
+        (("protocol", "more"), 3, "protocol.more: was None, is 3"),
+        (("budget", "unit"), "passes", "budget.unit: was 'critic_updates', is 'passes'"),
+        (("protocol", "weights_sha256"), "ef" * 32, "protocol.weights_sha256: was 'abab"),
         (("budget", "count"), 50, "budget.count: was 100, is 50"),
     ],
 )
@@ -276,13 +321,13 @@ def test_unlike_protocols_are_not_compared(key: tuple[str, str], value: Any, lin
     after = board(none=STEADY)
     after[key[0]][key[1]] = value
     with pytest.raises(InputError, match=line):
-        gate(board(none=STEADY), after, "fid")
+        gate(parsed(board(none=STEADY)), parsed(after), "fid")
 
 
 def test_versions_may_differ() -> None:
     after = board(none=STEADY)
     after["protocol"]["versions"]["torch"] = "9.9"
-    assert gate(board(none=STEADY), after, "fid")["none"].verdict == "tie"
+    assert gate(parsed(board(none=STEADY)), parsed(after), "fid")["none"].verdict == "tie"
 
 
 def compared(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -364,7 +409,7 @@ def test_a_terminal_may_lack_characters(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(InputError, match=r"is no leaderboard.json"):
-        read(tmp_path / "x.json")
+        Result.read(tmp_path / "x.json")
 
 
 # The text
@@ -384,7 +429,7 @@ def against(ratio: float, verdict: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def found() -> dict[str, Any]:
+def told() -> dict[str, Any]:
     whole = board(none=STEADY)
     gp = entry("gp", times(0.5), label="gp | <b>λ</b>", **against(0.5, "better"))
     lost = entry("lost", [1.0])
@@ -395,23 +440,25 @@ def found() -> dict[str, Any]:
 
 
 def test_the_table_is_markdown_that_nothing_breaks() -> None:
-    lines = markdown(found()).splitlines()
+    lines = markdown(parsed(told())).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 5
     unescaped = [line.replace(r"\|", "").count("|") for line in table]
     assert set(unescaped) == {10}
     assert not any("<b>" in line or "<i>" in line for line in lines)
     assert "gp \\| &lt;b&gt;λ&lt;/b&gt;" in table[2]
-    assert "0.50 (0.40 to 0.60)" in table[2]
-    assert "better" in table[2]
-    assert "1.67×" in table[2]
-    assert "5, 1 collapsed, 1 missing" in table[2]
-    assert "no score" in table[4]
-    assert "FID (digits features) ↓" in table[0]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    about = ["time", "FLOPs", "memory", "runs"]
+    assert cells[0] == ["", "entry", "FID (digits features) ↓", "÷ none", "verdict", *about]
+    assert cells[2][2:5] == ["0.505 (0.49 to 0.508)", "0.50 (0.40 to 0.60)", "better"]
+    assert cells[2][5:] == ["1.50×", "1.67×", "1.20×", "5, 1 collapsed, 1 missing"]
+    assert cells[3] == ["2", "none", "1 (0.98 to 1.02)", "−", "baseline", *cells[2][5:8], "5"]
+    assert cells[4][2:] == ["−", "−", "no score", "−", "−", "−", "0, 1 failed"]
+    assert [row[0] for row in cells[2:]] == ["1", "2", ""]
 
 
 def test_the_notes_say_what_the_numbers_are() -> None:
-    text = "\n".join(notes(found()))
+    text = "\n".join(notes(parsed(told())))
     assert "1,797 samples against 1,797 of digits" in text
     assert "seed 0, 1, 2" in text
     assert "100 critic updates an entry" in text
@@ -421,7 +468,22 @@ def test_the_notes_say_what_the_numbers_are() -> None:
     assert "has not finished seeds 4" in text
 
 
+def test_what_is_seen_is_told_from_the_steadiest_on() -> None:
+    whole = told()
+    for name, least in (("loose", 1.5), ("firm", 1.07), ("unseen", None)):
+        whole["entries"].append(entry(name, times(0.9), **against(0.9, "tie", detectable=least)))
+    (line,) = [line for line in notes(parsed(whole)) if line.startswith("Verdicts")]
+    assert line.endswith("of 7 % (the steadiest entry) to 50 % (the least steady).")
+    for each in whole["entries"]:
+        for score in each["scores"].values():
+            score["scale"] = "difference"
+    (line,) = [line for line in notes(parsed(whole)) if line.startswith("Verdicts")]
+    assert line.endswith("of 1.1 (the steadiest entry) to 1.5 (the least steady).")
+    assert "logarithms" not in line
+
+
 def test_two_seeds_decide_nothing_and_the_note_says_so() -> None:
-    whole = found()
+    whole = told()
     whole["entries"][0]["scores"]["fid"] |= {"seeds_compared": 2, "verdict": "undecided"}
-    assert "2 seeds in common with the baseline decide nothing: that takes 3." in notes(whole)
+    (told_of, *_) = [line for line in notes(parsed(whole)) if "in common" in line]
+    assert told_of == "2 seeds in common with the baseline decide nothing: that takes 3."

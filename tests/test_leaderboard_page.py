@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,110 +11,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from boards import board, job
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from PIL import Image
 
-from gancore.leaderboard.board import Board
-from gancore.leaderboard.files import write
+from gancore.leaderboard.evaluate import evaluate
+from gancore.leaderboard.files import write_files
+from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
 from gancore.leaderboard.plots import (
-    Look,
+    Style,
     curves,
     estimates,
-    looks,
+    in_figure,
     pareto,
     plot_cost,
     plot_curves,
     plot_estimates,
     plot_intervals,
-    shown,
+    styles,
 )
-from gancore.leaderboard.result import result
+from gancore.leaderboard.result import EntryCost, Result
 from gancore.leaderboard.statistics import detectable
-from gancore.leaderboard.sweep import Job
 from gancore.leaderboard.text import MINUS, against_title, markdown, notes
 
 EVIL = "<script>alert(1)</script>"
-SCORED = (100, 200, 300)
-"""Generator updates after which a made-up run is scored."""
 
 
 class Made(NamedTuple):
     """A made-up board: its result, its runs."""
 
-    found: dict[str, Any]
+    result: Result
     jobs: list[Job]
-
-
-def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
-    """A finished run that never ran, with the files of one."""
-    plugins = {"gp": "gancore-gp==0.1.0"}
-    values: dict[str, Any] = {"picture": 40, "plugins": plugins, "every": True}
-    values |= {"loss": "wasserstein", **changes}
-    recipe = {
-        "train": {"steps": SCORED[-1], "critic_steps": 5},
-        "score": {"metrics": ["fid", "isc"]},
-        "loss": {"name": values["loss"]},
-        "plugin": [{"name": "gp"}],
-    }
-    made = Job(entry, seed, recipe, folder / "runs" / f"{entry}-{seed}", "done", seconds=60.0)
-    made.run.write_json(
-        made.run.scores_path,
-        {
-            "scores": {"fid": fid, "isc": 10 / fid, "isc_std": 0.1},
-            "protocol": {
-                "samples": 5000,
-                "reference": {"name": "digits", "split": "all", "samples": 1797},
-                "seed": seed,
-                "extractor": "digits",
-                "weights_sha256": "0123456789",
-                "versions": {"torch-fidelity": "0.4.0"},
-            },
-            "spread": 0.9,
-        },
-    )
-    made.run.write_json(
-        made.run.environment_path,
-        {
-            "versions": {"torch": "2.14.0"},
-            "plugins": values["plugins"],
-            "python": "3.11.2",
-            "platform": "Linux",
-            "device": "cpu",
-            "device_name": "",
-            "threads": 1,
-            "git": None,
-        },
-    )
-    for k, step in enumerate(SCORED):
-        record = {
-            "update": 5 * step,
-            "step": step,
-            "seconds": 20.0 * (k + 1) + seed**2,
-            "wasserstein": (-1) ** seed * fid / (k + 1),
-        }
-        score = {"score/fid": fid * (len(SCORED) - k)} if values["every"] else {}
-        made.run.append({**record, **score})
-    if size := values["picture"]:
-        path = made.run.sample_path(SCORED[-1])
-        path.parent.mkdir()
-        noise = np.random.default_rng(seed).bytes(3 * size**2)
-        Image.frombytes("RGB", (size, size), noise).save(path)
-    return made
-
-
-def board(entries: Mapping[str, str], seeds: Sequence[int], **changes: Any) -> Board:
-    return Board.model_validate(
-        {
-            "recipe": "some.toml",
-            "baseline": next(iter(entries)),
-            "seeds": tuple(seeds),
-            "entry": tuple({"name": name, "label": label} for name, label in entries.items()),
-            **changes,
-        }
-    )
 
 
 FIDS = {
@@ -132,10 +60,10 @@ LABELS = {
     "gone": "G",
 }
 COSTS = {
-    "wgan-gp": {"time_ratio": 2.1, "flops_ratio": 1.9, "memory_ratio": 1.5},
-    "r1": {"time_ratio": 1.6, "flops_ratio": 1.5, "memory_ratio": 1.25},
-    "sn": {"time_ratio": 1.1, "flops_ratio": 1.0, "memory_ratio": 1.125},
-    "clip": {"time_ratio": 10.0, "flops_ratio": 1.0, "memory_ratio": 1.0},
+    "wgan-gp": EntryCost(time_ratio=2.1, flops_ratio=1.9, memory_ratio=1.5),
+    "r1": EntryCost(time_ratio=1.6, flops_ratio=1.5, memory_ratio=1.25),
+    "sn": EntryCost(time_ratio=1.1, flops_ratio=1.0, memory_ratio=1.125),
+    "clip": EntryCost(time_ratio=10.0, flops_ratio=1.0, memory_ratio=1.0),
 }
 
 
@@ -149,7 +77,7 @@ def made(folder: Path, **changes: Any) -> Made:
     ]
     failed = Job("gone", 0, jobs[0].recipe, folder / "runs" / "gone-0", "failed", f"{EVIL} $x$")
     jobs.append(failed)
-    return Made(result(board(LABELS, seeds), jobs, COSTS), jobs)
+    return Made(evaluate(board(LABELS, seeds), jobs, COSTS), jobs)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +89,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def out(small: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The board's folder."""
     folder = tmp_path_factory.mktemp("board") / "out"
-    write(small.found, small.jobs, folder)
+    write_files(small.result, small.jobs, folder)
     return folder
 
 
@@ -210,32 +138,32 @@ def line(figure: Figure, colour: str, marker: str = "None") -> list[list[tuple[f
 
 
 def test_every_entry_has_a_look_of_its_own(small: Made) -> None:
-    found = looks(small.found)
-    assert found["wgan-gp"] == Look("#000000", "o")
+    found = styles(small.result)
+    assert found["wgan-gp"] == Style("#000000", "o")
     assert len(set(found.values())) == len(LABELS)
     many = {f"e{k}": f"E{k}" for k in range(10)}
     jobs = [Job(name, 0, {"train": {"steps": 1, "critic_steps": 1}}, Path("x")) for name in many]
-    ten = looks(result(board(many, [0]), jobs, {})).values()
+    ten = styles(evaluate(board(many, [0]), jobs, {})).values()
     assert len({look.colour for look in ten}) == len({look.shape for look in ten}) == 10
 
 
 def test_the_interval_plot_has_the_result_s_numbers(small: Made) -> None:
-    figure, drawn = plot_intervals(small.found), looks(small.found)
+    figure, drawn = plot_intervals(small.result), styles(small.result)
     (axes,) = figure.axes
     order = ["r1", "wgan-gp", "sn", "clip"]  # and none for the one that failed
     assert [text.get_text() for text in axes.get_yticklabels()] == [
-        shown(LABELS[name]) for name in order
+        in_figure(LABELS[name]) for name in order
     ]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is at the top
     for row, (name, dots) in enumerate(zip(order, axes.collections, strict=True)):
-        entry = small.found["entries"][row]
-        scores = entry["scores"]["fid"]
-        assert entry["name"] == name
-        assert scores["median"] == sorted(FIDS[name])[1]
+        entry = small.result.entries[row]
+        score = entry.scores["fid"]
+        assert entry.name == name
+        assert score.median == sorted(FIDS[name])[1]
         look = drawn[name]
         interval = line(figure, look.colour)[0]
-        assert interval == [(scores["low"], row), (scores["high"], row)]
-        assert line(figure, look.colour, look.shape) == [[(scores["median"], row)]]
+        assert interval == [(score.low, row), (score.high, row)]
+        assert line(figure, look.colour, look.shape) == [[(score.median, row)]]
         assert np.asarray(dots.get_offsets())[:, 0].tolist() == FIDS[name]
     (dashed,) = [each for each in axes.lines if each.get_linestyle() == "--"]
     assert list(dashed.get_xdata()) == [5.0, 5.0]  # type: ignore[arg-type]
@@ -245,40 +173,40 @@ def test_the_interval_plot_has_the_result_s_numbers(small: Made) -> None:
 
 def test_scores_of_several_sizes_have_a_logarithmic_axis(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "a", 0, 1.0), job(tmp_path, "b", 0, 10.5)]
-    found = result(board({"a": "A", "b": "B"}, [0]), jobs, {})
+    found = evaluate(board({"a": "A", "b": "B"}, [0]), jobs, {})
     (axes,) = plot_intervals(found).axes
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "FID (digits features) ↓, logarithmic"
 
 
 def test_curves_are_medians_over_seeds(small: Made) -> None:
-    over_updates = curves(small.found, small.jobs, "update")
+    over_updates = curves(small.result, small.jobs, "update")
     assert over_updates.keys() == FIDS.keys()
     assert over_updates["r1"].median == [(500, 3 * 4.0), (1000, 2 * 4.0), (1500, 4.0)]
     assert over_updates["r1"].runs[1] == [(500, 3 * 4.4), (1000, 2 * 4.4), (1500, 4.4)]
-    over_seconds = curves(small.found, small.jobs, "seconds")
+    over_seconds = curves(small.result, small.jobs, "seconds")
     assert [x for x, _ in over_seconds["r1"].median] == [21, 41, 61]
-    figure, look = plot_curves(small.found, over_updates, "update"), looks(small.found)["r1"]
+    figure, look = plot_curves(small.result, over_updates, "update"), styles(small.result)["r1"]
     assert line(figure, look.colour, look.shape) == [over_updates["r1"].median]
     assert line(figure, look.colour) == over_updates["r1"].runs
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        shown(LABELS[name]) for name in ["r1", "wgan-gp", "sn", "clip"]
+        in_figure(LABELS[name]) for name in ["r1", "wgan-gp", "sn", "clip"]
     ]
 
 
 def test_the_cost_plot_has_the_front(small: Made) -> None:
-    figure = plot_cost(small.found, "flops_ratio")
+    figure = plot_cost(small.result, "flops_ratio")
     assert line(figure, "0.45") == [[(1.0, 9.0), (1.5, 4.0)]]
-    for name, look in looks(small.found).items():
-        expected = [[(COSTS[name]["flops_ratio"], sorted(FIDS[name])[1])]] if name in FIDS else []
+    for name, look in styles(small.result).items():
+        expected = [[(COSTS[name].flops_ratio, sorted(FIDS[name])[1])]] if name in FIDS else []
         assert line(figure, look.colour, look.shape) == expected
 
 
 def test_estimates_go_with_their_runs_scores(small: Made) -> None:
-    found = estimates(small.found, small.jobs)
+    found = estimates(small.result, small.jobs)
     assert found["r1"] == [(4.0 / 3, 4.0), (-4.4 / 3, 4.4), (3.65 / 3, 3.65)]
-    dots = plot_estimates(small.found, found).axes[0].collections
+    dots = plot_estimates(small.result, found).axes[0].collections
     assert len(dots) == len(found) == 4
     drawn = [np.asarray(each.get_offsets()).tolist() for each in dots]
     assert [list(point) for point in found["r1"]] in drawn
@@ -294,7 +222,7 @@ def test_estimates_go_with_their_runs_scores(small: Made) -> None:
     ],
 )
 def test_labels_of_figures(label: str, expected: str) -> None:
-    assert shown(label) == expected
+    assert in_figure(label) == expected
 
 
 # the page
@@ -319,7 +247,7 @@ def test_the_page_has_every_picture_and_tells_what_it_lacks(html: str) -> None:
 
 def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "a", seed, 3.0 + seed, picture=0, every=False) for seed in range(3)]
-    found = sections(page(result(board({"a": "A"}, range(3)), jobs, {}), jobs))
+    found = sections(page(evaluate(board({"a": "A"}, range(3)), jobs, {}), jobs))
     assert "There are no curves of scores" in found["Over training"]
     assert "no cost was measured" in found["Cost"]
     assert "A has no sample grid." in found["Samples"]
@@ -328,14 +256,14 @@ def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
 
 def test_an_entry_without_score_every_is_named_beside_the_others_curves(tmp_path: Path) -> None:
     jobs = [job(tmp_path, "a", 0, 3.0), job(tmp_path, "b", 0, 3.0, every=False)]
-    found = sections(page(result(board({"a": "A", "b": "B"}, [0]), jobs, {}), jobs))
+    found = sections(page(evaluate(board({"a": "A", "b": "B"}, [0]), jobs, {}), jobs))
     assert found["Over training"].count("and so left out: B.") == 2
 
 
 def test_a_board_without_a_finished_run_has_a_page(tmp_path: Path) -> None:
     recipe = {"train": {"steps": 1, "critic_steps": 1}}
     jobs = [Job("a", 0, recipe, tmp_path / "a", "failed", "no")]
-    html = page(result(board({"a": "A"}, [0]), jobs, {}), jobs)
+    html = page(evaluate(board({"a": "A"}, [0]), jobs, {}), jobs)
     assert "No run has a score yet." in html
     assert "A, seed 0, failed: no" in html
     assert "<img" not in html
@@ -348,7 +276,7 @@ def test_grids_are_of_the_seed_that_most_entries_have(tmp_path: Path) -> None:
     jobs[-2].run.sample_path(300).write_bytes(b"\x89PNG\r\n\x1a\n")
     jobs[-1].run.sample_path(300).write_bytes(b"no picture")
     entries = dict(zip("abcd", "ABCD", strict=True))
-    samples = sections(page(result(board(entries, range(2)), jobs, {}), jobs))["Samples"]
+    samples = sections(page(evaluate(board(entries, range(2)), jobs, {}), jobs))["Samples"]
     assert samples.count("<figcaption>seed 1, step 300</figcaption>") == 2
     assert samples.count("<img") == 2
     for label in "CD":
@@ -360,7 +288,7 @@ def test_a_page_of_large_grids_stays_small(tmp_path: Path) -> None:
     names = {f"e{k}": f"E{k}" for k in range(10)}
     jobs = [job(tmp_path, name, 0, 3.0, picture=520) for name in names]
     assert jobs[0].run.sample_path(300).stat().st_size > 800_000
-    html = page(result(board(names, [0]), jobs, {}), jobs)
+    html = page(evaluate(board(names, [0]), jobs, {}), jobs)
     assert html.count("data:image/jpeg") == 10
     assert len(html) < 4_000_000
 
@@ -368,15 +296,15 @@ def test_a_page_of_large_grids_stays_small(tmp_path: Path) -> None:
 def test_write(small: Made, out: Path, html: str) -> None:
     names = ["leaderboard.html", "leaderboard.json", "leaderboard.md"]
     assert sorted(path.name for path in out.iterdir()) == names
-    assert json.loads((out / "leaderboard.json").read_text(encoding="utf-8")) == small.found
-    assert (out / "leaderboard.md").read_text(encoding="utf-8") == markdown(small.found)
-    assert html == page(small.found, small.jobs)  # the same result gives the same page
+    assert Result.read(out / "leaderboard.json") == small.result
+    assert (out / "leaderboard.md").read_text(encoding="utf-8") == markdown(small.result)
+    assert html == page(small.result, small.jobs)  # the same result gives the same page
 
 
 def test_a_difference_is_not_headed_as_a_ratio(tmp_path: Path, html: str) -> None:
     assert ">÷ WGAN-GP</th>" in html
     jobs = [job(tmp_path, "a", 0, 1.0), job(tmp_path, "b", 0, -0.25)]
-    found = result(board({"a": "A", "b": "B"}, [0]), jobs, {})
+    found = evaluate(board({"a": "A", "b": "B"}, [0]), jobs, {})
     assert against_title(found) == f"{MINUS} A"
     assert f"| {MINUS} A |" in markdown(found)
 
@@ -395,8 +323,9 @@ def told(folder: Path, scores: Mapping[str, Sequence[float]]) -> tuple[Any, list
     ]
     seeds = range(max(map(len, scores.values())))
     labels = {name: name.upper() for name in scores}
-    found = result(board(labels, seeds), jobs, {name: {"flops_ratio": 1.0} for name in scores})
-    return found["statistics"]["tests"]["fid"], notes(found)[1:-1], page(found, jobs)
+    costs = {name: EntryCost(flops_ratio=1.0) for name in scores}
+    result = evaluate(board(labels, seeds), jobs, costs)
+    return result.statistics.tests["fid"], notes(result)[1:-1], page(result, jobs)
 
 
 def test_several_entries_over_several_seeds(tmp_path: Path) -> None:
@@ -476,7 +405,7 @@ def test_the_page_says_whose_gap_is_an_estimate(
     tmp_path: Path, losses: list[str], title: str, of: str
 ) -> None:
     jobs = [job(tmp_path, name, 0, 3.0, loss=loss) for name, loss in zip("ab", losses, strict=True)]
-    found = result(board({"a": "A", "b": "B"}, [0]), jobs, {})
+    found = evaluate(board({"a": "A", "b": "B"}, [0]), jobs, {})
     html = page(found, jobs)
     assert f"Does {title} tell the score?" in html
     assert f"the factor of the critic&#39;s Lipschitz constant, {of}" in html

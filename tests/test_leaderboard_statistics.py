@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gancore.leaderboard.statistics import Comparison, compare, detectable, holm, summarize
+from gancore.leaderboard.statistics import (
+    Comparison,
+    compare,
+    detectable,
+    holm,
+    method,
+    span,
+    summarize,
+)
 
 BOARDS = 500
 ENTRIES = 5
@@ -167,21 +175,78 @@ def test_holm_lies_between_bonferroni_and_none(p: list[float]) -> None:
     assert rejected <= {name for name, each in named.items() if each <= 0.05}
 
 
-def test_more_entries_ask_for_more() -> None:
+@pytest.mark.parametrize("entries", [1, 2, 9])
+def test_the_detectable_ratio_is_that_of_a_noncentral_t(entries: int) -> None:
+    """A t-test of 4 − 1 degrees, two-sided, at 5 % over as many entries, sees it four in five."""
     scores, baseline = [1.00, 1.02, 0.98, 1.01], [1.04, 1.09, 1.03, 1.02]
-    alone = one(scores, baseline)
-    wide = compare(
-        {str(k): (by_seed(scores), by_seed(baseline)) for k in range(9)}, higher_is_better=False
+    pairs = {str(k): (by_seed(scores), by_seed(baseline)) for k in range(entries)}
+    pairs["few"] = (by_seed(scores[:2]), by_seed(baseline))  # in no family, so it corrects nothing
+    found = compare(pairs, higher_is_better=False)
+    deviation = stats.tstd(np.log(scores) - np.log(baseline))
+    ratio = found["0"].detectable
+    assert ratio is not None
+    shift = math.log(ratio) * math.sqrt(4) / deviation
+    power = stats.nct.sf(stats.t.isf(0.05 / entries / 2, 3), 3, shift)
+    assert power == pytest.approx(0.8, abs=1e-9)
+
+
+@given(
+    st.lists(st.floats(0.1, 10), min_size=3, max_size=8),
+    st.lists(st.floats(0.1, 10), min_size=8, max_size=8),
+)
+def test_turned_round_everything_is_turned_round(one_s: list[float], other_s: list[float]) -> None:
+    """An entry against the baseline is as sure as the baseline against the entry, the other way."""
+    other_s = other_s[: len(one_s)]
+    there, back = one(one_s, other_s), one(other_s, one_s)
+    assert there.p == pytest.approx(back.p, rel=1e-6, abs=1e-12)
+    assert there.ratio * back.ratio == pytest.approx(1)
+    if there.detectable is not None and back.detectable is not None:
+        assert there.ratio_low * back.ratio_high == pytest.approx(1)
+        assert there.detectable == pytest.approx(back.detectable)
+    turned = {"better": "worse", "worse": "better", "tie": "tie"}
+    if there.p != pytest.approx(0.05, rel=1e-6):
+        assert turned[there.verdict] == back.verdict
+
+
+@pytest.mark.parametrize(
+    ("scores", "scale"),
+    [([1.0, 2.0, 3.0], "ratio"), ([0.0, 1.0, 2.0], "difference"), ([-1.0, 1.0, 2.0], "difference")],
+)
+def test_one_score_of_zero_makes_differences_of_the_whole_table(
+    scores: list[float], scale: str
+) -> None:
+    positive = by_seed([1.0, 1.5, 2.5])
+    pairs = {"a": (positive, positive), "b": (by_seed(scores), positive)}
+    found = compare(pairs, higher_is_better=False)
+    assert {each.scale for each in found.values()} == {scale}
+
+
+def test_how_it_was_decided_is_said_in_words() -> None:
+    """Of entries over 2, 3 and 5 seeds, and one whose seeds all differ alike."""
+    baseline = [1.0, 1.1, 1.2, 0.9, 1.05]
+    pairs = {
+        "two": (by_seed([2.0, 2.1]), by_seed(baseline)),
+        "three": (by_seed([2.0, 2.3, 2.2]), by_seed(baseline)),
+        "five": (by_seed([2.0, 2.3, 2.2, 1.9, 2.0]), by_seed(baseline)),
+        "alike": (by_seed([2 * value for value in baseline]), by_seed(baseline)),
+    }
+    found = compare(pairs, higher_is_better=False)
+    assert method(found.values()) == (
+        "paired t-test of logarithms over 3 to 5 seeds, by their sign where all seeds differ "
+        "alike, Holm's correction for 3 entries"
     )
-    assert alone.detectable is not None
-    assert wide["0"].detectable is not None
-    assert wide["0"].detectable > alone.detectable
+    assert method([found["two"]]) is None
+    assert method([found["three"]]) == "paired t-test of logarithms over 3 seeds"
+    assert found["alike"].verdict == "worse"
+    assert span([4, 2, 3]) == "2 to 4"
+    assert span([3, 3]) == "3"
 
 
 def test_a_summary_is_the_median_with_an_interval_inside_the_range() -> None:
     found = summarize([3.0, 1.0, 2.0, 10.0, 4.0])
     assert found.median == 3.0
     assert 1.0 <= found.low <= 3.0 <= found.high <= 10.0
+    assert summarize([1.0, 2.0, 3.0, 10.0]).median == 2.5
     single = summarize([2.5])
     assert (single.median, single.low, single.high) == (2.5, 2.5, 2.5)
     with pytest.raises(ValueError, match="no values"):
@@ -192,3 +257,17 @@ def test_a_summary_is_the_median_with_an_interval_inside_the_range() -> None:
 def test_equal_values_have_no_interval_and_no_warning() -> None:
     found = summarize([8.0, 8.0, 8.0])
     assert (found.low, found.high) == (8.0, 8.0)
+
+
+def test_the_interval_is_the_middle_of_all_resampled_medians() -> None:
+    """Of nine values k of which are up to a bound, resamples have their median there by a binomial.
+
+    The share of medians up to the second is 3.4 %, up to the first 0.1 %: 2.5 % is at the second.
+    At ten per cent in all, 5 %, it would be at the third.
+    """
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    shares = [stats.binom.sf(4, 9, k / 9) for k in range(10)]
+    low = next(k for k, share in enumerate(shares) if share > 0.025)
+    assert low == 2
+    found = summarize([values[k] for k in (4, 0, 8, 2, 6, 1, 7, 3, 5)])
+    assert (found.low, found.median, found.high) == (2.0, 5.0, 8.0)

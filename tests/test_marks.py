@@ -173,7 +173,7 @@ def test_what_would_never_act_is_refused_everywhere(case: str) -> None:
         Plugins([load("wasserstein"), wrap(cls(), "it")])
     results = {result.check: result for result in check_plugin(Subject(cls))}
     assert results["registers"].verdict == "failed"
-    assert "plugin subject" in results["registers"].found
+    assert "plugin subject" in results["registers"].detail
 
 
 def test_an_object_without_a_hook_and_a_class_are_refused() -> None:
@@ -245,10 +245,10 @@ def test_what_acts_is_called_with_its_arguments() -> None:
     del Acting.of_a_later_version
     plugins = Plugins([load("wasserstein"), wrap(acting)])
     samples = torch.ones(2)
-    plugins.start(Path("x"), 4)
-    plugins.log({"a": 1})
-    plugins.post_step(nn.Linear(1, 1), 7)
-    plugins.sample(samples, 1)
+    plugins.call("start", folder=Path("x"), step=4)
+    plugins.call("log", record={"a": 1})
+    plugins.call("post_step", critic=nn.Linear(1, 1), update=7)
+    plugins.call("sample", samples=samples, step=1)
     assert acting.seen == [
         ("start", Path("x"), 4),
         ("log", {"a": 1}),

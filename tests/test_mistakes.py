@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 import torch
-from helpers import TOY, Gan
+from helpers import TOY, Gan, records_of, scores_of
 from helpers import trainer as small
 from processes import FORK, LIMIT, Launched
 
@@ -23,6 +23,7 @@ from gancore import hookimpl, plugin
 from gancore.cli import main
 from gancore.errors import InputError, RunError, of_file, told_of_files
 from gancore.training import Run, build_trainer
+from gancore.training.device import choose_device
 
 BOARD = """
 recipe = "toy.toml"
@@ -93,6 +94,26 @@ def test_a_device_beyond_the_last_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     line = told(gan("run", toy, "--out", tmp_path / "run", f"--device=cuda:{number}"))
     assert line.startswith(f"device cuda:{number}: torch sees 2 CUDA devices here")
+
+
+def test_a_device_that_gancore_was_not_tried_on_is_taken_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    with pytest.warns(UserWarning, match=r"^device mps: gancore was not tried here") as warned:
+        assert choose_device("mps") == torch.device("mps")
+    assert "\n" not in str(warned[0].message)
+    with pytest.raises(InputError, match="device xpu: torch sees no xpu here"):
+        choose_device("xpu")
+
+
+def test_a_device_that_torch_knows_and_does_not_have_is_refused(
+    toy: Path, gan: Gan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    line = told(gan("run", toy, "--out", tmp_path / "run", "--device=mps"))
+    assert line == "device mps: torch sees no mps here. Use --device cpu"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_report_does_not_leave_out_what_a_missing_device_should_have_made(
@@ -310,8 +331,8 @@ def test_a_training_goes_on_when_nobody_reads_on(
     process.join(LIMIT)
     assert process.exitcode == 0
     run = Run.open(tmp_path / "run")
-    assert run.scores is not None
-    assert run.records[-1]["step"] == 3
+    assert scores_of(run) is not None
+    assert records_of(run)[-1]["step"] == 3
 
 
 def test_output_without_room_is_no_success() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gancore import entrypoints, options
 from gancore.errors import PluginError
 from gancore.networks import R3GANCritic, R3GANGenerator
-from gancore.networks.r3gan import _Downsample, _ResidualBlock, _Upsample, _widths
+from gancore.networks.r3gan import Downsample, ResidualBlock, Upsample, stage_widths
 from gancore_gp import gradient_penalty
 
 SIZES = (8, 16, 32, 64)
@@ -78,7 +78,7 @@ def test_the_docstrings_state_the_counts() -> None:
 def test_stages_narrow_after_the_wide_ones(
     width: int, wide: int, size: int, widths: list[int]
 ) -> None:
-    assert _widths("network", width, wide, size) == widths
+    assert stage_widths("network", width, wide, size) == widths
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -111,7 +111,7 @@ def test_critic_scores_each_sample_on_its_own(shape: tuple[int, ...]) -> None:
 def awake(network: Any) -> Any:
     """Give the last convolution of every block the weights that it has not at the start."""
     for module in network.modules():
-        if isinstance(module, _ResidualBlock):
+        if isinstance(module, ResidualBlock):
             nn.init.normal_(module.reduce.weight, 0, 0.2)
             nn.init.normal_(module.expand.bias, 0, 0.2)  # type: ignore[arg-type]
             nn.init.normal_(module.spatial.bias, 0, 0.2)  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def bilinear_up(x: Tensor) -> Tensor:
 
 def test_resampling_is_bilinear() -> None:
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    up, down = _Upsample().double()(x), _Downsample().double()(x)
+    up, down = Upsample().double()(x), Downsample().double()(x)
     torch.testing.assert_close(up, bilinear_up(x))
     torch.testing.assert_close(down, bilinear_down(x))
     inside = (..., slice(1, -1), slice(1, -1))
@@ -160,9 +160,9 @@ def test_resampling_is_bilinear() -> None:
     smooth = F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
     torch.testing.assert_close(down[inside], smooth[inside])
     one = torch.ones(1, 1, 8, 8, dtype=torch.float64)
-    torch.testing.assert_close(_Upsample().double()(one)[inside], torch.ones(1, 1, 14, 14).double())
-    torch.testing.assert_close(_Downsample().double()(one)[inside], torch.ones(1, 1, 2, 2).double())
-    assert not _Upsample().state_dict()  # a constant: not part of a checkpoint
+    torch.testing.assert_close(Upsample().double()(one)[inside], torch.ones(1, 1, 14, 14).double())
+    torch.testing.assert_close(Downsample().double()(one)[inside], torch.ones(1, 1, 2, 2).double())
+    assert not Upsample().state_dict()  # a constant: not part of a checkpoint
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -175,7 +175,7 @@ def test_networks_equal_the_published_description(size: int) -> None:
     layer = 0
     for stage in range(stages):
         if stage:
-            if h.shape[1] != _widths("", 32, 2, size)[stage]:
+            if h.shape[1] != stage_widths("", 32, 2, size)[stage]:
                 h = F.conv2d(h, weights[f"layers.{layer}.weight"])
                 layer += 1
             h = bilinear_up(h)
@@ -198,7 +198,7 @@ def test_networks_equal_the_published_description(size: int) -> None:
         if stage:
             h = bilinear_down(h)
             layer += 1
-            if h.shape[1] != _widths("", 32, 2, size)[stage - 1]:
+            if h.shape[1] != stage_widths("", 32, 2, size)[stage - 1]:
                 h = F.conv2d(h, weights[f"layers.{layer}.weight"])
                 layer += 1
     features = (h * weights["basis.weight"][:, 0]).sum((2, 3))
@@ -209,7 +209,7 @@ def test_networks_equal_the_published_description(size: int) -> None:
 def test_weights_start_after_fixup() -> None:
     total = 8  # blocks at 32 pixels
     for network in (R3GANGenerator((3, 32, 32)), R3GANCritic((3, 32, 32))):
-        blocks = [m for m in network.modules() if isinstance(m, _ResidualBlock)]
+        blocks = [m for m in network.modules() if isinstance(m, ResidualBlock)]
         assert len(blocks) == total
         gain = math.sqrt(2 / 1.04) * total**-0.25
         for each in blocks:
@@ -225,7 +225,7 @@ def test_weights_start_after_fixup() -> None:
 def test_the_branches_of_all_blocks_together_have_the_variance_of_one() -> None:
     """Fixup's point: before the last convolution, the mean square is 1/L for an input of 1."""
     for total in (1, 4, 10):
-        each = _ResidualBlock(64, total)
+        each = ResidualBlock(64, total)
         each.reduce = nn.Identity()  # type: ignore[assignment]
         h = F.leaky_relu(each.expand(torch.randn(32, 64, 16, 16)), 0.2)
         h = F.leaky_relu(each.spatial(h), 0.2)[..., 1:-1, 1:-1]
@@ -281,7 +281,7 @@ def test_critic_learns() -> None:
 
 
 def test_there_is_no_norm() -> None:
-    kinds = {nn.Conv2d, nn.Linear, _Upsample, _Downsample, nn.Tanh}
+    kinds = {nn.Conv2d, nn.Linear, Upsample, Downsample, nn.Tanh}
     for build in PAIR:
         leaves = [m for m in build((3, 16, 16)).modules() if not list(m.children())]
         assert {type(leaf) for leaf in leaves} <= kinds

@@ -5,26 +5,39 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import DIGITS, LATENT, Critic, Gan, Generator, images, networks, parsed
+from boards import board, job
+from helpers import (
+    DIGITS,
+    LATENT,
+    Critic,
+    Gan,
+    Generator,
+    images,
+    networks,
+    parsed,
+    records_of,
+    scores_of,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gancore import Trainer, hookimpl
 from gancore.data import Dataset
 from gancore.errors import InputError
-from gancore.leaderboard.board import Entry
-from gancore.leaderboard.result import _about
+from gancore.leaderboard.evaluate import evaluate
+from gancore.leaderboard.result import RunNote
 from gancore.leaderboard.text import markdown, notes
 from gancore.report import Display
 from gancore.report.page import Page, Section
 from gancore.report.writer import write_report
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.training import Run
 from gancore.training import build_trainer as build
+from gancore.training.learner import Learner
 from gancore.training.notes import FIRST, STILL, ZERO, Notes, noticed
 from gancore.training.tally import Tally
 
@@ -59,8 +72,8 @@ def ran(folder: Path, *, display: Display | None = None, **changes: Any) -> list
         sections.pop("generator"), sections.pop("critic"), sections.pop("data"), **sections
     )
     run = made.run(folder / "run", display=display)
-    assert all("notes" not in record for record in run.records[:-1])
-    found: list[str] = run.records[-1].get("notes", [])
+    assert all("notes" not in record for record in records_of(run)[:-1])
+    found: list[str] = records_of(run)[-1].get("notes", [])
     return found
 
 
@@ -74,7 +87,7 @@ def pictureless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare a report its pictures."""
     for name in ("_samples", "_critic"):
         monkeypatch.setattr(f"gancore.report.writer.{name}", lambda *given: Section(""))
-    monkeypatch.setattr("gancore.report.writer.curve_figures", lambda records, recipe: {})
+    monkeypatch.setattr("gancore.report.pictures.curve_figures", lambda records, **options: {})
 
 
 def test_a_run_that_learns_nothing_says_so_everywhere(
@@ -86,18 +99,18 @@ def test_a_run_that_learns_nothing_says_so_everywhere(
     code, out, _ = gan("run", recipe, "--out", tmp_path / "run")
     assert code == 0
     run = Run(tmp_path / "run")
-    assert run.scores is not None
-    told = run.scores["notes"]
+    assert scores_of(run) is not None
+    told = scores_of(run)["notes"]
     assert [sentence.split(":")[0].split(" (")[0] for sentence in told] == [
         "The generator had no gradient",
         "The generator has collapsed",
         f"The generator's images are saturated at step {STILL + 2}",
     ]
     assert all(out.count(f"note: {sentence}") == 2 for sentence in told)  # at once, and at the end
-    assert "notes" not in run.records[-1]
+    assert "notes" not in records_of(run)[-1]
     gan("score", run.path, "--samples", 100)
-    assert run.scores["protocol"]["samples"] == 100
-    assert run.scores["notes"] == told
+    assert scores_of(run)["protocol"]["samples"] == 100
+    assert scores_of(run)["notes"] == told
     assert gan("report", run.path)[0] == 0
     html = run.report_path.read_text()
     assert all(sentence.replace("'", "&#39;") in html for sentence in told)
@@ -106,8 +119,8 @@ def test_a_run_that_learns_nothing_says_so_everywhere(
 def test_a_run_that_learns_says_nothing(tmp_path: Path) -> None:
     display = Told()
     run = build(parsed(DIGITS, **{"train.steps": FIRST + 2})).run(tmp_path / "run", display=display)
-    assert run.scores is not None
-    assert "notes" not in run.scores
+    assert scores_of(run) is not None
+    assert "notes" not in scores_of(run)
     assert display.notes == []
 
 
@@ -216,21 +229,21 @@ def test_a_gradient_of_zero_is_told_after_as_many_updates_in_a_row() -> None:
 def test_scores_taken_while_it_trains_tell_a_collapse_at_their_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference = {"name": "noise", "split": "all", "samples": 1}
-    protocol = {"reference": reference, "samples": 1, "seed": 0, "versions": {}}
+    real = RealSamples(name="noise", split="all", samples=1)
+    protocol = Protocol(reference=real, samples=1, seed=0, versions={})
     spreads = iter([0.9, 0.01, 0.8])
 
-    def scores(self: Trainer, progress: Any = None) -> dict[str, Any]:
-        return {"scores": {"fid": 1.0}, "protocol": protocol, "spread": next(spreads)}
+    def scores(self: Learner, progress: Any = None) -> Scores:
+        return Scores(scores={"fid": 1.0}, protocol=protocol, spread=next(spreads))
 
-    monkeypatch.setattr(Trainer, "scores", scores)
+    monkeypatch.setattr(Learner, "scores", scores)
     display = Told()
     changes = {"score.every": 1, "sample.count": 4}  # too few to judge
     run = build(parsed(DIGITS, **changes)).run(tmp_path / "run", display=display)
     assert len(display.notes) == 1
     assert "collapsed: at step 2 its samples have 0.01" in display.notes[0]
-    assert run.scores is not None
-    assert "notes" not in run.scores
+    assert scores_of(run) is not None
+    assert "notes" not in scores_of(run)
 
 
 class Idle(Critic):
@@ -297,7 +310,7 @@ def test_one_gradient_in_the_first_updates_is_enough() -> None:
         watch = Notes({"critic": layer}, images(), Tally(), said.append)
         for update in range(FIRST + 3):
             bias = layer.bias if update == late else None
-            watch.gradients("critic", update, [layer.weight, bias])
+            watch.gradients("critic", update, [True, bias is not None])
             assert len(said) == (told if update >= FIRST - 1 else 0)
         watch.finish()
         assert len(said) == told
@@ -380,12 +393,12 @@ def test_notes_survive_a_stop_and_a_resume(tmp_path: Path) -> None:
     made = make()
     first = Stopping()
     run = made.run(tmp_path / "run", display=first)
-    assert run.records[-1]["step"] < FIRST + 2
+    assert records_of(run)[-1]["step"] < FIRST + 2
     assert noticed(json.loads(state_path(run).read_text()), None) == first.notes
     again = Told()
     made = make()
     made.run(tmp_path / "run", resume=True, display=again)
-    assert run.records[-1]["notes"] == first.notes
+    assert records_of(run)[-1]["notes"] == first.notes
     assert len(first.notes) == 1
     assert again.notes == []
 
@@ -427,32 +440,15 @@ def test_odd_notes_of_a_stranger_s_record_are_refused(tmp_path: Path, odd: str) 
     run = Run(tmp_path)
     run.metrics_path.write_text(f'{{"step": 1, "seconds": 1, "notes": {odd}}}\n')
     with pytest.raises(InputError, match="line 1"):
-        _ = run.records
+        _ = list(run.read_records())
 
 
-def test_the_notes_of_a_board_s_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def job(seed: int, **scores: Any) -> SimpleNamespace:
-        run = SimpleNamespace(scores={"spread": 1.0, **scores}, environment={"plugins": {}})
-        recipe = {"train": {"steps": 1, "critic_steps": 1}}
-        made = SimpleNamespace(
-            state="done", seed=seed, run=run, recipe=recipe, seconds=1.0, steps=1
-        )
-        return SimpleNamespace(**vars(made), has_whole_records=lambda: True)
-
-    jobs = [job(0), job(1, notes=["It sat | still."])]
-    entry = _about(Entry(name="gp", label="penalty"), jobs)  # type: ignore[arg-type]
-    assert entry["notes"] == [{"seed": 1, "note": "It sat | still."}]
-    board = {
-        "metric": "",
-        "baseline": "gp",
-        "entries": [{**entry, "scores": {}, "cost": {}}],
-        "protocol": {},
-        "budget": None,
-        "higher_is_better": [],
-        "seeds": [0, 1],
-    }
-    assert "penalty, seed 1: It sat | still." in notes(board)
-    assert r"penalty, seed 1: It sat \| still." in markdown(board)
+def test_the_notes_of_a_board_s_runs(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "gp", 0, 3.0), job(tmp_path, "gp", 1, 3.0, notes=["It sat | still."])]
+    result = evaluate(board({"gp": "penalty"}, [0, 1]), jobs, {})
+    assert result.entries[0].notes == (RunNote(seed=1, note="It sat | still."),)
+    assert "penalty, seed 1: It sat | still." in notes(result)
+    assert r"penalty, seed 1: It sat \| still." in markdown(result)
 
 
 def test_a_page_s_notes_are_escaped() -> None:
@@ -475,5 +471,8 @@ def test_data_without_variance_have_no_share_of_it() -> None:
     watch = Notes({}, data, Tally(), said.append)
     watch.samples(torch.randn(20, 2), 0)
     watch.grid(torch.randn(20, 2), 1)
-    assert watch.scored({"spread": 1e11}, 1) == {"spread": 1e11}
+    real = RealSamples(name="one", split="all", samples=20)
+    protocol = Protocol(reference=real, samples=20, seed=0, versions={})
+    scores = Scores(scores={"w2": 1.0}, protocol=protocol, spread=1e11)
+    assert watch.scored(scores, 1) == scores.model_copy(update={"step": 1})
     assert said == []

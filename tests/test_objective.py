@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.training.objective import Gradients, objective, to_host
@@ -64,7 +64,7 @@ class Claims:
 
 
 def named(instance: object, name: str) -> Loaded:
-    source = Found("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
+    source = Available("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
     return Loaded(name, instance, source)
 
 

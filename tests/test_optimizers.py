@@ -79,7 +79,7 @@ def continued(folder: Path, critic: nn.Module, **options: Any) -> tuple[Trainer,
 
 def moments(trainer: Trainer) -> dict[str, Tensor]:
     """Return the critic's first moments, by the names of its parameters."""
-    state = trainer.critic_optimizer.state
+    state = trainer.learner.optimizers["critic"].state
     return {
         name: state[parameter]["exp_avg"].clone()
         for name, parameter in trainer.critic.named_parameters()
@@ -119,7 +119,7 @@ def test_a_layer_unfrozen_on_resume_begins_anew_and_shifts_no_other(tmp_path: Pa
     more, _ = continued(tmp_path / "run", built())
     assert moments(more).keys() == {name for name, _ in more.critic.named_parameters()}
     steps = {
-        name: int(more.critic_optimizer.state[each]["step"])
+        name: int(more.learner.optimizers["critic"].state[each]["step"])
         for name, each in more.critic.named_parameters()
     }
     assert {steps["first.weight"], steps["first.bias"]} == {1}

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import records_of, scores_of
 
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer, session
 from gancore.training import build_trainer as build
 from gancore.training.checkpoint import latest
+from gancore.training.learner import Learner
 from gancore.training.tally import Tally
 
 RECIPE = """
@@ -65,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def untimed(run: Run) -> list[dict[str, Any]]:
-    return [{**record, "seconds": 0} for record in run.records]
+    return [{**record, "seconds": 0} for record in records_of(run)]
 
 
 def state(run: Run) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def test_a_run_killed_in_scores_or_grids_goes_on_from_there(
 
     owner: Any
     owner, name = {
-        "scores": (Trainer, "scores"),
+        "scores": (Learner, "scores"),
         "grid": (session, "save_grid"),
     }.get(place, (Run, "append"))
     run = Run(tmp_path / "run")
@@ -118,16 +120,16 @@ def test_a_run_killed_in_scores_or_grids_goes_on_from_there(
     assert found.step == step
     made().run(run.path, resume=True)
     assert untimed(run) == untimed(whole)
-    assert "score/w2" in run.records[1]
+    assert "score/w2" in records_of(run)[1]
     assert state(run) == state(whole)
-    assert run.scores == whole.scores
+    assert scores_of(run) == scores_of(whole)
     for path in whole.path.rglob("step-*.png"):
         assert (run.path / path.relative_to(whole.path)).read_bytes() == path.read_bytes()
     names = [sorted(path.name for path in each.checkpoints.iterdir()) for each in (run, whole)]
     assert names[0] == names[1]
-    again = state(run), run.records
+    again = state(run), records_of(run)
     made().run(run.path, resume=True)  # there is nothing left to do
-    assert (state(run), run.records) == again
+    assert (state(run), records_of(run)) == again
 
 
 @pytest.mark.parametrize("step", [3, 4])

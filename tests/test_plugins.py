@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from gancore import CriticStep, hookimpl, plugin
-from gancore.entrypoints import Found
+from gancore.entrypoints import Available
 from gancore.errors import ContractError, PluginError
 from gancore.losses import Wasserstein
-from gancore.plugins import Loaded, Plugins, build, load, plugin_class, wrap
+from gancore.options import build
+from gancore.plugins import Loaded, Plugins, load, plugin_class, wrap
 from gancore_clip import WeightClipping
 from gancore_gp import GradientPenalty
 
@@ -34,7 +35,7 @@ def step(update: int = 0) -> CriticStep:
 
 
 def named(instance: object, name: str) -> Loaded:
-    source = Found("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
+    source = Available("plugin", name, f"dist-{name}", "3.1", EntryPoint(name, "m:C", "g"))
     return Loaded(name, instance, source)
 
 
@@ -116,7 +117,7 @@ def test_a_value_error_of_the_plugin_is_the_users_mistake() -> None:
 
 @pytest.mark.parametrize("value", ["math:sqrt", "math:pi", "fractions:Fraction", "enum:Enum"])
 def test_an_entry_point_that_is_no_plugin(value: str) -> None:
-    found = Found("plugin", "odd", "odd-dist", "1", EntryPoint("odd", value, "gancore.plugins"))
+    found = Available("plugin", "odd", "odd-dist", "1", EntryPoint("odd", value, "gancore.plugins"))
     with pytest.raises(PluginError, match=r"odd \(odd-dist 1\).*not a class decorated"):
         plugin_class(found)
 
@@ -145,8 +146,8 @@ HOOK_CALLS: dict[str, Callable[[Plugins], object]] = {
     "prepare_critic": lambda plugins: plugins.prepare_critic(nn.Linear(1, 1)),
     "penalty": lambda plugins: [*plugins.answer_penalties("penalty", step(5))],
     "penalty_scale": lambda plugins: plugins.scale(plugins.loaded[0], 5),
-    "post_step": lambda plugins: plugins.post_step(nn.Linear(1, 1), 5),
-    "log": lambda plugins: plugins.log({}),
+    "post_step": lambda plugins: plugins.call("post_step", critic=nn.Linear(1, 1), update=5),
+    "log": lambda plugins: plugins.call("log", record={}),
 }
 
 

@@ -116,7 +116,7 @@ def test_distances_to_the_truth_are_only_taken_for_what_needs_them(
 
     data = gaussians8(samples=100)
     monkeypatch.setattr("gancore.scoring.points.nearest", refused)
-    assert score_points(data.samples, data, metrics=["w2"])["scores"].keys() == {"w2", "w2_real"}
+    assert score_points(data.samples, data, metrics=["w2"]).scores.keys() == {"w2", "w2_real"}
     with pytest.raises(AssertionError):
         score_points(data.samples, data, metrics=["quality"])
 
@@ -126,14 +126,14 @@ def test_modes_and_quality_by_hand() -> None:
     assert data.truth is not None
     centres = data.truth.points
     fake = torch.cat([centres[[1, 1, 4]], torch.zeros(1, 2), centres[[6]] + 0.2])
-    scores = score_points(fake, data, metrics=["modes", "quality"])["scores"]
+    scores = score_points(fake, data, metrics=["modes", "quality"]).scores
     assert scores == {"modes": 2.0, "quality": 3 / 5}
 
 
 @pytest.mark.parametrize(("toy", "modes"), [(gaussians8, 8), (gaussians25, 25)])
 def test_real_samples_score_as_the_normal_distribution_says(toy: object, modes: int) -> None:
     data, others = toy(), toy(samples=20_000, seed=1)  # type: ignore[operator]
-    scores = score_points(others.samples, data, metrics=ALL)["scores"]
+    scores = score_points(others.samples, data, metrics=ALL).scores
     assert list(scores) == [*ALL, "w2_real"]
     assert scores["modes"] == modes
     share = 1 - math.exp(-(3**2) / 2)  # of a two-dimensional Gaussian within 3σ
@@ -145,7 +145,7 @@ def test_one_mode_is_one_mode() -> None:
     data = gaussians25()
     assert data.labels is not None
     collapsed = data.samples[data.labels == 7]
-    scores = score_points(collapsed, data, metrics=ALL)["scores"]
+    scores = score_points(collapsed, data, metrics=ALL).scores
     assert scores["modes"] == 1
     assert scores["quality"] > 0.97
     assert scores["w2"] > 5 * scores["w2_real"]
@@ -154,10 +154,10 @@ def test_one_mode_is_one_mode() -> None:
 def test_quality_on_the_swissroll_is_closeness_to_the_curve() -> None:
     data, others = swissroll(), swissroll(samples=5000, seed=1)
     metrics = ["quality", "w2"]
-    real = score_points(others.samples, data, metrics=metrics)["scores"]
+    real = score_points(others.samples, data, metrics=metrics).scores
     # off a curve that hardly bends only one coordinate counts: 99.7 %; its ends lose a little
     assert real["quality"] == pytest.approx(math.erf(3 / math.sqrt(2)), abs=0.004)
-    blob = score_points(0.5 * normal(5000, 6), data, metrics=metrics)["scores"]
+    blob = score_points(0.5 * normal(5000, 6), data, metrics=metrics).scores
     assert blob["quality"] < 0.5
     assert blob["w2"] > 3 * real["w2"]
 
@@ -169,8 +169,8 @@ def test_the_protocol_says_what_was_compared() -> None:
     again = score_points(fake, data, metrics=["w2"], seed=5)
     other = score_points(fake, data, metrics=["w2"], seed=6)
     assert found == again
-    assert found["scores"] != other["scores"]
-    protocol = found["protocol"]
+    assert found.scores != other.scores
+    protocol = found.protocol.table()
     assert protocol["reference"] == {
         "name": "gaussians8", "split": "train", "samples": 1000, "sha256": data.sha256,
     }  # fmt: skip
@@ -180,7 +180,7 @@ def test_the_protocol_says_what_was_compared() -> None:
 
 def test_scores_come_in_the_order_asked_for() -> None:
     data = gaussians8(samples=100)
-    scores = score_points(data.samples, data, metrics=["w2", "modes"])["scores"]
+    scores = score_points(data.samples, data, metrics=["w2", "modes"]).scores
     assert list(scores) == ["w2", "w2_real", "modes"]
 
 
@@ -205,7 +205,7 @@ def test_what_can_not_be_scored_is_refused(data: Dataset, metrics: list[str], me
 
 def test_points_without_truth_have_w2() -> None:
     data = Dataset("mine", normal(50, 0, 3))
-    scores = score_points(data.samples + 1, data, metrics=["w2"])["scores"]
+    scores = score_points(data.samples + 1, data, metrics=["w2"]).scores
     assert 0 < scores["w2_real"] < scores["w2"]
 
 

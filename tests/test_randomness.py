@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gancore.isolation.randomness import Order, Stream, _scramble
+from gancore.isolation.randomness import DataOrder, Stream
 
 WORDS = 2**32
 word = st.integers(0, WORDS - 1)
@@ -34,18 +35,21 @@ def unscramble(x: int) -> int:
     return undo_shift(x, 16)
 
 
-@settings(deadline=None)
-@given(word)
-def test_scramble_has_an_inverse(x: int) -> None:
-    assert 0 <= _scramble(x) < WORDS
-    assert unscramble(_scramble(x)) == x
-    assert _scramble(unscramble(x)) == x
-
-
 @pytest.mark.parametrize(("seed", "hashed"), [(0, 0), (1, 0x514E28B7), (0xFFFFFFFF, 0x81F16F39)])
-def test_scramble_is_murmurs_finalizer(seed: int, hashed: int) -> None:
+def test_unscrambling_undoes_murmurs_finalizer(seed: int, hashed: int) -> None:
     """MurmurHash3_x86_32 of the empty input is the finalizer of its seed (SMHasher's vectors)."""
-    assert _scramble(seed) == hashed
+    assert unscramble(hashed) == seed
+
+
+@settings(deadline=None)
+@given(word, st.integers(0, 2**63 - 1), st.text())
+def test_a_key_is_the_finalizer_of_the_streams_hash_and_the_counter(
+    counter: int, seed: int, name: str
+) -> None:
+    base = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
+    key = Stream(seed, name).key(counter)
+    assert 0 <= key < WORDS
+    assert unscramble(key) == (base + counter) % WORDS
 
 
 @pytest.mark.parametrize("start", [0, 2**31, 2**32 - 50_000])
@@ -121,8 +125,8 @@ def test_seed_global_seeds_its_own_device(
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 100))
 def test_order_is_permutations_end_to_end(size: int, start: int, count: int) -> None:
-    whole = Order(1, "order/critic", size).take(0, start + count).tolist()
-    part = Order(1, "order/critic", size).take(start, count)
+    whole = DataOrder(1, "order/critic", size).take(0, start + count).tolist()
+    part = DataOrder(1, "order/critic", size).take(start, count)
     assert part.dtype == torch.int64
     assert part.tolist() == whole[start:]
     for epoch in range(len(whole) // size):
@@ -130,10 +134,10 @@ def test_order_is_permutations_end_to_end(size: int, start: int, count: int) -> 
 
 
 def test_order_has_no_history_and_shuffles_each_epoch() -> None:
-    order = Order(0, "a", 100)
+    order = DataOrder(0, "a", 100)
     late = order.take(950, 60).tolist()
     epochs = [tuple(order.take(100 * epoch, 100).tolist()) for epoch in range(5)]
     assert order.take(950, 60).tolist() == late
     assert len({*epochs, tuple(range(100))}) == 6
-    assert tuple(Order(1, "a", 100).take(0, 100).tolist()) not in epochs
-    assert tuple(Order(0, "b", 100).take(0, 100).tolist()) not in epochs
+    assert tuple(DataOrder(1, "a", 100).take(0, 100).tolist()) not in epochs
+    assert tuple(DataOrder(0, "b", 100).take(0, 100).tolist()) not in epochs

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import ESCAPE, TOY, Gan, is_clear, parsed
+from helpers import ESCAPE, TOY, Gan, is_clear, parsed, records_of
 
 from gancore.data.cache import Cache
 from gancore.data.cifar import ARCHIVE, FOLDER, cifar10
@@ -23,8 +23,8 @@ from gancore.data.mnist import mnist
 from gancore.errors import DataError, InputError, RecipeError, ScoreError, of_file
 from gancore.files import reading
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import read
 from gancore.leaderboard.job import LOG, Job
+from gancore.leaderboard.result import Result
 from gancore.recipe import Recipe
 from gancore.report import curves
 from gancore.report.filmstrip import read_grid
@@ -84,7 +84,7 @@ def test_what_is_no_regular_file_is_not_even_opened(
         for call in (
             lambda path: reading.read_text(path, 10),
             reading.read_toml,
-            read,
+            Result.read,
             lambda path: list(reading.read_lines(path, 10)),
             Board.load,
         ):
@@ -153,7 +153,7 @@ def test_a_fifo_for_a_file_of_a_run_is_one_line_and_exit_2(
     os.mkfifo(odd)
     if command == ["read"]:
         with pytest.raises(InputError, match=rf"{name}: can't be read: it is a FIFO"):
-            getattr(Run(folder), odd.stem)
+            getattr(Run(folder), f"read_{odd.stem}")()
         return
     if command == ["resume"]:
         given = ["run", tmp_path / "recipe.toml", "--resume", "--out", folder]
@@ -420,7 +420,7 @@ def test_words_for_a_shell() -> None:
 # records
 
 
-def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_read_one_at_a_time(tmp_path: Path) -> None:
     """2 MB of them, 2 KB each; what is drawn of one takes 16 bytes a key."""
     run, count = Run(tmp_path), 1000
     end = '"notes": ["' + '", "'.join(["x" * 900] * 2) + '"]'
@@ -428,20 +428,18 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         for step in range(1, count + 1):
             file.write(f'{{"step": {step}, "seconds": 0.5, "d_real": {step / 2}, {end}}}\n')
         file.write('{"step": 1')
-    job = Job("none", 0, {"train": {"steps": 1}, "score": {}}, tmp_path)
-    monkeypatch.setattr("gancore.leaderboard.job.answers", lambda *args: True)
-    monkeypatch.setattr(Run, "environment", {})
     tracemalloc.start()
     try:
-        assert job.is_scored()
-        columns = curves._columns(run.read_records())
+        columns = curves._columns(record.values for record in run.read_records())
         run.cut_records(count - 1, pytest.fail)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
-    assert run.last_record()["step"] == count - 1
-    assert len(run.records) == count - 1
+    last = run.last_record()
+    assert last is not None
+    assert last.step == count - 1
+    assert len(records_of(run)) == count - 1
     assert columns.keys() == {"step", "seconds", "d_real"}
     steps, values = columns["d_real"]
     assert list(steps) == list(range(1, count + 1))
@@ -460,9 +458,10 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_the_last_record(tmp_path: Path, text: str, step: int | None) -> None:
     run = Run(tmp_path)
-    assert run.last_record() == {}
+    assert run.last_record() is None
     run.metrics_path.write_text(text)
-    assert run.last_record().get("step") == step
+    last = run.last_record()
+    assert (last and last.step) == step
     run.metrics_path.write_text(f"{text}\nbroken\n")
     with pytest.raises(InputError, match="line last: expected finite numbers"):
         run.last_record()

@@ -277,8 +277,8 @@ def test_an_extractor_that_fails_is_told_before_the_first_update(
 ) -> None:
     chosen = Extractor("odd", "gancore-odd", 64, (1, None, None), Path(__file__))
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "gancore-odd", Odd)
-    for name in ("extractor", "found_extractor"):
-        monkeypatch.setattr(f"gancore.scoring.fidelity.{name}", lambda *names: chosen)
+    for name in ("extractor", "find_extractor"):
+        monkeypatch.setattr(f"gancore.scoring.generator.{name}", lambda *names: chosen)
     monkeypatch.setattr(Odd, "answer", staticmethod(answer))
     spy = Spy()
     score = {"metrics": metrics, "samples": 20, "extractor": "odd"}
@@ -443,7 +443,7 @@ class Locked(Critic):
 def test_a_critic_that_can_t_be_copied_trains(tmp_path: Path) -> None:
     """Nothing copies it: it is read back only where it can be."""
     run = made(Generator(), Locked(), train=WHOLE).run(tmp_path / "run")
-    assert run.last_record()["step"] == WHOLE["steps"]
+    assert run.read().step == WHOLE["steps"]
 
 
 class Drawing(Critic):
@@ -460,5 +460,5 @@ def test_what_is_tried_draws_from_nothing_of_the_process() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    rehearse(trainer, Checkpoint(0, tensors, {}))
+    rehearse(trainer.learner, Checkpoint(0, tensors, {}))
     assert torch.equal(torch.rand(2), expected)

@@ -145,6 +145,7 @@ WGAN_GP = {"loss": {"name": "wasserstein"}, "plugin": [{"name": "gp", "as": "min
         ("wasserstein", ["clip", "lazy"], ["clip"]),
         ("wasserstein", ["of_somebody"], ["of_somebody"]),  # who can tell?
         ("wasserstein", ["tensorboard"], []),
+        ("wasserstein", ["probe"], []),
         ("wasserstein", [], []),
         ("hinge", ["sn"], []),
         ("nonsaturating", ["gp"], []),
@@ -157,7 +158,7 @@ def test_only_a_bounded_critic_under_the_wasserstein_loss_estimates_a_distance(
 ) -> None:
     recipe = {"loss": {"name": loss}, "plugin": [{"name": name} for name in plugins]}
     assert bounding(recipe) == bounds
-    titles = list(curve_figures(RECORDS, recipe))
+    titles = list(curve_figures(RECORDS, is_bounded=bool(bounds)))
     assert titles[0] == ("Wasserstein estimate" if bounds else "D(real) − D(fake)")
 
 
@@ -183,14 +184,33 @@ def test_curves_draw_every_value_over_steps(tmp_path: Path, figures: list[Figure
 
 def test_each_panel_has_a_figure_of_its_own() -> None:
     records = [{**record, "penalty/$\\frac$": 2.0} for record in RECORDS]
-    figures = curve_figures(records, WGAN_GP)
+    figures = curve_figures(records, is_bounded=True)
     assert list(figures) == ["Wasserstein estimate", "losses", "penalties", "scores"]
     drawn = {str(line.get_label()): line for line in figures["penalties"].axes[0].lines}
     assert np.column_stack(drawn["penalty/gp"].get_data()).tolist() == [[1, 9.0], [9, 0.3]]
     (axes,) = figures["penalties"].axes
     assert axes.get_xlabel() == "generator updates"
     figures["penalties"].savefig(io.BytesIO())  # though a $ begins a formula elsewhere
-    assert curve_figures([{"step": 1, "seconds": 0.1}], WGAN_GP) == {}
+    assert curve_figures([{"step": 1, "seconds": 0.1}], is_bounded=True) == {}
+
+
+def test_what_a_plugin_notes_has_a_panel_of_its_own(tmp_path: Path, figures: list[Figure]) -> None:
+    """A number that only some records have is drawn where they have it; names may hold slashes."""
+    records = [
+        {"step": 1, "seconds": 0.1, "note/probe/median": 1.0, "note/a/$b/x": 3.0},
+        {"step": 2, "seconds": 0.2, "critic_loss": 7.0},
+        {"step": 3, "seconds": 0.3, "note/probe/median": 2.0, "note/probe/p90": 5.0},
+    ]
+    made = curve_figures(records, is_bounded=False)
+    assert list(made) == ["losses", "notes of probe", "notes of a/$b"]
+    drawn = {
+        str(line.get_label()): np.column_stack(line.get_data()).tolist()
+        for line in made["notes of probe"].axes[0].lines
+    }
+    assert drawn == {"note/probe/median": [[1, 1.0], [3, 2.0]], "note/probe/p90": [[3, 5.0]]}
+    plot_curves(records, tmp_path / "curves.png", WGAN_GP)
+    titled = [axes.get_title(loc="left") for axes in figures[0].axes if axes.lines]
+    assert titled == ["losses", "notes of probe", r"notes of a/\$b"]
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "seconds": 0.1}]])

@@ -431,11 +431,15 @@ def test_data_and_samples_that_are_gone_are_told(tmp_path: Path) -> None:
     recipe = run.recipe_path.read_text().replace('"gaussians8"', '"gone"')
     run.recipe_path.write_text(recipe)
     shutil.rmtree(tmp_path / "run" / "samples")
-    write_report(run)
+    without_samples, without_critic = write_report(run)
     html = run.report_path.read_text(encoding="utf-8")
-    assert headings(html) == CURVES
-    assert "No samples: " in html
-    assert "Pictures of the critic are missing: no dataset &#39;gone&#39; is installed" in html
+    assert headings(html) == [CRITIC[0], *CURVES]
+    assert without_samples.startswith("No samples: ")
+    assert without_critic.startswith(
+        "The critic's value surface and gradient norms are left out: no dataset 'gone' is installed"
+    )
+    lines = [line.strip() for line in Parsed(html).text.splitlines()]
+    assert {without_samples, without_critic} <= {*lines}
     assert not run.animation_path.exists()
 
 
@@ -446,10 +450,21 @@ def test_a_run_without_records_or_checkpoint_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(run.checkpoints)
     with pytest.raises(CheckpointError, match="has no checkpoint yet: run it first"):
         write_report(run)
-    run.metrics_path.unlink()
-    with pytest.raises(InputError, match="has no records yet: run it first"):
-        write_report(run)
     assert not run.report_path.exists()
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_trained_run_without_records_has_the_rest(tmp_path: Path, content: str | None) -> None:
+    run = build(parsed(TOY, **GRIDS), device="cpu").run(tmp_path / "run")
+    run.metrics_path.unlink()
+    if content is not None:
+        run.metrics_path.write_text(content)
+    code, _, err = started("report", run.path)
+    assert code == 0
+    assert err == ("warning: No curves: metrics.jsonl has no records, or is gone. Copy it anew.\n")
+    html = run.report_path.read_text(encoding="utf-8")
+    assert headings(html) == ["Over time", "In motion", "Value surface", *CRITIC]
+    assert "3 of 3 steps, seed 0" in html
 
 
 # in a browser

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -34,6 +37,19 @@ def noisy(count: int) -> Tensor:
     return (images + 40 * torch.randn_like(images)).round().clamp(0, 255).to(torch.uint8)
 
 
+def in_our_words(theirs: dict[str, float]) -> dict[str, float]:
+    """Return torch-fidelity's scores by our keys."""
+    return {
+        "fid": theirs["frechet_inception_distance"],
+        "isc": theirs["inception_score_mean"],
+        "isc_std": theirs["inception_score_std"],
+        "kid": theirs["kernel_inception_distance_mean"],
+        "kid_std": theirs["kernel_inception_distance_std"],
+        "precision": theirs["precision"],
+        "recall": theirs["recall"],
+    }
+
+
 def test_scores_are_those_of_torch_fidelity_on_the_exported_pictures(tmp_path: Path) -> None:
     fake, real = noisy(300), digits()
     ours = score(fake, real, metrics=["fid", "isc", "kid", "prc"], extractor_name="digits", seed=3)
@@ -54,35 +70,24 @@ def test_scores_are_those_of_torch_fidelity_on_the_exported_pictures(tmp_path: P
         save_cpu_ram=True,
         verbose=False,
     )
-    assert ours["scores"] == pytest.approx(
-        {
-            "fid": theirs["frechet_inception_distance"],
-            "isc": theirs["inception_score_mean"],
-            "isc_std": theirs["inception_score_std"],
-            "kid": theirs["kernel_inception_distance_mean"],
-            "kid_std": theirs["kernel_inception_distance_std"],
-            "precision": theirs["precision"],
-            "recall": theirs["recall"],
-        },
-        rel=1e-6,
-    )
-    protocol = ours["protocol"]
-    assert protocol["samples"] == 300
-    assert protocol["kid_subset_size"] == 300
-    assert protocol["reference"] == {
+    assert ours.scores == pytest.approx(in_our_words(theirs), rel=1e-6)
+    protocol = ours.protocol
+    assert protocol.samples == 300
+    assert protocol.table()["kid_subset_size"] == 300
+    assert protocol.reference.table() == {
         "name": "digits",
         "split": "all",
         "samples": 1797,
         "sha256": real.sha256,
     }
-    assert protocol["weights_sha256"] == extractor("digits").weights_sha256()
+    assert protocol.weights_sha256 == extractor("digits").weights_sha256()
 
 
 @pytest.mark.parametrize("metrics", [["isc"], ["fid"], ["kid"]])
 def test_one_metric_alone_is_what_it_is_among_others(metrics: list[str]) -> None:
     fake, real = noisy(100), digits()
-    alone = score(fake, real, metrics=metrics, extractor_name="digits")["scores"]
-    together = score(fake, real, metrics=["fid", "isc", "kid"], extractor_name="digits")["scores"]
+    alone = score(fake, real, metrics=metrics, extractor_name="digits").scores
+    together = score(fake, real, metrics=["fid", "isc", "kid"], extractor_name="digits").scores
     assert alone == pytest.approx({key: together[key] for key in alone})
 
 
@@ -128,7 +133,7 @@ def test_inception_scores_are_those_of_torch_fidelitys_own_command(
 
     FID of so few means nothing, so that it is refused, but it is a number to compare.
     """
-    monkeypatch.setattr(fidelity, "_check", lambda *args: None)
+    monkeypatch.setattr("gancore.scoring.scorer.refuse_few", lambda *args: None)
     torch.manual_seed(0)
     metrics = ["isc", "kid", "prc", "fid"]
     real = digits().samples[:14]
@@ -146,12 +151,9 @@ def test_inception_scores_are_those_of_torch_fidelitys_own_command(
         f"--{' --'.join(metrics)}"
     ).split()
     theirs = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    names = {key: name for metric in metrics for key, name in fidelity.KEYS[metric].items()}
-    assert ours["scores"] == pytest.approx(
-        {key: theirs[name] for key, name in names.items()}, rel=1e-5
-    )
-    assert ours["scores"]["isc"] > 1
-    assert ours["protocol"]["extractor"] == "inception-v3-compat"
+    assert ours.scores == pytest.approx(in_our_words(theirs), rel=1e-5)
+    assert ours.scores["isc"] > 1
+    assert ours.protocol.extractor == "inception-v3-compat"
 
 
 def test_absent_inception_weights_say_where_to_put_them(
@@ -160,15 +162,30 @@ def test_absent_inception_weights_say_where_to_put_them(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("Name or service not known")
+        raise URLError("Name or service not known")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(ScoreError) as caught:
         extractor("inception-v3-compat")
     message = str(caught.value)
     assert "Name or service not known" in message
-    assert str(inception_path()) in message
-    assert "score.weights" in message
+    assert f"{inception_path().name} is not in {inception_path().parent}" in message
+    assert message.endswith("or name it by --set score.weights=PATH")
+    assert "\n" not in message
+    assert not list(tmp_path.rglob("*.pth*"))
+
+
+def test_inception_weights_of_another_hash_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    answer = io.BytesIO(b"a page that says sorry")
+    answer.length = None  # type: ignore[attr-defined]
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: answer)
+    digest = hashlib.sha256(b"a page that says sorry").hexdigest()
+    with pytest.raises(ScoreError, match=f"its SHA256 is {digest}, expected 6726825d"):
+        extractor("inception-v3-compat")
+    assert not inception_path().exists()
 
 
 class Evil:
@@ -190,8 +207,8 @@ def test_any_seed_of_a_recipe_can_be_scored_with() -> None:
     for metrics in (["isc", "kid"], ["prc"]):
         for seed in (2**63 - 1, 2**32 + 7, 7):
             found = score(fake, real, metrics=metrics, extractor_name="digits", seed=seed)
-            assert found["protocol"]["seed"] == seed
-            assert all(map(math.isfinite, found["scores"].values()))
+            assert found.protocol.seed == seed
+            assert all(map(math.isfinite, found.scores.values()))
     score(noisy(4), real, metrics=["prc"], extractor_name="digits")
 
 
@@ -202,7 +219,11 @@ def test_any_seed_of_a_recipe_can_be_scored_with() -> None:
         ({"fake": noisy(9), "metrics": ["isc"]}, ScoreError, "IS needs 10"),
         ({"fake": noisy(3), "metrics": ["prc"]}, ScoreError, "neighbour number 3, and here are 3"),
         ({"fake": noisy(70).repeat(1, 3, 1, 1)}, ScoreError, "takes 1×8×8 images, these are 3×8×8"),
-        ({"real": Dataset("ring", torch.zeros(99, 2))}, ScoreError, "'ring' is points"),
+        (
+            {"real": Dataset("ring", torch.zeros(99, 2))},
+            ScoreError,
+            "fid can't be computed for the points of 'ring': choose of w2,",
+        ),
         ({"extractor_name": "digit"}, PluginError, "Did you mean 'digits'"),
         ({"weights": "/nowhere"}, ScoreError, "there is no file /nowhere"),
     ],
@@ -244,7 +265,7 @@ def seen(fake: Tensor, real: Dataset, metrics: list[str], **options: Any) -> tup
         extractor_name="digits",
         progress=lambda name, done, total: what.add(name),
         **options,
-    )["scores"]
+    ).scores
     return what, scores
 
 

@@ -25,8 +25,10 @@ from gancore.cli.tables import show_scores
 from gancore.errors import ContractError, RunError
 from gancore.leaderboard.job import command
 from gancore.plugins import load
+from gancore.provenance.environment import Stretch
 from gancore.report import LinesDisplay, display_for, plot_curves, save_grid
 from gancore.report.style import our_style
+from gancore.scoring.protocol import Protocol, RealSamples, Scores
 from gancore.training import session
 
 RECORDS = [{"step": step, "seconds": 1.0, "wasserstein": 0.1 * step} for step in (1, 2, 3)]
@@ -186,9 +188,9 @@ def test_scores_show_whole_however_narrow_it_is(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    reference = {"name": "data", "split": "all", "samples": 2}
-    protocol = {"reference": reference, "samples": 2, "seed": 0}
-    show_scores({"scores": {"w2": 1.5}, "protocol": protocol})
+    reference = RealSamples.model_construct(**{"name": "data", "split": "all", "samples": 2})
+    protocol = Protocol.model_construct(reference=reference, samples=2, seed=0)
+    show_scores(Scores.model_construct(scores={"w2": 1.5}, protocol=protocol))
     assert "2-Wasserstein distance  1.5\n" in capsys.readouterr().out
 
 
@@ -306,13 +308,13 @@ def test_what_users_name_is_no_markup(gan: Gan, tmp_path: Path, monkeypatch: Any
 
 
 def test_bench_takes_names_for_text(capsys: pytest.CaptureFixture[str]) -> None:
-    from gancore.cli.bench import _show
+    from gancore.cli.bench import Entry, show
 
     recipe = parsed(TOY).model_copy(
         update={"data": parsed(TOY).data.model_copy(update={"name": "d[/d]"})}
     )
-    about = {"device": "cpu", "threads": 1, "versions": {"torch": "2"}}
-    _show([{"name": "x[/x]", "cost": None}], recipe, about, 1)
+    about = Stretch.model_construct(device="cpu", threads=1, versions={"torch": "2"})
+    show([Entry("x[/x]", {}, None)], recipe, about, 1)
     out = capsys.readouterr().out
     assert "x[/x]" in out
     assert "d[/d]" in out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import pytest
 from helpers import TOY, Gan
 
 from gancore.data import Dataset
-from gancore.errors import RunError
+from gancore.errors import InputError, RunError
+from gancore.files.storage import locked, wait_until_free
 from gancore.leaderboard import sweep
 from gancore.leaderboard.board import Board
+from gancore.leaderboard.executor import Terms, make_runs
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.sweep import Here
+from gancore.leaderboard.sweep import Local
 from gancore.recipe import Recipe
 from gancore.training import load_data
+
+
+def local(parallel: int, tell: Callable[[str], None]) -> Local:
+    return Local(Terms("", parallel, 1, 0.0, "cpu", tell))
 
 
 @pytest.fixture
@@ -49,11 +56,11 @@ def test_a_board_waits_for_a_run_that_another_process_has(jobs: list[Job]) -> No
 
         def watch(jobs: Sequence[Job]) -> None:
             states.append((jobs[0].state, jobs[1].state))
-            if states[-1] == ("waiting", "done"):
+            if states[-1] == ("queued", "done"):
                 fcntl.flock(held, fcntl.LOCK_UN)
 
-        Here(1, 1, "cpu", told.append).sweep(jobs, watch)
-    assert ("waiting", "done") in states
+        make_runs(local(1, told.append), jobs, watch)
+    assert ("queued", "done") in states
     assert states[-1] == ("done", "done")
     (line,) = told
     assert line.startswith("a seed 0: waits up to 120 seconds until its folder is free: ")
@@ -66,7 +73,7 @@ def test_it_does_not_wait_for_ever(jobs: list[Job], monkeypatch: pytest.MonkeyPa
     began = time.monotonic()
     with (jobs[0].path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        Here(2, 1, "cpu", lambda line: None).sweep(jobs, lambda jobs: None)
+        make_runs(local(2, lambda line: None), jobs, lambda jobs: None)
     assert 0.5 < time.monotonic() - began < 20
     assert [job.state for job in jobs] == ["done", "done"]  # its process tells that it is in use
 
@@ -76,9 +83,23 @@ def test_it_waits_for_nothing_else(jobs: list[Job]) -> None:
     jobs[0].path.mkdir(parents=True)
     (jobs[0].path / ".lock").symlink_to(jobs[0].path / "x")
     began = time.monotonic()
-    Here(2, 1, "cpu", pytest.fail).sweep(jobs, lambda jobs: None)
+    make_runs(local(2, pytest.fail), jobs, lambda jobs: None)
     assert time.monotonic() - began < 20
     assert [job.state for job in jobs] == ["done", "done"]
+
+
+def test_the_lock_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="in use"):
+            wait_until_free(tmp_path, 0.3)
+        assert 0.3 < time.monotonic() - began < 5
+        threading.Timer(0.5, fcntl.flock, (held, fcntl.LOCK_UN)).start()
+        wait_until_free(tmp_path, 60)
+        assert 0.8 < time.monotonic() - began < 30
+    with locked(tmp_path):
+        pass
 
 
 def test_a_board_loads_its_data_once(
@@ -100,7 +121,7 @@ def test_a_board_loads_its_data_once(
 
     monkeypatch.setattr("gancore.leaderboard.plan.load_data", load)
     monkeypatch.setattr("gancore.leaderboard.costs.measure_costs", costs)
-    monkeypatch.setattr("gancore.leaderboard.sweep.Here.sweep", made)
+    monkeypatch.setattr("gancore.leaderboard.sweep.Local.make", made)
     (tmp_path / "toy.toml").write_text(TOY)
     (tmp_path / "board.toml").write_text(
         'recipe = "toy.toml"\nbaseline = "a"\nseeds = [0, 1]\nset = ["score.metrics=[\'w2\']"]\n'

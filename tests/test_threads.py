@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import TOY, Gan, parsed, trainer
+from helpers import TOY, Gan, environment_of, parsed, trainer
 from processes import together
 
 import gancore
 from gancore import hookimpl, plugin
 from gancore.errors import InputError
-from gancore.provenance.machine import _cpu, kind_of_machine, on_threads, unlike
+from gancore.provenance.environment import Stretch, unlike
+from gancore.provenance.machine import kind_of_machine, on_threads
 from gancore.report import Display
 
 TRAIN = {"steps": 3, "batch_size": 8}
@@ -176,11 +177,19 @@ def test_what_a_run_was_made_on_is_recorded_and_compared(folder: Path) -> None:
 
 
 def test_kinds_of_machines() -> None:
-    here = {"device": "cuda:0", "versions": {"torch": "2.5"}, "cpu": "A", "threads": 1}
-    assert unlike(here, {**here, "device": "cuda:1", "threads": 2, "python": "3.99"}) == []
-    assert unlike(here, {**here, "device": "cpu"}) == ["device: was 'cuda', is 'cpu'"]
+    here = Stretch(
+        **{"device": "cuda:0", "versions": {"torch": "2.5"}, "cpu": "A", "threads": 1},
+        **{"plugins": {}, "python": "3.12", "platform": "p", "device_name": "", "git": None},
+    )
+
+    def there(**changes: Any) -> Stretch:
+        return here.model_copy(update=changes)
+
+    assert unlike(here, there(device="cuda:1", threads=2, python="3.99")) == []
+    assert unlike(here, there(device="cpu")) == ["device: was 'cuda', is 'cpu'"]
+    assert unlike(here, there(versions={"torch": "2.6"})) == ["torch: was '2.5', is '2.6'"]
     for key in ("device_name", "cpu", "cpu_capability", "blas", "float32"):
-        assert unlike({**here, key: "x"}, {**here, key: "y"}) == [f"{key}: was 'x', is 'y'"]
+        assert unlike(there(**{key: "x"}), there(**{key: "y"})) == [f"{key}: was 'x', is 'y'"]
 
 
 @pytest.mark.parametrize(
@@ -195,12 +204,22 @@ def test_kinds_of_machines() -> None:
         (None, None),
     ],
 )
-def test_the_cpu_is_named(tmp_path: Path, text: str | None, expected: str | None) -> None:
-    path = tmp_path / "cpuinfo"
-    if text is not None:
-        path.write_text(text)
-    found = _cpu(path)
-    assert found == expected if expected else found
+def test_the_cpu_is_named(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, expected: str | None
+) -> None:
+    is_file, read_text = Path.is_file, Path.read_text
+    info = Path("/proc/cpuinfo")
+    given = {info: text}
+    monkeypatch.setattr(
+        Path, "is_file", lambda path: given[path] is not None if path in given else is_file(path)
+    )
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *a, **b: given.get(path) or read_text(path, *a, **b)
+    )
+    if text == "":
+        given[info] = "\n"
+    cpu = kind_of_machine()["cpu"]
+    assert cpu == expected if expected else cpu
     assert re.fullmatch(r"(mkl|open|accelerate|\w+)(, .+)*", kind_of_machine()["blas"])
 
 
@@ -236,7 +255,7 @@ def test_gancore_run_builds_and_trains_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = gancore.run(parsed(TOY), tmp_path / "run", threads=2, device="cpu")
-    assert run.environment["threads"] == 2
+    assert environment_of(run)["threads"] == 2
     seen = []
     build = gancore.training.building.build_trainer
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOY
+from helpers import TOY, environment_of, records_of
 from processes import FORK, LIMIT, Launched
 from torch.distributed import HashStore
 
@@ -74,7 +74,7 @@ def assert_same_run(whole: Path, part: Path) -> None:
 
 
 def untimed(folder: Path) -> list[dict[str, Any]]:
-    records = Run.open(folder).records
+    records = records_of(Run.open(folder))
     return [{key: value for key, value in each.items() if key != "seconds"} for each in records]
 
 
@@ -103,12 +103,12 @@ def test_a_signal_to_one_stops_all_and_the_rest_is_the_same(tmp_path: Path) -> N
     assert rest.ended() == [0, 0], rest.said()
     assert_same_run(tmp_path / "whole", tmp_path / "part")
     assert saved(tmp_path / "part").step == 60
-    assert Run.open(tmp_path / "part").environment["world_size"] == 2
+    assert environment_of(Run.open(tmp_path / "part"))["world_size"] == 2
 
     forced = Launched(tmp_path, [*arguments(tmp_path, "part", 61), "--force"], count=1)
     assert forced.ended() == [0], forced.said()
     assert saved(tmp_path / "part").step == 61
-    assert Run.open(tmp_path / "part").environment["world_size"] == 1
+    assert environment_of(Run.open(tmp_path / "part"))["world_size"] == 1
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from itertools import cycle, product
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Spy, assert_same, networks, weights
+from helpers import Spy, assert_same, networks, records_of, weights
 from helpers import images as noise
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from gancore import CriticStep, GeneratorStep, hookimpl, load_generator, plugin
 from gancore.data import Dataset
 from gancore.data.digits import digits
+from gancore.distributed.ranks import Ranks
 from gancore.errors import ContractError
-from gancore.isolation.randomness import Order, Stream
+from gancore.isolation.randomness import DataOrder, Stream
 from gancore.networks import (
     DCGANCritic,
     DCGANGenerator,
@@ -33,11 +33,13 @@ from gancore.networks import (
     WGANCritic,
 )
 from gancore.provenance.environment import environment
+from gancore.provenance.identity import MadeOf
 from gancore.scoring import score
 from gancore.scoring.sampling import generate
 from gancore.testing import OneDevice
 from gancore.training import Trainer
 from gancore.training.device import MEMORY_FORMATS
+from gancore.training.learner import Learner
 from gancore.training.objective import Gradients
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
@@ -48,8 +50,6 @@ from gancore_lecam import LeCam
 from gancore_r1 import R1
 from gancore_r2 import R2
 from gancore_sn import SpectralNorm
-
-TRAINER = sys.modules[Trainer.__module__]
 
 SMALL: dict[str, dict[str, Any]] = {
     "dcgan": {"width": 8},
@@ -124,18 +124,22 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
     copies: list[int] = []
 
-    def none_copied(found: Gradients, update: int) -> dict[str, float]:
+    def none_copied(found: Gradients, update: int, ranks: Ranks) -> dict[str, float]:
         assert found.values.is_meta
         assert found.values.shape == (len(found.names),)
         copies.append(found.values.nbytes)
         return dict.fromkeys(found.names, 0.0)
 
-    monkeypatch.setattr(TRAINER, "Stream", lambda seed, name, device="cpu": Stream(seed, name))
-    monkeypatch.setattr(TRAINER, "to_host", none_copied)
-    full = torch.overrides.BaseTorchFunctionMode
     monkeypatch.setattr(
-        Trainer, "_autocast", lambda self: (BFloat16 if self.train.precision == "bf16" else full)()
+        "gancore.training.draws.Stream", lambda seed, name, device="cpu": Stream(seed, name)
     )
+    monkeypatch.setattr("gancore.training.learner.to_host", none_copied)
+    full = torch.overrides.BaseTorchFunctionMode
+
+    def autocast(self: Learner) -> TorchFunctionMode:
+        return BFloat16() if self.settings.train.precision == "bf16" else full()
+
+    monkeypatch.setattr(Learner, "_autocast", autocast)
     return copies
 
 
@@ -145,12 +149,13 @@ def updated(subject: Trainer, count: int = 1) -> dict[str, float]:
     with OneDevice():  # type: ignore[no-untyped-call]
         for number in range(count):
             values |= subject.critic_update(number) | subject.generator_update(number)
-    kept = [*subject.generator_optimizer.state.values(), *subject.critic_optimizer.state.values()]
+    optimizers = subject.learner.optimizers.values()
+    kept = [state for optimizer in optimizers for state in optimizer.state.values()]
     assert {tensor.device.type for state in kept for tensor in state.values() if tensor.dim()} == {
         "meta"
     }
-    assert subject.ema is not None
-    for module in (subject.generator, subject.critic, subject.ema.module):
+    assert subject.learner.average is not None
+    for module in (subject.generator, subject.critic, subject.learner.average.module):
         assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
     return values
 
@@ -280,10 +285,10 @@ def kernels(module: nn.Module) -> list[Tensor]:
 
 def assert_channels_last(subject: Trainer) -> None:
     """Check networks, averages and the optimizers' state."""
-    assert subject.ema is not None
-    for module in (subject.generator, subject.critic, subject.ema.module):
+    assert subject.learner.average is not None
+    for module in (subject.generator, subject.critic, subject.learner.average.module):
         assert all(channels_last(kernel) for kernel in kernels(module))
-    for optimizer in (subject.generator_optimizer, subject.critic_optimizer):
+    for optimizer in subject.learner.optimizers.values():
         for parameter, state in optimizer.state.items():
             layouts = {tensor.stride() for tensor in state.values() if tensor.dim()}
             assert layouts == {parameter.stride()}
@@ -357,7 +362,7 @@ def test_the_environment_says_how_exact_float32_is() -> None:
     try:
         for value in ("tf32", "ieee"):
             torch.backends.cuda.matmul.fp32_precision = value
-            found = environment(torch.device("cpu"), [])["float32"]
+            found = environment(torch.device("cpu"), MadeOf()).float32
             assert found["matmul"] == value
             assert found["convolution"] in ("tf32", "ieee", "none", "bf16")
     finally:
@@ -383,8 +388,8 @@ def test_resume_on_a_gpu_is_bit_exact(tmp_path: Path, pair: str, precision: str)
     two = whole.run(tmp_path / "whole")
     assert_same(weights(resumed.generator), weights(whole.generator))
     assert_same(weights(resumed.critic), weights(whole.critic))
-    assert [record["critic_loss"] for record in one.records] == [
-        record["critic_loss"] for record in two.records
+    assert [record["critic_loss"] for record in records_of(one)] == [
+        record["critic_loss"] for record in records_of(two)
     ]
     assert all(step.real.is_cuda and step.fake.is_cuda for step in spy.critic_steps)
     if pair in SPATIAL:
@@ -406,7 +411,7 @@ def test_a_loaded_generator_on_a_gpu_makes_the_samples_of_its_run(tmp_path: Path
 
 @pytest.mark.gpu
 def test_an_order_on_a_gpu_is_that_on_the_cpu() -> None:
-    there, here = Order(0, "a", 10, "cuda"), Order(0, "a", 10)
+    there, here = DataOrder(0, "a", 10, "cuda"), DataOrder(0, "a", 10)
     found = there.take(7, 9)
     assert found.is_cuda
     assert found.tolist() == here.take(7, 9).tolist()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import TOY, assert_same, images, networks, parsed, trainer, weights
+from helpers import TOY, assert_same, images, networks, parsed, records_of, trainer, weights
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -93,9 +94,10 @@ def test_a_stopped_run_goes_on_in_its_trainer_as_if_it_had_not_been(tmp_path: Pa
     """Also where other updates were made meanwhile: all comes from the checkpoint."""
     whole, stopped = (trainer(train={**TRAIN, "ema": 0.9}, plugins=[LeCam()]) for _ in range(2))
     whole.run(tmp_path / "whole")
-    stopped.train = stopped.train.model_copy(update={"max_seconds": 1e-9})
-    assert stopped.run(tmp_path / "run").records[-1]["step"] == 1
-    stopped.train = whole.train
+    train = stopped.settings.train.model_copy(update={"max_seconds": 1e-9})
+    stopped.learner.settings = replace(stopped.settings, train=train)
+    assert records_of(stopped.run(tmp_path / "run"))[-1]["step"] == 1
+    stopped.learner.settings = whole.settings
     for update in range(3):
         stopped.critic_update(100 + update)
         stopped.generator_update(100 + update)

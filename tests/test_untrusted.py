@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from gancore.errors import InputError, RecipeError
-from gancore.files.reading import LARGEST
+from gancore.files.reading import LARGEST, read_toml
 from gancore.leaderboard.board import Board
-from gancore.leaderboard.compare import gate, read, regressed
-from gancore.leaderboard.sweep import Job, _finish
+from gancore.leaderboard.compare import gate, regressed
+from gancore.leaderboard.job import Job
+from gancore.leaderboard.result import Result
 from gancore.leaderboard.text import markdown
 from gancore.recipe import Recipe
 from gancore.training import build_trainer as build
@@ -82,7 +83,13 @@ def test_the_reader_of_sources_finds_what_unpickles() -> None:
 def test_no_source_unpickles() -> None:
     found = {path.relative_to(ROOT).as_posix(): unpickling(path.read_text()) for path in SOURCES}
     assert len(found) > 80
-    assert not any(found.values())
+    runs = {
+        # a file that the command line names
+        "gancore/entrypoints/plugin_file.py": {"exec"},
+        # whose find_class is tried in test_data_images.py
+        "gancore/data/cifar.py": {"pickle", "pickle.Unpickler"},
+    }
+    assert {name: calls for name, calls in found.items() if calls} == runs
 
 
 # leaderboards
@@ -187,7 +194,7 @@ def test_unlike_leaderboards_say_so_without_control_characters() -> None:
     one, other = leaderboard(), leaderboard()
     other["protocol"][ESCAPE] = ESCAPE
     with pytest.raises(InputError, match="can't be compared") as caught:
-        gate(one, other, "fid")
+        gate(*(Result.model_validate_json(json.dumps(each)) for each in (one, other)), "fid")
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
 
 
@@ -199,9 +206,9 @@ def test_scores_of_any_size_have_a_verdict(
     for path, size, last in zip(paths, (old, new), (0.8, 0.5), strict=True):
         values = [size, 0.9 * size, last * size]
         path.write_text(json.dumps(altered("entries.1.scores.fid.values", values)))
-    found = gate(read(paths[0]), read(paths[1]), "fid")["gp"]
+    found = gate(Result.read(paths[0]), Result.read(paths[1]), "fid")["gp"]
     assert found.verdict == ("worse" if worse else "better")
-    assert regressed(found, "fid", 0.0) == worse
+    assert regressed(found, 0.0) == worse
 
 
 # names
@@ -263,7 +270,7 @@ def test_a_label_or_metric_of_a_board_is_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"entry.0.label: expected text without control"):
         Board.load(path)
     path.write_text(text.format(seed=0, metric='metric = "[/]"\n'))
-    with pytest.raises(RecipeError, match="metric: expected one of fid, isc, "):
+    with pytest.raises(RecipeError, match=r"metric: "):
         Board.load(path)
     path.write_text(text.format(seed=2**63, metric=""))
     with pytest.raises(RecipeError, match=r"seeds.0: expected less than"):
@@ -312,6 +319,15 @@ def test_an_override_that_can_not_be_is_refused() -> None:
         Recipe.parse(table, overrides={"generator.width": object()})
     with pytest.raises(RecipeError, match="nested over 32 deep"):
         Recipe.parse(table, overrides=[f"generator.{'a.' * 900}a=1"])
+
+
+def test_lists_in_one_another_are_read_to_a_depth_of_32(tmp_path: Path) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text(f"a = {'[' * 32}{']' * 32}")
+    assert read_toml(path)["a"]
+    path.write_text(f"a = {'[' * 33}{']' * 33}")
+    with pytest.raises(RecipeError, match="nested over 32 deep"):
+        read_toml(path)
 
 
 def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
@@ -363,7 +379,7 @@ def test_messages_hold_no_control_characters(tmp_path: Path) -> None:
 def test_the_error_of_a_failed_run_is_text(tmp_path: Path) -> None:
     job = Job("gp", 0, {}, tmp_path)
     (tmp_path / "log.txt").write_text(f"Traceback\nerror: {ESCAPE}red{'x' * 5000}\n")
-    _finish(job, 1)
+    job.finish(1, 0.0)
     assert job.state == "failed"
     assert job.error.isprintable()
     assert "red" in job.error
@@ -385,7 +401,7 @@ def rendered(label: str, error: str) -> tuple[list[list[str]], str]:
         entry["scores"]["fid"] |= {"median": 1.0, "low": 1.0, "high": 1.0, "verdict": "baseline"}
         entry["scores"]["fid"] |= {"seeds_compared": 0, "detectable": None, "scale": "ratio"}
     found = {**leaderboard(), "entries": entries, "baseline": "none", "seeds": [0, 1, 2]}
-    text = markdown({**found, "protocol": {}})
+    text = markdown(Result.model_validate_json(json.dumps({**found, "protocol": {}})))
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     table, _, below = html.partition("</table>")
     return [cells(row) for row in table.split("<tr>")[2:]], below

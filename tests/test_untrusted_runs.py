@@ -338,19 +338,23 @@ def test_the_best_is_of_the_score_looked_at_now() -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("what", ["scores", "environment", "records", "recipe", "seed"])
+@pytest.mark.parametrize("what", ["scores", "environment", "records", "recipe", "expected"])
 def test_a_broken_file_of_a_run_is_named(folder: Path, what: str, name: str) -> None:
     run = Run(folder)
     path = {
         "scores": run.scores_path,
         "environment": run.environment_path,
         "records": run.metrics_path,
+        "expected": run.expected_path,
     }.get(what, run.recipe_path)
-    getattr(run, what)
+    if what == "expected":
+        path.write_text("{}")
+    assert run.read().run == run
     path.write_bytes(BROKEN[name] + b"\n")
-    with pytest.raises(InputError) as caught:
-        getattr(run, what)
-    assert is_clear(str(caught.value), path)
+    for read in (run.read, lambda: list(getattr(run, f"read_{what}")() or ())):
+        with pytest.raises(InputError) as caught:
+            read()
+        assert is_clear(str(caught.value), path)
 
 
 def test_every_key_that_others_use_is_asked_for(folder: Path) -> None:
@@ -363,23 +367,23 @@ def test_every_key_that_others_use_is_asked_for(folder: Path) -> None:
         for key in needed:
             path.write_text(json.dumps({name: each for name, each in whole.items() if name != key}))
             with pytest.raises(InputError, match=rf"{path.name}: {key}: missing"):
-                getattr(run, what)
+                getattr(run, f"read_{what}")()
         path.write_text(json.dumps(whole))
-        assert getattr(run, what) == whole
+        assert getattr(run, f"read_{what}")().table() == whole
     scores = json.loads(run.scores_path.read_text())
     for key in ("reference", "samples", "seed", "versions"):
         protocol = {name: each for name, each in scores["protocol"].items() if name != key}
         run.scores_path.write_text(json.dumps({**scores, "protocol": protocol}))
         with pytest.raises(InputError, match=rf"protocol.{key}: missing"):
-            _ = run.scores
+            _ = run.read_scores()
 
 
 def test_a_record_that_is_none_is_named_by_its_line(folder: Path) -> None:
     run = Run(folder)
-    count = len(run.records)
+    count = len([*run.read_records()])
     good = run.metrics_path.read_text()
     run.metrics_path.write_text(good + '{"cut off')
-    assert len(run.records) == count
+    assert len([*run.read_records()]) == count
     for line in (
         "{}",
         '{"step": 1}',
@@ -390,7 +394,7 @@ def test_a_record_that_is_none_is_named_by_its_line(folder: Path) -> None:
     ):
         run.metrics_path.write_text(f"{good}{line}\n")
         with pytest.raises(InputError, match=f"line {count + 1}: expected finite numbers"):
-            _ = run.records
+            _ = list(run.read_records())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from helpers import (
     assert_same,
     needs_compiling,
     parsed,
+    records_of,
     started,
     trainer,
     weights,
@@ -30,7 +31,8 @@ from gancore.networks import DCGANCritic, DCGANGenerator, ResNetCritic
 from gancore.recipe import Recipe
 from gancore.training import Run, Trainer
 from gancore.training import building as experiment
-from gancore.training.update import TRACES, CompileWarning
+from gancore.training.compiled import TRACES, CompileWarning
+from gancore.training.objective import Gradients
 from gancore_clip import WeightClipping
 from gancore_cr import ConsistencyRegularization
 from gancore_dragan import DRAGAN
@@ -169,16 +171,98 @@ def test_runs_of_one_process_do_not_disturb_each_other(graphs: Graphs) -> None:
             assert graphs.count == number + 1
 
 
+@plugin
+class WarmUp:
+    """An R1 that grows over 100 updates, by a number that it asks the step for."""
+
+    shift: int = 1
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        rows = torch.zeros(self.shift, 2, dtype=step.real.dtype).sum()  # of an option's size
+        gradient = step.input_gradient(step.real).flatten(1)
+        step.note("squared", gradient.square().sum(1).mean())
+        return min(1, step.update / 100) * gradient.square().sum(1).mean() + rows
+
+
+def test_a_penalty_that_warms_up_is_compiled_for_all_its_updates(graphs: Graphs) -> None:
+    """Twenty updates, two graphs: one for update 0, one for any; in runs of other sizes too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for number, size in enumerate((8, 6, 4)):
+            compiled, eager = pair(
+                lambda number=number: [WarmUp(shift=3 + number)], batch_size=size
+            )
+            for update in range(20):
+                values, expected = compiled.critic_update(update), eager.critic_update(update)
+                assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+                assert values["penalty/warm_up"] == pytest.approx(
+                    update / 100 * values["note/warm_up/squared"], rel=1e-4, abs=1e-7
+                )
+            assert graphs.count <= 2 * (number + 1)
+
+
+def changed(place: str, gradients: Gradients) -> Gradients:
+    """Return what a graph that computes something else would, in one place."""
+    names, values = gradients.names, gradients.values.clone()
+    if place in names:
+        values[names.index(place)] *= 1.01
+        return gradients._replace(values=values)
+    if place == "a name":
+        return gradients._replace(names=(*names[:-1], "other"))
+    first, *others = gradients.gradients
+    assert first is not None
+    return gradients._replace(gradients=(None if place == "none" else 1.01 * first, *others))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["critic_loss", "note/warm_up/squared", "a name", "a gradient", "none"],
+)
+def test_a_graph_that_computes_something_else_is_not_used(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong by a hundredth in a term, a note or a gradient; lacking one; naming one otherwise."""
+
+    def compile_wrongly(function: Callable[..., Gradients], **_: Any) -> Any:
+        return lambda *arguments: changed(place, function(*arguments))
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", True)
+    compiled, eager = pair(lambda: [WarmUp()])
+    with pytest.warns(CompileWarning, match="away from the right ones; going on without"):
+        values = compiled.critic_update(100)
+    assert values == eager.critic_update(100)
+    assert_same(weights(compiled.critic), weights(eager.critic))
+
+
+def test_a_graph_that_computes_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `changed` changes nothing: what is warned of above is the change."""
+    calls: list[int] = []
+
+    def compile_rightly(function: Callable[..., Gradients], **_: Any) -> Any:
+        return lambda *arguments: calls.append(1) or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compile_rightly)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", True)
+    compiled, eager = pair(lambda: [WarmUp()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        for update in range(2):
+            assert compiled.critic_update(update) == eager.critic_update(update)
+    assert len(calls) == 3  # one to check it
+
+
 def test_the_penaltys_gradient_is_there(graphs: Graphs) -> None:
     """Before mid-2026 some operations silently compiled to a dead penalty."""
     found = []
     for plugins in ([], [GradientPenalty(weight=100.0)]):
         compiled, _ = pair(lambda plugins=plugins: plugins)
         real, fake = compiled.critic_samples(0)
-        found.append(compiled._updates["critic"](0, real, fake))
-    (without, by), names = found, found[1].names
-    assert "penalty/gp" in names
-    assert by.values[names.index("critic_grad_norm")] > 2 * without.values[-1]
+        found.append(compiled.update_critic(0, real, fake))
+    without, by = found
+    assert "penalty/gp" in by
+    assert by["critic_grad_norm"] > 2 * without["critic_grad_norm"]
 
 
 class Dead(torch.autograd.Function):
@@ -277,7 +361,7 @@ def test_resume_is_exact(graphs: Graphs, tmp_path: Path) -> None:
     made(max_seconds=1e-9).run(tmp_path / "parts")
     parts = made().run(tmp_path / "parts", resume=True)
     one, other = (
-        [{k: v for k, v in record.items() if k != "seconds"} for record in run.records]
+        [{k: v for k, v in record.items() if k != "seconds"} for record in records_of(run)]
         for run in (whole, parts)
     )
     assert one[-1] == other[-1]
@@ -313,7 +397,7 @@ def test_inductor_itself_end_to_end(gan: Gan, tmp_path: Path) -> None:
         assert "warning" not in err
         assert ("compiling the critic's update with gp" in told) == (compiled == "true")
         assert ("compiled in " in told) == (compiled == "true")
-        records[compiled] = Run.open(out).records[-1]
+        records[compiled] = records_of(Run.open(out))[-1]
     for key, value in records["false"].items():
         if key != "seconds":
             assert records["true"][key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
@@ -328,7 +412,7 @@ def test_train_compile_is_refused_where_torch_is_too_old_for_it(
     def no_data(recipe: Recipe) -> None:
         raise DataError("the data are loaded")
 
-    monkeypatch.setattr("gancore.training.update.TRACES", traces)
+    monkeypatch.setattr("gancore.training.compiled.TRACES", traces)
     monkeypatch.setattr(experiment, "load_data", no_data)
     said = (
         rf"^train\.compile needs torch 2\.13 or later, and this is {re.escape(torch.__version__)}: "

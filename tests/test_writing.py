@@ -99,6 +99,31 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(
     assert path.read_text() == "three"
 
 
+def test_a_folder_has_its_name_on_the_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    fsync = os.fsync
+
+    def spied(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            seen.append(os.listdir(handle))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spied)
+    with replacing_folder(tmp_path / "folder"):
+        pass
+    assert seen == [["folder"]]
+
+
+def test_two_who_write_at_the_end_of_a_file_lose_nothing(tmp_path: Path) -> None:
+    with growing(tmp_path / "log") as one, growing(tmp_path / "log") as other:
+        for file, text in ((one, b"a"), (other, b"b"), (one, b"c")):
+            file.write(text)
+            file.flush()
+    assert (tmp_path / "log").read_bytes() == b"abc"
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.EIO])
 def test_a_folder_that_can_not_be_synced_is_written_to_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gancore import CriticStep, input_gradient
-from gancore.piecewise_linear import StructuralZeros
+from gancore.critics.piecewise_linear import StructuralZeros
 
 Maps = Callable[[Tensor], Tensor]
 

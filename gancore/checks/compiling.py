@@ -1,6 +1,6 @@
 """torch.compile around critics and penalties, whose gradients are differentiated a second time.
 
-Compiled code can't be: it raises when that is done, or calls it something else.
+PyTorch can't differentiate compiled code twice. It raises an error only then, and a vague one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def refuse_unfit(critic: object) -> None:
 
 
 def refuse_compiled(scores: Tensor) -> None:
-    """Raise ContractError where a part of the graph is compiled: torch raises only later."""
+    """Raise ContractError where a part of the graph is compiled; torch would raise later."""
     seen, waiting = set(), [scores.grad_fn]
     while waiting:
         node = waiting.pop()

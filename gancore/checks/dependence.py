@@ -1,8 +1,8 @@
-"""A probe for scores that are not of their sample alone.
+"""A probe for scores that depend on other samples than their own.
 
-Penalties take ∇ₓ Σ D(x) for the gradients of each score by its own sample. It is that only where no
-score depends on another sample. No list of layers tells (packs, recurrence along the batch, batch
-normalization in a lambda); the gradient of one score by all samples does.
+Penalties take ∇ₓ Σ D(x) for the gradients of each score by its own sample. That is right only where
+no score depends on another sample. A list of layers can't tell (packs, recurrence along the batch,
+batch normalization in a lambda). The gradient of one score by all samples tells.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _parts(critic: object) -> list[object]:
 
     That is modules, and of functions their code, with the modules that they name.
     """
-    found: dict[int, object] = {}
+    parts: dict[int, object] = {}
     waiting = [critic]
     while waiting:
         part = waiting.pop()
@@ -145,19 +145,19 @@ def _parts(critic: object) -> list[object]:
         elif isinstance(part, MethodType):
             waiting += [part.__func__, part.__self__]
         elif isinstance(part, FunctionType):
-            if id(part.__code__) not in found:
-                found[id(part.__code__)] = part.__code__
+            if id(part.__code__) not in parts:
+                parts[id(part.__code__)] = part.__code__
                 waiting += _held(part)
         elif isinstance(part, list | tuple | set):
             waiting += part
         elif isinstance(part, dict):
             waiting += part.values()
         elif isinstance(part, nn.Module) or callable(part):
-            found[id(part)] = part
-        elif id(part) not in found and hasattr(part, "__dict__"):
-            found[id(part)] = part
+            parts[id(part)] = part
+        elif id(part) not in parts and hasattr(part, "__dict__"):
+            parts[id(part)] = part
             waiting += [value for value in vars(part).values() if _may_score(value)]
-    return list(found.values())
+    return list(parts.values())
 
 
 def _held(function: FunctionType) -> list[object]:

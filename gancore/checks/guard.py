@@ -1,170 +1,26 @@
-"""The guard: what plugins leave changed of what they share is seen, and told of whoever did it.
+"""The guard: an error names the plugin that changes what it shares with others.
 
-Tensors are compared by the counter that torch raises at each change in place, which writes through
-`.data` or NumPy go past. A graph can't hold that: nothing is compared in a compiled update.
+Tensors are compared by the counter that torch raises at each change in place. Writes through
+`.data` or NumPy do not raise it. Nothing is compared in a compiled update, whose graph can't hold
+that.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gancore.checks.settings import kept
 from gancore.errors import ContractError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Caller = Callable[..., Any]
-
 NOTE = "raised in "
-
-UNKNOWN = object()
-
-TINY = 5e-324
-"""The smallest number, a denormal one."""
-
-
-class Setting(NamedTuple):
-    """Something global: its name, what it is where torch begins, how to read and to put it."""
-
-    name: str
-    initial: object
-    read: Callable[[], Any]
-    put: Callable[[Any], object]
-
-
-@cache
-def _settings() -> tuple[Setting, ...]:
-    import numpy as np
-    import torch
-
-    core: Any = torch._C  # torch's own getters go to it, at some cost
-    context: Any = torch._GLOBAL_DEVICE_CONTEXT
-    mkldnn: Any = torch.backends.mkldnn  # its stubs leave it out
-    backends: Any = (torch.backends.cuda.matmul, mkldnn.matmul)
-    entered = []
-
-    def put_inference(on: bool) -> None:
-        entered.append(torch.inference_mode(on))  # kept, as it ends where it is forgotten
-        entered[-1].__enter__()
-
-    def read_device() -> object:
-        on = vars(context).get("device_context")
-        return on and on.device
-
-    def put_device(device: Any) -> None:
-        torch.set_default_device(device)
-        if device is None:  # which torch 2.9 can't read afterwards
-            vars(context).pop("device_context", None)
-
-    def put_autocast(on: bool) -> None:
-        for device in () if on else ("cpu", "cuda"):  # what was on, its context puts back
-            torch.set_autocast_enabled(device, False)
-
-    def read_precision() -> object:
-        try:
-            return torch.get_float32_matmul_precision()
-        except RuntimeError:  # it knows nothing of what a backend's own switch says
-            return tuple(backend.fp32_precision for backend in backends)
-
-    def put_precision(value: Any) -> None:
-        if isinstance(value, str):
-            torch.set_float32_matmul_precision(value)
-        else:
-            for backend, precision in zip(backends, value, strict=True):
-                backend.fp32_precision = precision
-
-    def read_depth() -> int:
-        torch.autocast_increment_nesting()
-        return int(torch.autocast_decrement_nesting())
-
-    def put_depth(depth: int) -> None:
-        while read_depth() > depth:
-            if not torch.autocast_decrement_nesting():
-                torch.clear_autocast_cache()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        read_precision()  # torch 2.9 warns of it, once a process
-
-    return (
-        Setting("inference mode", False, torch.is_inference_mode_enabled, put_inference),
-        Setting("gradient mode", True, torch.is_grad_enabled, torch.set_grad_enabled),
-        Setting("default dtype", torch.float32, torch.get_default_dtype, torch.set_default_dtype),
-        Setting("default device", None, read_device, put_device),
-        Setting("autocast", False, core._is_any_autocast_enabled, put_autocast),
-        Setting("depth of autocast", 0, read_depth, put_depth),
-        Setting(
-            "deterministic mode",
-            0,
-            torch.get_deterministic_debug_mode,
-            torch.set_deterministic_debug_mode,
-        ),
-        Setting("anomaly mode", False, torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-        Setting(
-            "float32 matmul precision",
-            UNKNOWN,
-            read_precision,
-            put_precision,
-        ),
-        Setting("cudnn.benchmark", False, core._get_cudnn_benchmark, core._set_cudnn_benchmark),
-        Setting(
-            "cudnn.deterministic",
-            False,
-            core._get_cudnn_deterministic,
-            core._set_cudnn_deterministic,
-        ),
-        Setting("cudnn.enabled", True, core._get_cudnn_enabled, core._set_cudnn_enabled),
-        Setting("mkldnn.enabled", True, core._get_mkldnn_enabled, core._set_mkldnn_enabled),
-        Setting("flushing of denormals", False, lambda: TINY * 1.0 == 0, torch.set_flush_denormal),
-        Setting("NumPy's treatment of errors", UNKNOWN, np.geterr, lambda old: np.seterr(**old)),
-        Setting("number of threads", UNKNOWN, torch.get_num_threads, torch.set_num_threads),
-        Setting("working folder", UNKNOWN, _folder, os.chdir),
-    )
-
-
-def _folder() -> object:
-    try:
-        return os.getcwd()
-    except OSError:  # it is gone
-        return UNKNOWN
-
-
-def _values() -> list[Any] | None:
-    """Return what all settings are now; None where torch is not imported."""
-    return [setting.read() for setting in _settings()] if "torch" in sys.modules else None
-
-
-@contextmanager
-def kept(who: str) -> Iterator[None]:
-    """Put global settings back to what they were.
-
-    Raises ContractError where `who` left one changed, such as torch's gradient mode or default
-    dtype, unless another error is on its way.
-    """
-    before = _values()
-    changed = []
-    try:
-        yield
-    finally:
-        if (after := _values()) != before and after is not None:
-            for number, setting in enumerate(_settings()):
-                old = setting.initial if before is None else before[number]
-                new = setting.read()
-                if UNKNOWN not in (old, new) and new != old:
-                    setting.put(old)
-                    changed.append(f"{setting.name} at {new} (it was {old})")
-    if changed:
-        raise ContractError(
-            f"{who} left the {', '.join(changed)}: put it back, as a `with` block does"
-        )
 
 
 def name(error: BaseException, what: str) -> None:
@@ -183,7 +39,7 @@ def name(error: BaseException, what: str) -> None:
 
 @contextmanager
 def named(what: str) -> Iterator[None]:
-    """Let whatever is raised inside tell where (`name`), and keep global settings (`kept`)."""
+    """Name what is raised inside (`name`), and keep global settings (`kept`)."""
     try:
         with kept(what):
             yield
@@ -192,10 +48,30 @@ def named(what: str) -> Iterator[None]:
         raise
 
 
-class Guard:
-    """Compares what a hook is given, and the networks of a run, before and after its call.
+class Call(NamedTuple):
+    """A call of a hook: the plugin, by what names it in messages, and the arguments by name."""
 
-    `post_step` may change the values of the critic's parameters; else nothing may change.
+    plugin: object
+    hook: str
+    arguments: dict[str, Any]
+
+    @property
+    def step(self) -> Any:
+        """The step of an update, if the hook has one; that of `start` and `sample` is a number."""
+        step = self.arguments.get("step")
+        return step if hasattr(step, "averaged") else None
+
+    @property
+    def update(self) -> int | None:
+        """Which update this is, if that is known."""
+        update: int | None = self.arguments.get("update", getattr(self.step, "update", None))
+        return update
+
+
+class Guard:
+    """Compares a hook's arguments, and the networks of a run, before and after its call.
+
+    `post_step` may change the values of the critic's parameters. Nothing else may change.
     """
 
     def __init__(self) -> None:
@@ -206,31 +82,57 @@ class Guard:
         self._networks = {role: _Network(role, module) for role, module in networks.items()}
 
     @contextmanager
-    def __call__(
-        self, who: str, hook: str, arguments: Mapping[str, Any], *, settings: bool = True
-    ) -> Iterator[None]:
-        """Raise ContractError, which names `who` and hook, for what is changed inside.
+    def watching(self, generator: nn.Module, critic: nn.Module) -> Iterator[None]:
+        """Compare these networks too, for so long."""
+        before = self._networks
+        self.watch(generator=generator, critic=critic)
+        try:
+            yield
+        finally:
+            self._networks = before
+
+    def call(self, call: Call, function: Callable[..., Any], *, settings: bool = True) -> Any:
+        """Return what a function answers to a hook's call. An error in it names the plugin.
+
+        Raises ContractError as `compared`. Nothing is compared while an update is compiled.
+        """
+        import torch
+
+        try:
+            if torch.compiler.is_compiling():
+                return function(**call.arguments)
+            with self.compared(call, settings=settings):
+                return function(**call.arguments)
+        except BaseException as error:
+            when = "" if call.update is None else f", update {call.update}"
+            name(error, f"hook {call.hook} of plugin {call.plugin}{when}")
+            raise
+
+    @contextmanager
+    def compared(self, call: Call, *, settings: bool = True) -> Iterator[None]:
+        """Raise ContractError, which names plugin and hook, for what is changed inside.
 
         Settings, modes and requires_grad are put back. A part of a wrapper may leave `settings`
         for the next, as in a `with` block around its yield.
         """
-        shared = _shared(arguments)
+        who = f"plugin {call.plugin}"
+        shared = _shared(call)
         looks = [
             (network, free, network.look(free))
             for role, network in self._networks.items()
-            for free in [(hook, role) == ("post_step", "critic")]
+            for free in [(call.hook, role) == ("post_step", "critic")]
         ]
-        with kept(f"{who}: {hook}") if settings else nullcontext():
+        with kept(f"{who}: {call.hook}") if settings else nullcontext():
             yield
-        change = _changed(shared, _shared(arguments)) or _handed(arguments)
+        change = _changed(shared, _shared(call)) or _handed(call.step)
         for network, free, before in looks:
             if (after := network.look(free)) != before:
-                done = network.undo(before, after, arguments.get("step"), f"{hook} of {who}")
+                done = network.undo(before, after, call.step, f"{call.hook} of {who}")
                 change = change or done
         if change:
             remedy = "work on a copy" if change.endswith("in place") else "put it back"
             raise ContractError(
-                f"{who}: {hook} changed {change}, which others use after it: {remedy}"
+                f"{who}: {call.hook} changed {change}, which others use after it: {remedy}"
             )
 
 
@@ -246,7 +148,7 @@ class Wrapper(Generator[Any, Any, Any]):
         who: str,
         function: Callable[..., Any],
         names: Sequence[str],
-        call: Caller,
+        call: Callable[..., Any],
         *given: Any,
     ) -> None:
         self._call = partial(call, **dict(zip(names, given, strict=True)))
@@ -414,13 +316,13 @@ class _Network:
         return number in self._own
 
 
-def _shared(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return what is told of a hook's arguments, and of the attributes of a step, by name."""
+def _shared(call: Call) -> dict[str, tuple[Any, ...]]:
+    """Return marks of a hook's arguments, and of the attributes of a step, by name."""
     import torch
 
-    named = {**arguments}
-    if hasattr(step := arguments.get("step"), "averaged"):
-        named |= {f"step.{key}": value for key, value in vars(step).items() if key[0] != "_"}
+    named = dict(call.arguments)
+    if call.step is not None:
+        named |= {f"step.{key}": value for key, value in vars(call.step).items() if key[0] != "_"}
     return {
         key: (id(value), value.requires_grad, 0 if value.is_inference() else value._version)
         if isinstance(value, torch.Tensor)
@@ -440,9 +342,9 @@ def _changed(before: Mapping[str, tuple[Any, ...]], after: Mapping[str, tuple[An
     return ""
 
 
-def _handed(arguments: Mapping[str, Any]) -> str:
+def _handed(step: object) -> str:
     """Return which answer of the step, that all share, was changed in place."""
-    for what, tensor, version in getattr(arguments.get("step"), "_handed", ()):
+    for what, tensor, version in getattr(step, "_handed", ()):
         if tensor._version != version:
             return f"{what} in place"
     return ""

@@ -1,4 +1,4 @@
-"""What plugins put on a critic: it stays there, also where the critic gets into another run."""
+"""Leftovers: what plugins put on a critic stays on it when another run gets the critic."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 MADE = "_gancore_made"
-"""A critic's attribute: what plugins put on it, by whom. A copy of the critic has its own."""
+"""A critic's attribute: who put what on it. A copy of the critic has an attribute of its own."""
 
 
 @contextmanager
 def noted(critic: nn.Module, cls: type, who: str) -> Iterator[None]:
-    """Note which modules and hooks come onto a critic meanwhile, by a plugin of this class."""
-    before = _parts(critic)
+    """Note which modules and hooks a plugin of this class puts on a critic meanwhile."""
+    before = parts_of(critic)
     try:
         yield
     finally:
-        made = [part for key, part in _parts(critic).items() if key not in before]
+        made = [part for key, part in parts_of(critic).items() if key not in before]
         if made:
             vars(critic).setdefault(MADE, []).append((cls, who, made))
 
 
 def refuse_leftovers(critic: nn.Module, here: Collection[type]) -> None:
     """Raise PluginError where a critic has what a plugin of another class than these put on it."""
-    there = _parts(critic)
+    there = parts_of(critic)
     for cls, who, parts in vars(critic).get(MADE, ()):
         if cls not in here and not there.keys().isdisjoint(map(id, parts)):
             raise PluginError(
@@ -38,10 +38,10 @@ def refuse_leftovers(critic: nn.Module, here: Collection[type]) -> None:
             )
 
 
-def _parts(module: nn.Module) -> dict[int, object]:
+def parts_of(module: nn.Module) -> dict[int, object]:
     """Return a module's parts and their hooks, by their id."""
     kinds = [f"_{when}_hooks" for when in ("forward_pre", "forward", "backward_pre", "backward")]
-    found: list[object] = []
+    parts: list[object] = []
     for part in module.modules():
-        found += [part, *(hook for kind in kinds for hook in getattr(part, kind).values())]
-    return {id(part): part for part in found}
+        parts += [part, *(hook for kind in kinds for hook in getattr(part, kind).values())]
+    return {id(part): part for part in parts}

@@ -8,7 +8,11 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pluggy import HookimplOpts
+
 from gancore import hooks
+from gancore.errors import PluginError
+from gancore.text import did_you_mean
 
 HOOKS = tuple(sorted(name for name, spec in vars(hooks).items() if hasattr(spec, "gancore_spec")))
 """The names of all hooks."""
@@ -25,32 +29,39 @@ UNNAMED = (inspect.Parameter.POSITIONAL_ONLY,)
 
 
 class Implementation(NamedTuple):
-    """A marked method: the hook that it implements, its own name, whether it wraps others'."""
+    """A marked method: the hook that it implements, its own name, and what its mark says."""
 
     hook: str
     method: str
     wraps: bool
+    """Whether it wraps others' answers."""
+    optional: bool
+    """Whether the hook need not exist."""
 
 
 def implementations(subject: object) -> list[Implementation]:
-    """Return what an object, or a class, implements; names that are no hooks are among them."""
-    found = []
-    for name in dir(subject):
-        mark = _mark(inspect.getattr_static(subject, name, None))
-        if mark is not None:
-            wraps = bool(mark["wrapper"] or mark["hookwrapper"])
-            found.append(Implementation(mark["specname"] or name, name, wraps))
-    return found
+    """Return the marked methods of an object, or a class, unknown hooks among them."""
+    marked = {name: _mark(inspect.getattr_static(subject, name, None)) for name in dir(subject)}
+    return [
+        Implementation(
+            mark["specname"] or name,
+            name,
+            bool(mark["wrapper"] or mark["hookwrapper"]),
+            mark["optionalhook"],
+        )
+        for name, mark in marked.items()
+        if mark is not None
+    ]
 
 
 def implemented(subject: object) -> list[str]:
-    """Return the hooks that an object, or a class, answers itself; wrapping others' is none."""
-    own = {found.hook for found in implementations(subject) if not found.wraps}
+    """Return the hooks that an object, or a class, answers itself. A wrapper answers none."""
+    own = {hook for hook, _, wraps, _ in implementations(subject) if not wraps}
     return [hook for hook in HOOKS if hook in own]
 
 
 def fault(subject: object) -> str:
-    """Return why a method of an object, or a class, would never act as a hook; empty if all do.
+    """Return why a method of an object, or a class, would never act as a hook; "" if all do.
 
     A hook is a plain function, marked, whose parameters are named and positional, and an object
     has one method a hook, beside wrappers.
@@ -62,13 +73,30 @@ def fault(subject: object) -> str:
         if reason := _fault(name, value, bound=name not in own):
             return f"{cls.__qualname__}.{name} {reason}"
     seen: dict[str, str] = {}
-    for found in implementations(subject):
-        if not found.wraps and found.hook in seen:
-            both = f"{seen[found.hook]} and {found.method}"
-            return f"{cls.__qualname__} implements {found.hook} twice, by {both}: drop one"
-        if not found.wraps:
-            seen[found.hook] = found.method
+    for hook, method, wraps, _ in implementations(subject):
+        if not wraps and hook in seen:
+            both = f"{seen[hook]} and {method}"
+            return f"{cls.__qualname__} implements {hook} twice, by {both}: drop one"
+        if not wraps:
+            seen[hook] = method
     return ""
+
+
+def refuse_idle(who: str, instance: object) -> None:
+    """Raise PluginError, which names `who`, for a plugin without a hook, or with one never called.
+
+    That is a class in place of an instance, too.
+    """
+    if isinstance(instance, type):
+        raise PluginError(f"{who} is a class: give an instance, made by calling it")
+    if reason := fault(instance):
+        raise PluginError(f"{who}: {reason}")
+    marked = implementations(instance)
+    if not marked:
+        raise PluginError(f"{who} has no hook: mark its methods with @hookimpl")
+    for hook, _, _, optional in marked:
+        if hook not in HOOKS and not optional:
+            raise PluginError(f"{who}: there is no hook {hook!r}.{did_you_mean(hook, HOOKS)}")
 
 
 def _fault(name: str, value: object, *, bound: bool) -> str:
@@ -105,9 +133,9 @@ def _fault(name: str, value: object, *, bound: bool) -> str:
     return ""
 
 
-def _mark(value: object) -> dict[str, Any] | None:
+def _mark(value: object) -> HookimplOpts | None:
     """Return the options of @hookimpl, also where it is under a static method, property ..."""
-    mark = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
+    mark: HookimplOpts | None = inspect.getattr_static(value, f"{hooks.PROJECT}_impl", None)
     if isinstance(mark, dict):
         return mark
     match value:

@@ -1,4 +1,4 @@
-"""Samples that a penalty is given: what no gradient can be taken of is told as that."""
+"""Samples that a penalty is given: those that no gradient can be taken of are refused."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from gancore.errors import ContractError
 
 
 def refuse_unusable(least: int = 1, **tensors: object) -> None:
-    """Raise ContractError for what no gradient can be taken of, given by what it is called.
+    """Raise ContractError for samples that no gradient can be taken of. Keywords name them.
 
-    That is, for anything but a floating-point tensor of `least` dimensions that is not empty.
+    They have to be floating-point tensors (B, *) of `least` dimensions or more, and not empty.
     Values are not looked at.
     """
     for what, x in tensors.items():
         if not isinstance(x, Tensor):
-            found, remedy = f"a {type(x).__name__}", "torch.as_tensor makes one of arrays and lists"
+            given, remedy = f"a {type(x).__name__}", "torch.as_tensor makes one of arrays and lists"
         elif x.is_complex():
-            found, remedy = f"{x.dtype}", "torch.view_as_real makes two numbers of each"
+            given, remedy = f"{x.dtype}", "torch.view_as_real makes two numbers of each"
         elif not x.is_floating_point():
-            found, remedy = f"{x.dtype}", "images of 0 … 255, say, by x.float() / 127.5 - 1"
+            given, remedy = f"{x.dtype}", "images of 0 … 255, say, by x.float() / 127.5 - 1"
         elif x.dim() < least or not x.numel():
-            found, remedy = f"of shape {tuple(x.shape)}", "give one sample or more"
+            given, remedy = f"of shape {tuple(x.shape)}", "give one sample or more"
         else:
             continue
         expected = "a floating-point tensor (B, *)" if least else "a floating-point tensor"
-        raise ContractError(f"{what} is {found}, expected {expected}, not empty: {remedy}")
+        raise ContractError(f"{what} is {given}, expected {expected}, not empty: {remedy}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 import click
 from click.exceptions import Exit
 
-from gancore.cli.group import Group
+from gancore.cli import installed
+from gancore.cli.group import Lazy
 from gancore.cli.streams import lasting
 from gancore.errors import GancoreError, InputError, RunError, told_of_files, with_notes_of
 
@@ -21,7 +21,7 @@ COMMANDS = {
     "compare": "Fail if a leaderboard got worse than an earlier one.",
     "doctor": "Show what this installation can do.",
     "leaderboard": "Run recipes over seeds: which is better, and is it sure?",
-    "plugins": "List the installed plugins.",
+    "plugins": "List what is installed; check a plugin; begin a new one.",
     "recipe": "Check recipes; print their JSON schema.",
     "report": "Write the pictures and scores of a run as one HTML file.",
     "run": "Train, regularize and score a recipe.",
@@ -31,36 +31,49 @@ COMMANDS = {
 """Each command's short help: its module is imported only when it is used."""
 
 
-class _Commands(Group):
+class _Commands(Lazy):
+    """Gan's own commands, and those of other packages."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(dict.fromkeys([*self.helps, *installed.names()]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = getattr(import_module(f"gancore.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)
-        return command
+        if cmd_name in self.helps:
+            return super().get_command(ctx, cmd_name)
+        return installed.get(cmd_name) if cmd_name in installed.names() else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in self.helps:
+            installed.tell_taken(args[0])
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what a plugin raises is an error, though click would take it for its own.
-
-        It has a note that names the plugin.
-        """
+        """Run a command. An error with a note is a plugin's, whatever click would make of it."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, Exit, EOFError, BrokenPipeError) as error:
-            if not getattr(error, "__notes__", ()):
-                raise
-            told = RunError(f"{type(error).__name__}: {error}")
-            raise with_notes_of(error, told) from error
+            if getattr(error, "__notes__", ()):
+                told = RunError(f"{type(error).__name__}: {error}")
+                raise with_notes_of(error, told) from error
+            if isinstance(error, Exit) and error.exit_code:
+                sys.exit(error.exit_code)  # click would return it
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        super().format_commands(ctx, formatter)
+        if lines := installed.help_lines(self.helps):
+            with formatter.section("Commands of other packages"):
+                formatter.write_dl(lines)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    modules="gancore.cli.",
+    helps=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(version("gancore"), prog_name="gancore")
 def gan() -> None:
     """What does this regularizer do to this GAN, and what does it cost?"""
@@ -69,8 +82,8 @@ def gan() -> None:
 def main() -> None:
     """Run the command line: exit 0 done, 1 the run failed, 2 the input is wrong."""
     warnings.formatwarning = _as_line
-    if sys.warnoptions:  # of PYTHONWARNINGS=error, say: a warning, whosever it is, ends no run
-        warnings.filters = [each for each in warnings.filters if each[0] != "error"]
+    if sys.warnoptions:  # PYTHONWARNINGS=error, say, must end no run
+        warnings.filters = [rule for rule in warnings.filters if rule[0] != "error"]
     with lasting():
         _run()
 
@@ -91,7 +104,7 @@ def _run() -> None:
 
         vars(error)["message"] = printable(error.message)
         error.show()
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except GancoreError as error:
         _say(error)
         sys.exit(error.exit_code)
@@ -112,7 +125,7 @@ def _run() -> None:
 
 
 def _refuse_nowhere() -> None:
-    """Refuse a current folder that is gone: half of what is imported would fail, each its way."""
+    """Refuse a current folder that is gone: many imports would fail, each in another way."""
     try:
         os.getcwd()
     except FileNotFoundError as error:

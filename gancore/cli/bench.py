@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gancore.cli.device import device_option, threads_option
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, use
 from gancore.cli.tables import tell
 from gancore.errors import RunError
 
 if TYPE_CHECKING:
     from gancore.cost import Cost
+    from gancore.provenance.environment import Stretch
     from gancore.recipe import Recipe
 
 NONE = "none"
@@ -38,6 +40,7 @@ NONE = "none"
     metavar="KEY=VALUE",
     help="Override a key of the recipe; KEY= removes it.",
 )
+@plugin_file_option
 @device_option("Where to measure.")
 @threads_option()
 @click.option(
@@ -52,6 +55,7 @@ def bench(
     recipe: Path,
     sets: tuple[str, ...],
     overrides: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
     device: str,
     rounds: int,
     as_json: bool,
@@ -65,15 +69,17 @@ def bench(
     from gancore.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
-    recipes = {NONE: loaded.without([each.called for each in loaded.plugin])}
-    own = "+".join(each.called for each in loaded.plugin)
+    names = [plugin.called for plugin in loaded.plugin]
+    recipes, own = {NONE: loaded.without(names)}, "+".join(names)
     if own and not sets:
         recipes[own] = loaded
-    for names in sets:
-        recipes[names] = _with(loaded, names)
+    for chosen in sets:
+        recipes[chosen] = _with(loaded, chosen)
+    use(plugin_files)
+    tell_unused(recipes.values())
 
     from gancore.cost import measure
-    from gancore.provenance.environment import environment
+    from gancore.provenance.environment import environment, made_with
     from gancore.report import display_for
     from gancore.training.device import choose_device
 
@@ -82,14 +88,18 @@ def bench(
         costs = measure(recipes, device=device, rounds=rounds, progress=display.count)
     finally:
         display.end()
-    about = environment(choose_device(device), [])
-    del about["plugins"]  # each entry has its own
-    entries = [_entry(name, each, costs.get(name)) for name, each in recipes.items()]
+    about = environment(choose_device(device), made_with([]))
+    entries = [
+        Entry(name, _origins(measured), costs.get(name)) for name, measured in recipes.items()
+    ]
     if as_json:
-        tell(json.dumps({"recipe": loaded.table(), "environment": about, "entries": entries}))
+        machine = about.table()
+        del machine["plugins"]  # every entry has its own
+        rows = [asdict(entry) for entry in entries]
+        tell(json.dumps({"recipe": loaded.table(), "environment": machine, "entries": rows}))
     else:
-        _show(entries, loaded, about, rounds)
-    if failed := [entry["name"] for entry in entries if entry["cost"] is None]:
+        show(entries, loaded, about, rounds)
+    if failed := [entry.name for entry in entries if entry.cost is None]:
         raise RunError(f"the first update failed, so there is nothing to measure: {failed}")
 
 
@@ -100,20 +110,26 @@ def _with(recipe: Recipe, names: str) -> Recipe:
     return recipe.model_copy(update={"plugin": made.plugin})
 
 
-def _entry(name: str, recipe: Recipe, cost: Cost | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: plugins by name with their origin, and what they cost."""
+
+    name: str
+    plugins: dict[str, str]
+    cost: Cost | None
+
+
+def _origins(recipe: Recipe) -> dict[str, str]:
     from gancore import entrypoints
 
-    found = {each.called: entrypoints.get("plugin", each.name) for each in recipe.plugin}
     return {
-        "name": name,
-        "plugins": {key: entrypoints.origin(each) for key, each in found.items()},
-        "cost": cost and asdict(cost),
+        plugin.called: entrypoints.origin(entrypoints.get("plugin", plugin.name))
+        for plugin in recipe.plugin
     }
 
 
-def _show(
-    entries: list[dict[str, Any]], recipe: Recipe, about: Mapping[str, Any], rounds: int
-) -> None:
+def show(entries: Sequence[Entry], recipe: Recipe, about: Stretch, rounds: int) -> None:
+    """Print the table."""
     from rich.table import Table
 
     from gancore.cli.tables import console, styled
@@ -124,8 +140,8 @@ def _show(
         f"{train.batch_size} samples, {train.precision}{', compiled' if train.compile else ''}"
     )
     below = (
-        f"medians of {rounds} rounds, {about['device']}, {about['threads']} threads, "
-        f"torch {about['versions']['torch']}; ratios to {NONE}"
+        f"medians of {rounds} rounds, {about.device}, {about.threads} threads, "
+        f"torch {about.versions['torch']}; ratios to {NONE}"
     )
     table = Table(
         title=styled(heading, "table.title"),
@@ -137,17 +153,17 @@ def _show(
     for column in ("ms", "time", "FLOPs", "memory", "operations"):
         table.add_column(column, justify="right")
     for entry in entries:
-        cost = entry["cost"]
+        cost = entry.cost
         cells = (
             ["failed"]
             if cost is None
             else [
-                f"{cost['seconds'] * 1e3:.1f}",
-                f"{cost['time_ratio']:.2f}×",
-                f"{cost['flops_ratio']:.2f}×",
-                f"{cost['memory_ratio']:.2f}×",
-                f"{cost['operations']:,.0f}",
+                f"{cost.seconds * 1e3:.1f}",
+                f"{cost.time_ratio:.2f}×",
+                f"{cost.flops_ratio:.2f}×",
+                f"{cost.memory_ratio:.2f}×",
+                f"{cost.operations:,.0f}",
             ]
         )
-        table.add_row(styled(entry["name"]), *cells)
+        table.add_row(styled(entry.name), *cells)
     console().print(table)

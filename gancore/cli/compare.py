@@ -33,31 +33,29 @@ def compare(baseline: Path, current: Path, metric: str | None, tolerance: float)
     from rich.table import Table
 
     from gancore.cli.tables import console, styled
-    from gancore.leaderboard.compare import gate, read, regressed
+    from gancore.leaderboard.compare import gate, regressed
+    from gancore.leaderboard.result import Result
     from gancore.leaderboard.statistics import method
-    from gancore.leaderboard.text import MINUS, against, title, verdict
+    from gancore.leaderboard.text import MINUS, against, title
     from gancore.scoring.protocol import score_name
 
-    before, after = read(baseline), read(current)
-    metric = metric or str(before["metric"])
-    found = gate(before, after, metric)
-    heading = styled(title({**after, "metric": metric}, metric), "table.title")
-    table = Table(title=heading, title_justify="left")
-    sign = "÷" if all(each.scale == "ratio" for each in found.values()) else MINUS
+    before, after = Result.read(baseline), Result.read(current)
+    metric = metric or before.metric
+    compared = gate(before, after, metric)
+    table = Table(title=styled(title(after, metric), "table.title"), title_justify="left")
+    sign = "÷" if all(entry.scale == "ratio" for entry in compared.values()) else MINUS
     for column in ("entry", f"current {sign} baseline", "verdict"):
         table.add_column(column)
-    lost = []
-    for name, each in found.items():
-        if regressed(each, metric, tolerance):
-            lost.append(name)
-        cells = (name, against(vars(each)), verdict(vars(each)))
+    lost = [name for name, entry in compared.items() if regressed(entry, tolerance)]
+    for name, entry in compared.items():
+        cells = (name, against(entry), entry.verdict)
         table.add_row(*map(styled, cells), style="red" if name in lost else "")
     console().print(table)
-    names = [{entry["name"] for entry in board["entries"]} for board in (before, after)]
-    if unmatched := sorted((names[0] | names[1]) - found.keys()):
+    names = {entry.name for board in (before, after) for entry in board.entries}
+    if unmatched := sorted(names - compared.keys()):
         tell(f"not compared, for want of a score in both: {', '.join(unmatched)}")
-    tell(f"decided by: {method(map(vars, found.values())) or 'nothing, with too few seeds'}")
+    tell(f"decided by: {method(compared.values()) or 'nothing, with too few seeds'}")
     if lost:
-        name = score_name(metric, after["protocol"])
+        name = score_name(metric, after.protocol)
         tell(f"regression in {name}: {', '.join(lost)}", err=True)
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,12 +41,12 @@ def _taken(context: click.Context, parameter: click.Parameter, given: int | None
 
 
 def _named(context: click.Context, parameter: click.Parameter, given: str) -> str:
-    """Return what names a device, whether there is one or not; before torch is imported.
+    """Return what names a device, whether there is one or not. Raises InputError for all else."""
+    if given != "auto":
+        from gancore.training.device import named_device
 
-    Raises InputError for all else.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?", given):
-        raise InputError(
-            f"--device {given!r}: expected auto, cpu, cuda or cuda:N, such as --device cuda:0"
-        )
+        try:
+            named_device(given)
+        except InputError as error:
+            raise InputError(f"--{error}") from error
     return given

@@ -14,11 +14,11 @@ from gancore.cli.tables import tell
 
 @click.command()
 def doctor() -> None:
-    """Show versions, devices, plugins and feature extractors; exit 1 if something is broken."""
+    """Show versions, devices and what is installed; exit 1 if something can't be imported."""
     import torch
 
     from gancore import entrypoints
-    from gancore.cli.plugins import details
+    from gancore.cli.plugins_list import KINDS, Details, details
     from gancore.provenance.environment import PACKAGES
     from gancore.text import shown
 
@@ -30,18 +30,20 @@ def doctor() -> None:
     else:
         tell("no CUDA device: runs use the CPU")
     broken = 0
-    for found in entrypoints.find("plugin"):
-        error = details(found).get("error")
-        broken += error is not None
-        tell(shown(f"plugin {found}: {error or 'ok'}", 4096))
+    for kind in KINDS:
+        for component in entrypoints.find(kind):
+            about = details(component)
+            is_ok = isinstance(about, Details)
+            broken += not is_ok
+            tell(shown(f"{kind} {component}: {'ok' if is_ok else about}", 4096))
     tell(f"extractor inception-v3-compat: {_inception()}")
-    for found in entrypoints.find("extractor"):
-        tell(shown(f"extractor {found}: installed", 4096))
+    for extractor in entrypoints.find("extractor"):
+        tell(shown(f"extractor {extractor}: installed", 4096))
     sys.exit(1 if broken else 0)
 
 
 def _inception() -> str:
-    """Say whether the canonical weights are here, without fetching them."""
+    """Say whether Inception's weights are in the cache; nothing is fetched."""
     from gancore.scoring.extractors import inception_path
 
     path: Path = inception_path()

@@ -19,9 +19,10 @@ TIMED = 3
 
 def show(trainer: Trainer) -> None:
     """Print the resolved recipe, networks, data, plugins, memory and an estimate of the time."""
-    warn_idle(trainer)
+    if trainer.learner.ranks.is_first:
+        warn_idle(trainer.settings, trainer.plugins, trainer.data)
     seconds = _seconds_a_step(trainer)
-    if not trainer.ranks.is_first:
+    if not trainer.learner.ranks.is_first:
         return
     tell(tomli_w.dumps(trainer.recipe).rstrip())
     tell("")
@@ -36,16 +37,17 @@ def show(trainer: Trainer) -> None:
     tell("plugins: " + ", ".join(map(str, trainer.plugins.loaded)))
     if (peak := _peak_bytes(trainer)) is not None:
         tell(f"memory: {peak / 2**20:,.0f} MiB at its peak, on {trainer.device}")
+    steps = trainer.settings.train.steps
     tell(
         f"time: {seconds * 1e3:.0f} ms a step, about "
-        f"{_duration(seconds * trainer.train.steps)} for {trainer.train.steps:,} steps, "
+        f"{_duration(seconds * steps)} for {steps:,} steps, "
         "scoring not counted"
     )
 
 
 def _seconds_a_step(trainer: Trainer) -> float:
     """Time a few steps after a first one; the trainer is no use for a run after this."""
-    critic_steps = trainer.train.critic_steps
+    critic_steps = trainer.settings.train.critic_steps
     began = 0.0
     for step in range(TIMED + 1):
         if step == 1:

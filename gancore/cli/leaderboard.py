@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from gancore.cli.device import device_option
 from gancore.cli.paths import Target
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, told_with_copies, use
 from gancore.cli.tables import tell
-from gancore.errors import told_of_files
-
-if TYPE_CHECKING:
-    from gancore.leaderboard.board import Board
-    from gancore.leaderboard.display import BoardDisplay
-    from gancore.leaderboard.job import Executor
+from gancore.errors import InputError, told_of_files
 
 
 @click.command()
@@ -33,16 +27,25 @@ if TYPE_CHECKING:
     help="Runs at a time, by default 1; with --ray, the most it is given, by default all.",
 )
 @click.option(
+    "--executor",
+    "executor_name",
+    metavar="NAME[:PLACE]",
+    help="Where to make the runs: an installed executor's name, and a place such as an address; "
+    "by default local.",
+)
+@click.option(
     "--ray",
     "address",
     metavar="ADDRESS|auto",
-    help="Run on this Ray cluster (HOST:PORT or ray://HOST:PORT), as many as it has room for.",
+    help="Run on this Ray cluster (HOST:PORT or ray://HOST:PORT), as many as it has room for; "
+    "short for --executor ray:ADDRESS, of the package gancore-ray.",
 )
 @click.option(
     "--commands",
     is_flag=True,
     help="Print the command of each run that is left, one a line, for a queue; make none.",
 )
+@plugin_file_option
 @device_option("Where to train.")
 @click.option(
     "--cost/--no-cost", default=True, show_default=True, help="Measure what each entry costs."
@@ -51,8 +54,10 @@ def leaderboard(
     board: Path,
     out: Path | None,
     jobs: int | None,
+    executor_name: str | None,
     address: str | None,
     commands: bool,
+    plugin_files: tuple[Path, ...],
     device: str,
     cost: bool,
 ) -> None:
@@ -65,30 +70,42 @@ def leaderboard(
     from gancore.leaderboard.board import Board
     from gancore.leaderboard.costs import measure_costs
     from gancore.leaderboard.display import BoardDisplay
-    from gancore.leaderboard.files import write
+    from gancore.leaderboard.evaluate import evaluate
+    from gancore.leaderboard.executor import Terms, chosen, make_runs, parsed
+    from gancore.leaderboard.files import refuse_strangers, write_files
     from gancore.leaderboard.job import left_to_do, shell_line
-    from gancore.leaderboard.plan import Samples, plan, tables
-    from gancore.leaderboard.result import result
+    from gancore.leaderboard.plan import Samples, plan, resolved
     from gancore.leaderboard.stale import made_again
     from gancore.leaderboard.text import markdown
 
+    if executor_name is not None and address is not None:
+        raise InputError("--ray ADDRESS is short for --executor ray:ADDRESS: give one of them")
+    name, place = (
+        ("ray", address)
+        if address is not None
+        else parsed("local" if executor_name is None else executor_name)
+    )
     loaded = Board.load(board)
     out = out or Path("boards", board.stem.lstrip(".") or "board")
     recipes = loaded.recipes(board.parent)
+    use(plugin_files)
+    tell_unused(recipes.values())
     display = BoardDisplay(loaded, sys.stderr if commands else sys.stdout)
     if commands and not (loaded.budget and loaded.budget.unit == "passes"):
         cost = False  # measured when the runs are done, where they were made
-    making = _executor(loaded, jobs, address, device, display)
     priced = loaded.within_budget(recipes, dict.fromkeys(recipes, 1.0))
     refuse_unwritable(out)
-    tables(loaded, priced)  # mistakes are told before a cluster is asked, or anything measured
-    with told_of_files(out), making as executor, display:
-        spent = {}
+    refuse_strangers(out)
+    with told_with_copies(out.glob("runs/*/plugin-files/*")):
+        resolved(loaded, priced)  # tells mistakes before a cluster is asked, or anything measured
+    terms = Terms(place, jobs, loaded.threads, loaded.gpus, device, display.say)
+    with told_of_files(out), chosen(name, terms) as executor, display:
+        costs = {}
         samples = Samples()
         if cost:
             plan(loaded, priced, out, device=executor.device, samples=samples)
-            spent = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
-        ratios = {name: each["flops_ratio"] for name, each in spent.items()}
+            costs = measure_costs(loaded, priced, out, executor=executor, tell=display.say)
+        ratios = {name: spent.flops_ratio for name, spent in costs.items() if spent.flops_ratio}
         recipes = loaded.within_budget(recipes, ratios)
         planned = plan(loaded, recipes, out, device=executor.device, samples=samples)
         for line in made_again(planned):
@@ -97,33 +114,11 @@ def leaderboard(
             for job in left_to_do(planned):
                 tell(shell_line(job, threads=loaded.threads, device=executor.device))
             return
-        executor.sweep(planned, display.show)
-    found = result(loaded, planned, spent)
+        make_runs(executor, planned, display.show)
+    result = evaluate(loaded, planned, costs)
     with told_of_files(out):
-        write(found, planned, out)
-    tell(markdown(found))
+        write_files(result, planned, out)
+    tell(markdown(result))
     tell(f"in {out}")
-    if any(entry["failed"] for entry in found["entries"]):
+    if any(entry.failed for entry in result.entries):
         sys.exit(1)
-
-
-def _executor(
-    board: Board, jobs: int | None, address: str | None, device: str, display: BoardDisplay
-) -> AbstractContextManager[Executor]:
-    """Return what makes the runs: this machine, unless a cluster is named."""
-    if address is None:
-        from gancore.leaderboard.sweep import Here
-        from gancore.training.device import choose_device
-
-        device = str(choose_device(device))
-        return nullcontext(Here(jobs or 1, board.threads, device, display.say))
-    from gancore.leaderboard.cluster import connected
-
-    return connected(
-        address,
-        parallel=jobs,
-        threads=board.threads,
-        gpus=board.gpus,
-        device=device,
-        tell=display.say,
-    )

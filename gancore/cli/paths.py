@@ -9,7 +9,7 @@ import click
 
 
 class Target(click.Path):
-    """A path whose ~ is put out in full, which no shell does in `--out=~/x`."""
+    """A path. Its ~ is replaced by the home folder, as no shell does in `--out=~/x`."""
 
     def __init__(self, *, file_okay: bool = True) -> None:
         super().__init__(path_type=Path, file_okay=file_okay)
@@ -17,9 +17,9 @@ class Target(click.Path):
     def convert(
         self, value: str | PathLike[str], param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Return the path. Raises InputError for a user that is none."""
+        """Return the path. Raises InputError for a ~USER who has no home here."""
         from gancore.files.reading import expanded
 
-        found = super().convert(expanded(str(value)), param, ctx)
-        assert isinstance(found, Path)
-        return found
+        path = super().convert(expanded(str(value)), param, ctx)
+        assert isinstance(path, Path)
+        return path

@@ -1,13 +1,16 @@
-"""`gan plugins check`: run the contract on an installed plugin."""
+"""`gan plugins check`: run the contract on a plugin."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from gancore.cli.plugin_files import plugin_file_option, use
 
 if TYPE_CHECKING:
     from gancore.testing import Result
@@ -17,6 +20,7 @@ STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "inapplica
 
 @click.command()
 @click.argument("name")
+@plugin_file_option
 @click.option(
     "--options",
     "settings",
@@ -24,14 +28,15 @@ STYLES: Mapping[str, str] = {"passed": "green", "failed": "bold red", "inapplica
     metavar="KEY=VALUE",
     help="An option of the plugin, as in a recipe; repeatable.",
 )
-def check(name: str, settings: tuple[str, ...]) -> None:
+def check(name: str, plugin_files: tuple[Path, ...], settings: tuple[str, ...]) -> None:
     """Run every check that applies to the plugin NAME; exit 1 if one fails."""
+    use(plugin_files)
     from gancore.errors import RecipeError
     from gancore.options import Given
     from gancore.plugins import load
     from gancore.recipe.overrides import parse_override, typed_in
 
-    options: dict[str, Any] = dict(map(parse_override, settings))
+    options = dict(map(parse_override, settings))
     for key, value in options.items():
         if value is None:
             raise RecipeError(f"--options {key}=: expected a value; for the default leave it out")
@@ -59,7 +64,7 @@ def _show(title: str, results: list[Result], seconds: float) -> None:
         table.add_column(column, overflow="fold", no_wrap=column != "what was found")
     for result in results:
         verdict = styled(result.verdict, STYLES[result.verdict])
-        table.add_row(styled(result.check), verdict, styled(result.found))
+        table.add_row(styled(result.check), verdict, styled(result.detail))
     out = console()
     out.print(styled(title, "bold"))
     out.print(table)

@@ -23,24 +23,25 @@ def recipe() -> None:
 def check(recipes: tuple[Path, ...]) -> None:
     """Validate each RECIPE: its keys, and the options of installed components.
 
-    A component that is not installed here is told of, and is no fault of the recipe.
+    Components that are not installed, and data that are not here, are told. They are no fault of
+    the recipe.
     """
     from gancore.cli.tables import lines
     from gancore.recipe import Recipe
     from gancore.text import shown
-    from gancore.training import check
+    from gancore.training import check_recipe
 
     failed = False
     for path in recipes:
         where = shown(str(path), 4096)
         try:
-            missing = check(Recipe.load(path))
+            missing = check_recipe(Recipe.load(path))
         except GancoreError as error:
             failed = True
             text = "\n".join(lines(str(error)))
             tell(text if text.startswith(where) else f"{where}: {text}", err=True)
         else:
-            tell("; ".join([f"{where}: valid", *(shown(each, 4096) for each in missing)]))
+            tell("; ".join([f"{where}: valid", *(shown(line, 4096) for line in missing)]))
     sys.exit(2 if failed else 0)
 
 

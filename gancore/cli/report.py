@@ -27,12 +27,14 @@ def report(run: Path, device: str) -> None:
     from gancore.training import Run
     from gancore.training.device import choose_device
 
-    found = Run.open(run)
+    folder = Run.open(run)
     device = str(choose_device(device))  # the page leaves out what can't be computed
     display = display_for(sys.stdout)
     try:
         with told_of_files(run):
-            write_report(found, device=device, progress=display.count)
+            missing = write_report(folder, device=device, progress=display.count)
     finally:
         display.end()
-    tell(f"report in {found.report_path}")
+    for line in missing:
+        tell(f"warning: {line}", err=True)
+    tell(f"report in {folder.report_path}")

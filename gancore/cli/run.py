@@ -15,6 +15,7 @@ import click
 
 from gancore.cli.device import device_option, threads_option
 from gancore.cli.paths import Target
+from gancore.cli.plugin_files import plugin_file_option, tell_unused, told_with_copies, use
 from gancore.cli.tables import tell
 from gancore.errors import RunError, told_of_files
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-plugin", "dropped", multiple=True, metavar="NAME", help="Leave a plugin out; repeatable."
 )
+@plugin_file_option
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and how long it takes.")
 def run(
     recipe: Path,
@@ -61,6 +63,7 @@ def run(
     resume: bool,
     force: bool,
     dropped: tuple[str, ...],
+    plugin_files: tuple[Path, ...],
     dry_run: bool,
 ) -> None:
     """Train, regularize and score RECIPE.
@@ -77,12 +80,15 @@ def run(
         overrides = (*overrides, f"train.seed={seed}")
     with _as_one(), _ending_in_words():
         loaded = Recipe.load(recipe, overrides).without(dropped)
+        use(plugin_files)
+        tell_unused([loaded])
 
         from gancore.report import display_for
-        from gancore.training import build_trainer, default_folder, refuse
+        from gancore.training import Run, build_trainer, default_folder, refuse
 
         folder = out or default_folder(recipe.stem, loaded)
-        refuse(loaded, None if dry_run else folder, device=device, resume=resume)
+        with told_with_copies(Run(folder).plugin_files.glob("*")):
+            refuse(loaded, None if dry_run else folder, device=device, resume=resume)
         built = build_trainer(loaded, device=device)
         if dry_run:
             from gancore.cli.dry_run import show
@@ -97,7 +103,7 @@ def run(
                 threads=threads,
                 display=display_for(sys.stdout),
             )
-        if built.ranks.is_first:
+        if built.learner.ranks.is_first:
             _show(done)
 
 
@@ -132,34 +138,35 @@ def _stopping_on_signals(trainer: Trainer) -> Iterator[None]:
 
     They are SIGINT, SIGTERM, and SIGHUP of a terminal that is gone, unless nohup has it ignored.
 
-    Under torchrun each comes twice, from it and from whoever sent it there, and while an error is
-    told: none exits at once, as torchrun kills what takes longer than 30 seconds.
+    Under torchrun no signal exits at once. Each process gets every signal twice there, from
+    torchrun and from whoever sent it, and may be telling an error meanwhile. torchrun kills what
+    takes longer than 30 seconds.
     """
     from gancore.distributed.launching import is_under_torchrun
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not is_under_torchrun():
-            for each in previous:
-                signal.signal(each, signal.SIG_DFL)
+            for signum in previous:
+                signal.signal(signum, signal.SIG_DFL)
         trainer.stop(f"stopped by {signal.Signals(number).name}")
 
     stopping = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         stopping.append(hangup)
-    previous = {each: signal.signal(each, stop) for each in stopping}
+    previous = {signum: signal.signal(signum, stop) for signum in stopping}
     try:
         yield
     finally:
         if not is_under_torchrun():
-            for each, handler in previous.items():
-                signal.signal(each, handler)
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
 
 
 def _show(done: Run) -> None:
     from gancore.cli.tables import show_scores
 
-    scores = done.scores
+    scores = done.read_scores()
     if scores is not None:
         show_scores(scores)
     tell(f"in {done.path}")

@@ -53,22 +53,22 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     from gancore.report import display_for
     from gancore.report.grids import refuse_no_pictures, refuse_others
     from gancore.scoring.sampling import generate, shape_of_samples
-    from gancore.training import Run, load_generator
     from gancore.training.device import choose_device
+    from gancore.training.loading import Loader
 
     choose_device(device)
     refuse_unwritable(out if is_folder else out.parent)
     if is_folder:
         refuse_others(out)
-    found = Run.open(run)
     display = display_for(sys.stderr)
+    loader = Loader.of(run, best=best)
     try:
-        generator = load_generator(found, device=device, best=best, progress=display.count)
+        generator = loader.generator(device=device, progress=display.count)
     finally:
         display.end()
     if is_folder:
         refuse_no_pictures(shape_of_samples(generator))
-    samples = generate(generator, count, seed=found.seed, broken=warnings.warn)
+    samples = generate(generator, count, seed=loader.recipe.train.seed, broken=warnings.warn)
     with told_of_files(out):
         _write(samples, out)
     tell(f"{count} samples in {out}")

@@ -25,28 +25,21 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
 
     Scores under the same protocol are added to those there; under another one they replace them.
     """
-    from gancore.recipe import Score
-    from gancore.training import Run
-
-    found = Run.open(run)
-    asked = {
-        "metrics": metrics if metrics is None else [each.strip() for each in metrics.split(",")],
-        "samples": samples,
-    }
-    changes = {key: value for key, value in asked.items() if value is not None}
-    section = Score.of({**found.recipe.score.model_dump(exclude_none=True), **changes})
-
     from gancore.cli.tables import show_scores
     from gancore.report import display_for
-    from gancore.training import score_run
+    from gancore.training import Run, score_run
 
+    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    asked = {"metrics": names, "samples": samples}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    folder = Run.open(run)
     display = display_for(sys.stdout)
     try:
         with told_of_files(run):
             scores = score_run(
-                found, section, device=device, progress=display.count, tell=display.say
+                folder, changes, device=device, progress=display.count, tell=display.say
             )
     finally:
         display.end()
     show_scores(scores)
-    tell(f"in {found.scores_path}")
+    tell(f"in {folder.scores_path}")

@@ -1,4 +1,7 @@
-"""The standard streams: a reader that goes away, or lacks a character, ends no command."""
+"""The standard streams. Closing the pipe or terminal does not stop a command.
+
+Nor does a character that the stream's encoding lacks.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ GONE = (errno.EPIPE, errno.EIO)
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """Let what is printed go nowhere once nobody is there to read it: a training goes on."""
+    """Drop what is printed once the pipe or terminal is closed, so that training goes on."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
     try:
@@ -30,7 +33,7 @@ def lasting() -> Iterator[None]:
 
 
 class _Descriptor(io.FileIO):
-    """Where a stream ends; after the first failure that is the null device."""
+    """What a stream writes to. After the first failure it is the null device."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,8 @@ from gancore.text import printable, shown
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from gancore.scoring.protocol import Scores
 
 NARROWEST = 40
 """Columns that a table has at least."""
@@ -40,7 +41,8 @@ def as_json(value: Any) -> str:
     """Return JSON that a terminal may have: letters as they are, control characters escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return "".join(
-        each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
+        for letter in text
     )
 
 
@@ -53,16 +55,16 @@ def console() -> Console:
     return made
 
 
-def show_scores(found: Mapping[str, Any]) -> None:
+def show_scores(scores: Scores) -> None:
     """Print scores by the names that their protocol allows, the protocol, and notes on the run."""
     from rich.text import Text
 
     from gancore.scoring.protocol import shown_protocol, shown_scores
 
     out = console()
-    for name, value in shown_scores(found).items():
+    for name, value in shown_scores(scores).items():
         line = Text.assemble(styled(name, "bold"), "  ", styled(value, "cyan"))
         out.print(line, soft_wrap=True)
-    out.print(styled(shown_protocol(found["protocol"]), "dim"), soft_wrap=True)
-    for note in found.get("notes", []):
+    out.print(styled(shown_protocol(scores.protocol), "dim"), soft_wrap=True)
+    for note in scores.notes:
         out.print(styled(f"note: {note}", "yellow"), soft_wrap=True)

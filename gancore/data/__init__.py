@@ -41,8 +41,8 @@ class Dataset:
     labels   int64 (N,), or None
     split    which part of the published data this is
     truth    what points scatter around, where that is known
-    about    where they are from, and what was passed over there; ends what a run says of its data
-    doubts   lines on what may not be meant so, which a run warns of
+    about    where they are from, and what was passed over there; a run says so
+    doubts   lines about what may be a mistake; a run warns of each
 
     Raises DataError for any other dtype or shape, and for an empty one.
     """
@@ -62,14 +62,14 @@ class Dataset:
                 f"data set {self.name!r} is a {type(self.samples).__name__}, expected a tensor: "
                 "torch.as_tensor makes one of arrays and lists"
             )
-        found = f"{str(self.samples.dtype).removeprefix('torch.')} {tuple(self.samples.shape)}"
+        form = f"{str(self.samples.dtype).removeprefix('torch.')} {tuple(self.samples.shape)}"
         if (self.samples.dtype, self.samples.dim()) not in ((torch.uint8, 4), (torch.float32, 2)):
             raise DataError(
-                f"data set {self.name!r} is {found}: expected uint8 (N, C, H, W) images or "
+                f"data set {self.name!r} is {form}: expected uint8 (N, C, H, W) images or "
                 f"float32 (N, d) points{_remedy(self.samples)}"
             )
         if 0 in self.samples.shape:
-            raise DataError(f"data set {self.name!r} is empty: {found}")
+            raise DataError(f"data set {self.name!r} is empty: {form}")
         self._refuse_broken_rows()
         if self.labels is not None and (
             self.labels.dtype != torch.int64 or self.labels.shape != (len(self),)

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 class Cache:
     """One file for each thing that can be made (`slot`), good for one state of its source (`key`).
 
-    kind begins the file's name. Nothing that goes wrong here is an error: then there is no cache.
+    kind begins the file's name. Where anything goes wrong here, there is no cache, and no error.
 
     note  a text beside the tensors, as `load` found it, or as `save` is to keep it
     """
@@ -52,11 +52,11 @@ class Cache:
                 about = stored.metadata() or {}
                 if about.get("key") != self.key:
                     return None
-                found = {each: stored.get_tensor(each) for each in stored.keys()}  # noqa: SIM118
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         except Exception:  # whatever is wrong with the file, it is made anew
             return None
         self.note = about.get("note", "")
-        return found if about.get("content") == _content(found, self.note) else None
+        return tensors if about.get("content") == _content(tensors, self.note) else None
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors in place of any before; the file appears whole or not at all."""

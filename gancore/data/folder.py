@@ -97,22 +97,22 @@ def _classes(names: Sequence[str], place: Path) -> list[str] | None:
     pairs = zip(min(parents), max(parents), strict=False)
     around = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     classes = {name: parent[around:] for name, parent in zip(names, parents, strict=True)}
-    for name, each in classes.items():
-        if len(each) > 1:
+    for name, folders in classes.items():
+        if len(folders) > 1:
             raise DataError(
-                f"{place}: {name!r} is {len(each)} folders deep; expected images directly or in "
+                f"{place}: {name!r} is {len(folders)} folders deep; expected images directly or in "
                 "one folder a class. Set data.path to the folder that has the class folders"
             )
-    loose = [name for name, each in classes.items() if not each]
+    loose = [name for name, folders in classes.items() if not folders]
     if len(loose) == len(names):
         return None
     if loose:
-        inside = next(name for name, each in classes.items() if each)
+        inside = next(name for name, folders in classes.items() if folders)
         raise DataError(
             f"{place}: {inside!r} is in a class folder, {loose[0]!r} is not. Put all images into "
             "class folders, or none"
         )
-    return [each[0] for each in classes.values()]
+    return [name for (name,) in classes.values()]
 
 
 def _about(place: Path, classes: int, others: str) -> str:

@@ -135,8 +135,8 @@ class Folder:
                         else:
                             here.append(f"{name}/")
                     elif entry.is_file():
-                        found = entry.stat()
-                        yield File(name, found.st_size, _state(found))
+                        about = entry.stat()
+                        yield File(name, about.st_size, _state(about))
                     elif name.lower().endswith(SUFFIXES):
                         _refuse_odd(folder / entry.name)
 
@@ -273,9 +273,9 @@ class Zip:
 
     def close(self) -> None:
         """Close the file."""
-        for each in (self._zip, self._file):
-            if each is not None:
-                each.close()
+        for stream in (self._zip, self._file):
+            if stream is not None:
+                stream.close()
 
 
 def _state(about: os.stat_result) -> tuple[int, int, int]:
@@ -286,12 +286,12 @@ def _state(about: os.stat_result) -> tuple[int, int, int]:
     return about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
-def _chosen(found: Iterator[File], path: Path) -> tuple[list[File], str]:
-    """Return the images of what is found, sorted, within the limits; and what the others are."""
+def _chosen(listed: Iterator[File], path: Path) -> tuple[list[File], str]:
+    """Return the images among the files, sorted, within the limits; and what the others are."""
     files: list[File] = []
     others: Counter[str] = Counter()
     total = 0
-    for count, file in enumerate(found, 1):
+    for count, file in enumerate(listed, 1):
         if count > MOST_FILES:
             raise DataError(_too_many(path))
         if not file.name.lower().endswith(SUFFIXES):

@@ -46,15 +46,15 @@ def _variable(name: str, limit: int) -> int:
 
 
 def is_under_torchrun() -> bool:
-    """Whether torchrun started this process: then signals come twice, from it and from whoever."""
+    """Whether torchrun started this process: it passes on the signals that all of them get."""
     return dist.is_torchelastic_launched()
 
 
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Let one process alone tell an error that several have, and say which it is.
+    """Let one process alone tell an error that several have, and say which process it is.
 
-    The others exit with the error's code. When all went well, this process leaves the others.
+    The others exit with the error's code. Without an error, this process leaves the group.
     """
     try:
         yield
@@ -70,9 +70,10 @@ def told_once() -> Iterator[None]:
 
 
 def _is_first_to_say(text: str) -> bool:
-    """Ask the store through which processes meet; yes, too, where that is gone.
+    """Whether no other process has told this error. Yes, too, where that can't be asked any more.
 
-    The first process, which may keep the store, waits a few seconds for the others to ask.
+    The processes meet in a store, which the first may hold: it waits a few seconds until all others
+    have asked.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The ranks: the processes that make a run together, and what they have to agree on.
 
-Gradients are averaged by hand after each backward, all of them in one flat all-reduce:
-DistributedDataParallel does not go with penalties, which differentiate twice.
+One flat all-reduce after each backward pass averages all gradients. DistributedDataParallel can't
+be used: penalties differentiate twice.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -35,15 +36,14 @@ class Ranks:
     index   which of them this is, from 0; the first is the one that writes
     count   how many there are
 
-    With one alone, every method answers what it was given, and nothing is communicated. Methods
-    that communicate are called by all, in the same order; they raise RunError when another is
-    gone.
+    A process alone gets back what it gave, and communicates nothing. All processes call the methods
+    that communicate, in the same order. Those methods raise RunError when another process is gone.
     """
 
     def __init__(self, index: int = 0, count: int = 1) -> None:
         self.index = index
         self.count = count
-        # what is not of updates is on the host, whatever the device
+        # flags, samples and messages go over the host, whatever the device of the updates
         self._host = _group(TIMEOUT) if count > 1 else None
         self._patient = _group(PATIENCE) if count > 1 else None
 
@@ -51,7 +51,7 @@ class Ranks:
     def join(cls, device: torch.device) -> Ranks:
         """Meet the other processes that torchrun, or whoever sets its variables, has started.
 
-        A process group that is there already is used. Raises RunError when the others don't come.
+        A process group that exists already is used. Raises RunError when the others don't come.
         """
         if not dist.is_initialized():
             if is_under_torchrun():
@@ -110,8 +110,8 @@ class Ranks:
     def means(self, values: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
         """Return the mean of each value over all processes, in one flat all-reduce.
 
-        A value that some lack counts as zeros there; one that all lack is None. `like` has their
-        shapes.
+        `like` has the shape of each. A value that some processes lack counts as zeros there. The
+        mean of a value that all lack is None.
         """
         if self.count == 1:
             return list(values)
@@ -124,14 +124,24 @@ class Ranks:
         flat = torch.cat([flags, *(part.reshape(-1).to(flags) for part in parts)])
         with _told():
             dist.all_reduce(flat)
-        # what is missing is missing on all, but for a plugin that answers None to some
+        # most often all lack the same values: only a plugin may return None on some processes
         anywhere = [True] * len(values) if all(there) else flat[: len(there)].tolist()
         flat = flat[len(there) :] / self.count
-        found = torch.split(flat, [part.numel() for part in parts])
+        means = torch.split(flat, [part.numel() for part in parts])
         return [
             mean.reshape(shape.shape).to(shape) if any_there else None
-            for mean, shape, any_there in zip(found, like, anywhere, strict=True)
+            for mean, shape, any_there in zip(means, like, anywhere, strict=True)
         ]
+
+    def mean_of(self, here: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each number, by name, over the processes that have it."""
+        if self.count == 1:
+            return dict(here)
+        tables: list[dict[str, float]] = [{} for _ in range(self.count)]
+        with _told():
+            dist.all_gather_object(tables, dict(here), group=self._host)
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {name: fmean(table[name] for table in tables if name in table) for name in names}
 
     @torch.no_grad()
     def equalize(self, tensors: Iterable[Tensor]) -> None:
@@ -145,24 +155,23 @@ class Ranks:
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             with _told():
                 dist.broadcast(flat, 0)
-            for tensor, value in zip(
-                same, torch.split(flat, [each.numel() for each in same]), strict=True
-            ):
+            values = torch.split(flat, [tensor.numel() for tensor in same])
+            for tensor, value in zip(same, values, strict=True):
                 tensor.copy_(value.reshape(tensor.shape))
 
     def any(self, here: bool) -> bool:
         """Return whether it is so for any process."""
         if self.count == 1:
             return here
-        found = torch.tensor([here], dtype=torch.uint8)
+        anywhere = torch.tensor([here], dtype=torch.uint8)
         with _told():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._host)
-        return bool(found.item())
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX, group=self._host)
+        return bool(anywhere.item())
 
     def from_first(self, make: Callable[[], bytes]) -> bytes:
-        """Return what `make` returns on the first process, to all; only that one calls it.
+        """Call `make` on the first process, and return its result on all of them.
 
-        Its GancoreError is raised by all.
+        All raise the GancoreError that it raises.
         """
         if self.count == 1:
             return make()
@@ -187,27 +196,30 @@ class Ranks:
         return data
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors (CPU, of one shape) of all processes in order; [] but to the first."""
+        """Return the tensors of all processes in order, to the first one; [] to the others.
+
+        They are on the CPU, and of one shape.
+        """
         if self.count == 1:
             return [tensor]
-        found = [torch.empty_like(tensor) for _ in range(self.count)] if self.is_first else None
+        tensors = [torch.empty_like(tensor) for _ in range(self.count)] if self.is_first else None
         with _told():
-            dist.gather(tensor.contiguous(), found, dst=0, group=self._host)
-        return found or []
+            dist.gather(tensor.contiguous(), tensors, dst=0, group=self._host)
+        return tensors or []
 
     def wait(self) -> None:
-        """Wait for all the others, however long the first takes for what only it does."""
+        """Wait for all other processes; up to a day, for what the first alone does."""
         if self.count > 1:
             with _told():
                 dist.all_reduce(torch.zeros(1), group=self._patient)
 
 
 def _meeting(store: Store, index: int, count: int) -> str:
-    """Agree with the others on a name that no earlier attempt has used.
+    """Agree with the other processes on a name that no earlier attempt has used.
 
-    torchrun keeps one store for all attempts of a run, and in it the addresses of those that were
-    killed: whoever restarts would call them. So each says hello by a new name, which the first
-    answers with its own, and is heard from under that.
+    torchrun keeps one store for all attempts of a run. It holds the addresses of processes that
+    were killed, and a restarted process would call them. So each process says hello under a new
+    name. The first answers there with its own new name, and hears from the others under that.
     """
     name = secrets.token_hex(8)
     if index > 0:

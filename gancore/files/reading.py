@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 import re
@@ -14,13 +13,15 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from datetime import date, time
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from gancore.errors import InputError, RecipeError
 from gancore.options import explain
 from gancore.text import shown
+
+Model = TypeVar("Model", bound=BaseModel)
 
 LARGEST = 256 << 10
 """Bytes of a TOML file; the largest of ours have three thousand."""
@@ -137,22 +138,20 @@ def read_toml(path: Path, *, pipe: bool = False) -> dict[str, Any]:
     return table
 
 
-def read_json(path: Path, model: type[BaseModel], remedy: str, *, largest: int) -> dict[str, Any]:
-    """Read a JSON file that has at least what the model says, in so many bytes at most.
+def read_json(path: Path, model: type[Model], remedy: str, *, largest: int) -> Model:
+    """Return what a JSON file holds, as the model has it, in so many bytes at most.
 
     Raises InputError with the file, what was expected and the remedy for any other.
     """
     where = shown(str(path), 4096)
     text = read_text(path, largest)
     try:
-        model.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         (first, *_) = error.errors(include_url=False, include_input=False)
         if first["type"] == "json_invalid":
             raise InputError(f"{where}: is no JSON: {shown(first['msg'])}. {remedy}") from error
         raise InputError(f"{explain(error, where, lambda path: ())}. {remedy}") from error
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 def read_text(path: Path, largest: int, *, errors: str = "strict", pipe: bool = False) -> str:
@@ -265,7 +264,7 @@ def refuse_absurd(table: Mapping[str, Any], where: str, *, typed: Container[str]
             raise RecipeError(f"{where}: {shown(path)}: {fault}")
         if isinstance(value, Mapping | list | tuple):
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            left += [(f"{path}.{key}".lstrip("."), each, depth + 1) for key, each in items]
+            left += [(f"{path}.{key}".lstrip("."), inner, depth + 1) for key, inner in items]
 
 
 def _absurdity(path: str, value: Any) -> str | None:

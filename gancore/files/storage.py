@@ -162,5 +162,5 @@ def told_when_full(folder: Path) -> Iterator[None]:
 
 def _errno(text: str) -> int | None:
     """Return the error number that safetensors names in its text."""
-    found = re.search(r"\(os error (\d+)\)|code: (\d+)", text)
-    return int(found[1] or found[2]) if found else None
+    match = re.search(r"\(os error (\d+)\)|code: (\d+)", text)
+    return int(match[1] or match[2]) if match else None

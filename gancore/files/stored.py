@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -27,3 +27,11 @@ class Stored(BaseModel):
     """What a JSON file has at least, of which other code makes use unasked."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    def known(self) -> dict[str, object]:
+        """Return the values that were read or set, by their names."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def table(self) -> dict[str, Any]:
+        """Return it as JSON has it: the keys that were read or set, and no others."""
+        return self.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Writing and deleting files: the one part that does, so that no link leads it astray.
+"""The one part that writes and deletes files, so that no link leads it astray.
 
 A stranger's folder may hold links wherever files will be written. None is followed: a file is
 written under a fresh name beside its own, brought to the disk, and renamed over whatever is there.
@@ -157,10 +157,10 @@ def refuse_leaving(path: Path, inside: Path) -> None:
     """
     parts = path.relative_to(inside).parts
     for count in range(1, len(parts) + 1):
-        each = inside.joinpath(*parts[:count])
-        if not Path(os.path.realpath(each)).is_relative_to(os.path.realpath(inside)):
+        part = inside.joinpath(*parts[:count])
+        if not Path(os.path.realpath(part)).is_relative_to(os.path.realpath(inside)):
             raise InputError(
-                f"{each} is a link that leads out of {inside}, so nothing is written there. Delete "
+                f"{part} is a link that leads out of {inside}, so nothing is written there. Delete "
                 "it, or put the folder that it leads to in its place"
             )
 

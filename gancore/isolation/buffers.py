@@ -1,4 +1,4 @@
-"""Buffers: what a forward pass moves of a network, put back."""
+"""Buffers of a network, put back after a forward pass has changed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The caller's process: a public call leaves it as it was, when it returns and when it raises."""
+"""The caller's process: a public call leaves it as it was, whether it returns or raises."""
 
 from __future__ import annotations
 

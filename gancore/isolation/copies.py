@@ -1,4 +1,4 @@
-"""Copies of networks and states, also where those keep what a forward pass has left."""
+"""Copies of networks and states, also of those that keep results of a forward pass."""
 
 from __future__ import annotations
 

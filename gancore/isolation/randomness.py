@@ -1,9 +1,9 @@
 """Random numbers as functions of who draws: there is no generator state to lose, nor to share.
 
-A run's own draws (latents, data order) come from named streams. What steps draw for plugins
-(`step.rand`) is a hash of its place: seed, who draws, update, call and index. Before anything else
-draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded for it.
-So a plugin that is added changes the numbers of no other.
+A run's own draws (latents, data order) come from named streams. A number that a step draws for a
+plugin (`step.rand`) is a hash of its place: seed, who draws, update, call and index. For all other
+draws (a plugin's plain `torch.rand`, a network's dropout) the global generators are seeded just
+before. So adding a plugin changes the numbers of no other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -31,6 +31,9 @@ Word = TypeVar("Word", int, Tensor)
 """32 bits: an int, or an int64 tensor of them."""
 
 Key = tuple[int, int]
+
+Count = int | Callable[[], int]
+"""A number, or what tells it: a compiled update depends on its number only where that is asked."""
 
 
 class Stream:
@@ -130,7 +133,7 @@ class Randomness:
         self,
         who: str,
         call: int,
-        update: int,
+        update: Count,
         shape: Sequence[int],
         like: Tensor,
         *,
@@ -149,9 +152,8 @@ class Randomness:
         index = torch.arange(start, start + count, device=like.device)
         draw = _normal if normal else _uniform
         key = _derived(self._key(who), call)
-        return draw(key, update if self.clock is None else self.clock, index, like.dtype).reshape(
-            tuple(shape)
-        )
+        now = self.clock if self.clock is not None else update() if callable(update) else update
+        return draw(key, now, index, like.dtype).reshape(tuple(shape))
 
     def _stream(self, who: str, alone: bool) -> Stream:
         name = f"{who}/process {self._process}" if alone and self._process else who
@@ -175,7 +177,7 @@ def kept(*, numpy_is_at: int | None = None) -> Iterator[None]:
     numpy_is_at  the seed that NumPy's was last set to, if that is known: it takes most of the time
                  to read and write, so where nothing has drawn since, it is seeded again instead
     """
-    torch_states = [(each, each.get_state()) for each in _generators()]
+    torch_states = [(generator, generator.get_state()) for generator in _generators()]
     python_state = random.getstate()
     is_fresh = numpy_is_at is not None and _is_fresh(numpy_is_at)
     numpy_state = None if is_fresh else np.random.get_state(legacy=False)
@@ -197,7 +199,7 @@ def kept(*, numpy_is_at: int | None = None) -> Iterator[None]:
 def states() -> list[object]:
     """Return the states of the global generators: equal to those before if nothing has drawn."""
     _, words, *numpy_state = np.random.get_state(legacy=True)
-    torch_states = [each.get_state().numpy().tobytes() for each in _generators()]
+    torch_states = [one.get_state().numpy().tobytes() for one in _generators()]
     return [*torch_states, random.getstate(), np.asarray(words).tobytes(), numpy_state]
 
 
@@ -268,7 +270,7 @@ def _normal(key: Key, update: int | Tensor, index: Tensor, dtype: torch.dtype) -
     return radius.log_().mul_(-2).sqrt_().mul_(angle.cos_()).to(dtype)
 
 
-class Order:
+class DataOrder:
     """An endless data order: epoch after epoch, each a permutation of range(size).
 
     It is the same on every device; an epoch's goes there as a whole, and nothing after that.

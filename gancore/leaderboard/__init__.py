@@ -3,8 +3,9 @@
 board       the TOML file
 costs       what each entry costs
 plan        its runs; job is one of them; stale says which are made again, and why
-sweep       makes them here; cluster does so on Ray, with remote on its nodes
+executor    makes the runs, wherever a package brings them to; sweep is the one of this machine
 statistics  medians, intervals, verdicts
+evaluate    from runs to a result
 result      leaderboard.json; text, page and files write it out
-gate        two of them compared
+compare     the gate between two of them
 """

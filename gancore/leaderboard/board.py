@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, to_json
 
 from gancore.errors import RecipeError
@@ -15,14 +16,26 @@ from gancore.files.reading import expanded, read_toml
 from gancore.options import explain
 from gancore.recipe import Count, Recipe, Section
 from gancore.recipe.overrides import parse_override, typed_in
-from gancore.scoring.protocol import NAMES
 from gancore.text import shown
 
-Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=1000)]
+
+def _listed(value: object) -> object:
+    if isinstance(value, dict):
+        raise PydanticCustomError(
+            "unavailable", 'expected a list of overrides, such as ["train.steps=200"], got a table'
+        )
+    return tuple(value) if isinstance(value, list) else value  # strict: JSON has lists only
+
+
+Overrides = Annotated[
+    tuple[Annotated[str, Field(max_length=4096)], ...],
+    Field(max_length=1000),
+    BeforeValidator(_listed),
+]
 
 
 class Budget(Section):
-    """`[budget]`: what every entry may spend; the recipes' train.steps are set from it."""
+    """`[budget]`: what every entry may spend. It decides train.steps of the recipes."""
 
     unit: Literal["critic_updates", "passes"] = Field(
         default="critic_updates",
@@ -44,9 +57,10 @@ class Entry(Section):
 
 
 class Board(Section):
-    """A whole board; paths in it, in `set` too, are relative to its file.
+    """A whole board.
 
-    Those in the files of its recipes are to the current folder, as for `gan run`.
+    Paths in it, in `set` too, are relative to its file. Paths in the files of its recipes are
+    relative to the current folder, as for `gan run`.
     """
 
     recipe: str
@@ -59,7 +73,9 @@ class Board(Section):
         default=0.0, ge=0, le=1024, description="of each run on Ray; without it, no matter"
     )
     metric: str | None = Field(
-        default=None, description="the score that ranks; the first if absent"
+        default=None,
+        pattern=r"^[a-z0-9_]{1,64}$",
+        description="the score that ranks; the first if absent",
     )
     set: Overrides = Field(default=(), description="overrides for all entries")
     budget: Budget | None = None
@@ -76,14 +92,10 @@ class Board(Section):
                 "baseline: there is no entry {name}; there is {names}",
                 {"name": repr(self.baseline), "names": ", ".join(names)},
             )
-        if self.metric is not None and self.metric not in NAMES:
-            raise PydanticCustomError(
-                "unavailable", "metric: expected one of {names}", {"names": ", ".join(NAMES)}
-            )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise PydanticCustomError("unavailable", "seeds: expected different ones, from 0 on")
         decided = {"train.seed": "`seeds`"} | ({"train.steps": "[budget]"} if self.budget else {})
-        for override in (*self.set, *(each for entry in self.entry for each in entry.set)):
+        for override in (*self.set, *chain.from_iterable(entry.set for entry in self.entry)):
             key = override.partition("=")[0].strip()
             if key in decided:
                 raise PydanticCustomError(
@@ -103,17 +115,17 @@ class Board(Section):
             raise RecipeError(explain(error, shown(str(path), 4096), _known_keys)) from error
 
     def recipes(self, folder: Path) -> dict[str, Recipe]:
-        """Return each entry's recipe, as yet without the budget. Raises RecipeError.
+        """Return each entry's recipe, before the budget is applied. Raises RecipeError.
 
         folder: what paths in the board are relative to
         """
-        found = {}
+        recipes = {}
         for entry in self.entry:
             path = folder / expanded(entry.recipe or self.recipe)
-            table = read_toml(path)  # which no pipe may be: the board may be a stranger's
-            overrides = [_from(folder, each) for each in (*self.set, *entry.set)]
-            found[entry.name] = Recipe.parse(table, shown(str(path), 4096), overrides)
-        return found
+            table = read_toml(path)  # no pipe, as the board may be a stranger's
+            overrides = [_from(folder, override) for override in (*self.set, *entry.set)]
+            recipes[entry.name] = Recipe.parse(table, shown(str(path), 4096), overrides)
+        return recipes
 
     def within_budget(
         self, recipes: Mapping[str, Recipe], flops_ratios: Mapping[str, float]
@@ -125,7 +137,7 @@ class Board(Section):
         """
         if self.budget is None:
             return dict(recipes)
-        found = {}
+        limited = {}
         for name, recipe in recipes.items():
             per_step = float(recipe.train.critic_steps)
             if self.budget.unit == "passes":
@@ -138,12 +150,12 @@ class Board(Section):
                     f"steps for the entry {name!r}, which makes {recipe.train.critic_steps} a step"
                 )
             train = recipe.train.model_copy(update={"steps": int(self.budget.count / per_step)})
-            found[name] = recipe.model_copy(update={"train": train})
-        return found
+            limited[name] = recipe.model_copy(update={"train": train})
+        return limited
 
 
 def _from(folder: Path, override: str) -> str:
-    """Return an override, a relative path in it as one from `folder`, the same from anywhere."""
+    """Return an override with a relative path in it made absolute, from `folder` on."""
     key, value = parse_override(override)
     is_path = key == "score.weights" or key.split(".")[-1] in ("path", "folder")
     text = value if isinstance(value, str) else typed_in([override]).get(key, "")

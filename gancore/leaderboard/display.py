@@ -28,9 +28,9 @@ class BoardDisplay:
         from rich.live import Live
 
         self._board = board
-        self._at_once = 1  # as many runs went on at a time, at most
+        self._at_once = 1  # the most runs that went on at a time
         self._console = Console(file=file, highlight=False)
-        # what others print, Ray its pages, is theirs to redirect
+        # what an executor's library prints is not ours to move above the table
         live = Live(console=self._console, redirect_stdout=False)
         can_move = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = live if can_move else None
@@ -69,7 +69,6 @@ class BoardDisplay:
             self._told[job] = job.state
 
     def _line(self, job: Job, jobs: Sequence[Job]) -> str:
-        done = sum(each.state in ("done", "failed") for each in jobs)
         text = f"{job.entry} seed {job.seed}: "
         match job.state:
             case "running":
@@ -80,16 +79,17 @@ class BoardDisplay:
                 again = job not in self._told
                 text += _scores([job], self._board.metric)
                 text += ", done before" if again else f" in {clock(job.seconds)}"
-        return f"{text} | {done}/{len(jobs)} runs, {clock(self._left(jobs))} left"
+        return f"{text} | {self._progress(jobs)}"
+
+    def _progress(self, jobs: Sequence[Job]) -> str:
+        ended = sum(job.state in ("done", "failed") for job in jobs)
+        return f"{ended}/{len(jobs)} runs, {clock(self._left(jobs))} left"
 
     def _table(self, jobs: Sequence[Job]) -> Table:
         from rich.table import Table
         from rich.text import Text
 
-        done = sum(each.state in ("done", "failed") for each in jobs)
-        table = Table(
-            title=f"{done}/{len(jobs)} runs, {clock(self._left(jobs))} left", title_justify="left"
-        )
+        table = Table(title=self._progress(jobs), title_justify="left")
         for column in ("entry", "done", "running", "median so far", "failed"):
             table.add_column(column)
         for entry in self._board.entry:
@@ -110,21 +110,27 @@ class BoardDisplay:
         return table
 
     def _left(self, jobs: Sequence[Job]) -> float:
-        """Return the seconds left: by what each entry's runs took, or all entries'."""
+        """Return the seconds left, by what the runs of each entry took, or those of all entries.
+
+        Where none is done yet, by how far the running ones are; 0 where nothing tells.
+        """
         took: dict[str, list[float]] = {}
         for job in jobs:
             if job.state == "done":
                 took.setdefault(job.entry, []).append(job.seconds)
-        every = [seconds for each in took.values() for seconds in each]
-        for job in jobs:
-            if job.state == "running" and not every and job.step():
-                every.append((time.monotonic() - job.started) * job.steps / job.step())
-        if not every:
+        all_took = [seconds for of_entry in took.values() for seconds in of_entry]
+        if not all_took:
+            all_took = [
+                (time.monotonic() - job.started) * job.steps / step
+                for job in jobs
+                if job.state == "running" and (step := job.step())
+            ]
+        if not all_took:
             return 0.0
         left = 0.0
         for job in jobs:
-            if job.state in ("waiting", "running"):
-                whole = statistics.mean(took.get(job.entry, every))
+            if job.state in ("queued", "running"):
+                whole = statistics.mean(took.get(job.entry, all_took))
                 passed = time.monotonic() - job.started if job.state == "running" else 0.0
                 left += max(whole - passed, 0.0)
         return left / self._at_once
@@ -137,9 +143,8 @@ def _share(job: Job) -> str:
 
 
 def _scores(done: Sequence[Job], metric: str | None) -> str:
-    found = [job.run.scores["scores"] for job in done]  # type: ignore[index]
-    if not found:
-        return ""
-    key = metric or next(iter(found[0]), "")
-    values = [each[key] for each in found if key in each]
+    """Return the median of the score that ranks, or of the first."""
+    scores = [job.saved.scores.scores for job in done if job.saved and job.saved.scores]
+    key = metric or next(iter(scores[0] if scores else ()), "")
+    values = [of_run[key] for of_run in scores if key in of_run]
     return f"{key} {statistics.median(values):.4g}" if values else ""

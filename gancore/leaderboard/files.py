@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from gancore.errors import InputError
+from gancore.files.reading import is_there
 from gancore.files.writing import write_text
 from gancore.leaderboard.job import Job
 from gancore.leaderboard.page import page
+from gancore.leaderboard.result import Result
 from gancore.leaderboard.text import markdown
+from gancore.text import shown
+
+JSON, MARKDOWN, PAGE = "leaderboard.json", "leaderboard.md", "leaderboard.html"
 
 
-def write(found: Mapping[str, Any], jobs: Sequence[Job], out: Path) -> None:
+def refuse_strangers(out: Path) -> None:
+    """Raise InputError for a folder with files of these names that no board has written.
+
+    leaderboard.json tells: it is a board's, or the folder has none of the three.
+    """
+    there = [name for name in (JSON, MARKDOWN, PAGE) if is_there(out / name)]
+    try:
+        _ = Result.read(out / JSON) if there else None
+    except InputError as error:
+        raise InputError(
+            f"{shown(str(out / there[0]), 4096)} is no board's, and would be replaced: move it, or "
+            "choose another --out"
+        ) from error
+
+
+def write_files(result: Result, jobs: Sequence[Job], out: Path) -> None:
     """Write leaderboard.json, leaderboard.md and leaderboard.html, each whole or not at all.
 
-    found: of `result`; jobs: the runs, from whose folders the page takes curves and samples.
+    jobs: the runs, from whose folders the page takes curves and samples
     """
-    numbers = json.dumps(found, indent=2, ensure_ascii=False)
-    write_text(out / "leaderboard.json", f"{numbers}\n")
-    write_text(out / "leaderboard.md", markdown(found))
-    write_text(out / "leaderboard.html", page(found, jobs))
+    result.write(out / JSON)
+    write_text(out / MARKDOWN, markdown(result))
+    write_text(out / PAGE, page(result, jobs))

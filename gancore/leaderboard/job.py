@@ -1,25 +1,29 @@
-"""One run of a board: its folder, the process that makes it, and what came of that."""
+"""One run of a board: its folder, the process that makes it, and how it ended."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
+from gancore import entrypoints
 from gancore.distributed.launching import die_with_parent
 from gancore.errors import InputError
 from gancore.files.reading import LONGEST, read_end
 from gancore.files.writing import growing, make_folder
-from gancore.recipe import Recipe
+from gancore.provenance.identity import MadeOf
+from gancore.recipe import Score
 from gancore.scoring.protocol import answers
 from gancore.text import quoted, shown
 from gancore.training import Run
+from gancore.training.record import Record
+from gancore.training.run_folder import SavedRun
 
 POLL = 0.2
 """Seconds between looks at the runs that go on."""
@@ -36,25 +40,34 @@ LAUNCHERS = {
 }
 """Variables by which torchrun tells a process of the others it belongs to."""
 
+State = Literal["queued", "running", "done", "failed"]
+
 
 @dataclass(eq=False)
 class Job:
     """One run of a board: an entry with a seed.
 
-    Its folder carries a hash of all that decides its scores, so that a finished one is found
-    again, an interrupted one goes on, and one under another recipe, of other data or other code
-    never is mistaken.
+    Its folder's name carries a hash of all that decides its scores: a finished run is found again,
+    an interrupted one goes on, and a run of another recipe, of other data or code has another name.
+
+    recipe   the resolved table that the run saves
+    about    data and code that the run is to be made of
+    error    why it has failed
+    seconds  that it took
+    started  when it began, by `time.monotonic`
+    saved    the run's files, read once when it is done
     """
 
     entry: str
     seed: int
     recipe: dict[str, Any]
     path: Path
-    state: str = "waiting"  # then: running, done, failed
+    state: State = "queued"
     error: str = ""
     seconds: float = 0.0
     started: float = field(default=0.0, repr=False)
-    about: dict[str, Any] = field(default_factory=dict, repr=False)  # data and code, in the hash
+    about: MadeOf = field(default_factory=MadeOf, repr=False)
+    saved: SavedRun | None = field(default=None, repr=False)
 
     @property
     def run(self) -> Run:
@@ -71,99 +84,73 @@ class Job:
         """Return how many generator updates are recorded."""
         if self.state == "done":
             return self.steps
-        return int(self._last_record().get("step", 0))
+        try:
+            last = self.run.last_record()
+        except InputError:
+            return 0
+        return last.step if last else 0
 
     def is_scored(self) -> bool:
-        """Whether the folder has the scores that the recipe asks for, of its last step.
+        """Whether the run has all scores that its recipe asks for; `saved` is what was read of it.
 
-        Not if its environment or a record can't be read: whoever goes on with it writes the one
-        anew, and leaves out the other. Records that are gone are gone; no score depends on them.
+        Not where its environment or a record can't be read: who goes on with the run writes the one
+        anew, and leaves out the other. Records may be missing, as no score depends on them.
         """
+        self.saved = None
         try:
-            if not answers(self.run.scores, self.recipe["score"], self.steps):
-                return False
-            _ = self.run.environment
-            for _ in self.run.read_records():
-                pass
-            return True
-        except InputError:  # whoever goes on with the run tells it
-            return False
+            if answers(self.run.read_scores(), Score.of(self.recipe["score"]), self.steps):
+                saved = self.run.read()
+                self.saved = saved if saved.environment else None
+        except InputError:
+            pass  # who goes on with the run tells it
+        return self.saved is not None
 
     def has_whole_records(self) -> bool:
-        """Whether the records reach to the end of the run."""
-        return self._last_record().get("step") == self.steps
+        """Whether the run is done, and its records reach to its end."""
+        records = self.saved.records if self.saved else ()
+        return bool(records) and records[-1].step == self.steps
 
-    def whole_records(self) -> Iterator[dict[str, Any]]:
-        """Yield the records of a finished run; none where they do not reach to its end."""
-        if self.has_whole_records():
-            yield from self.run.read_records()
-
-    def _last_record(self) -> dict[str, Any]:
-        try:
-            return self.run.last_record()
-        except InputError:
-            return {}
+    def whole_records(self) -> tuple[Record, ...]:
+        """Return the records of a finished run; none where they do not reach to its end."""
+        return self.saved.records if self.saved and self.has_whole_records() else ()
 
     def prepare(self) -> None:
         """Make the folder, with the recipe, and with what the run has to be made of."""
         make_folder(self.path, inside=self.path.parents[1])  # the board's
         self.run.write_recipe(self.recipe)
-        self.run.write_json(self.run.expected_path, self.about)
+        self.run.write_json(self.run.expected_path, self.about.table())
+
+    def begin(self) -> None:
+        """Note that the run goes on, from now."""
+        self.state, self.started = "running", time.monotonic()
 
     def fail(self, error: str) -> None:
         """Note why there are no scores."""
         self.state, self.error = "failed", shown(error.removeprefix("error: "), 1000)
 
     def finish(self, code: int, seconds: float) -> None:
-        """Note what the folder and the process's exit code say."""
+        """Note how the run has ended: by its folder, and the exit code of its process."""
         self.seconds = seconds
         if code == 0 and self.is_scored():
             self.state = "done"
             return
-        log = self.path / LOG
         try:
-            lines = read_end(log, LONGEST).decode(errors="replace").strip().splitlines()
+            end = read_end(self.path / LOG, LONGEST)
         except OSError:
-            lines = []
+            end = b""
+        lines = end.decode(errors="replace").strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self.fail((errors or lines or [how])[-1])
-
-
-Watch = Callable[[Sequence[Job]], None]
-
-
-class Executor(Protocol):
-    """What makes the runs of a board: this machine, or a cluster.
-
-    device  of each run
-    where   what costs depend on beside the recipes
-    """
-
-    @property
-    def device(self) -> str: ...  # noqa: D102
-
-    @property
-    def where(self) -> str: ...  # noqa: D102
-
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-        """Return each entry's `gancore.cost.Cost` as a table; those that can't be are left out."""
-
-    def sweep(self, jobs: Sequence[Job], watch: Watch) -> None:
-        """Make the runs that are not done; a failed one is marked, no more.
-
-        watch is called with all jobs a few times a second. SIGINT and SIGTERM let the runs that go
-        on save, and raise KeyboardInterrupt then.
-        """
 
 
 def left_to_do(jobs: Sequence[Job]) -> list[Job]:
     """Mark the runs that have been done before; return the others."""
     for job in jobs:
         if job.is_scored():
-            job.state = "done"
-            job.seconds = float(job._last_record().get("seconds", 0.0))  # 0 without records
-    return [job for job in jobs if job.state == "waiting"]
+            records = job.saved.records if job.saved else ()
+            job.state, job.seconds = "done", records[-1].seconds if records else 0.0
+    return [job for job in jobs if job.state == "queued"]
 
 
 def start(folder: Path, *, threads: int, device: str) -> subprocess.Popen[bytes]:
@@ -175,15 +162,16 @@ def start(folder: Path, *, threads: int, device: str) -> subprocess.Popen[bytes]
             stdout=log,
             stderr=subprocess.STDOUT,
             env=surroundings(threads),
-            start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
+            start_new_session=True,  # the terminal's Ctrl-C is for the board, which passes it on
             preexec_fn=die_with_parent,
         )
 
 
 def command(folder: Path, device: str) -> list[str]:
-    """Return what makes a run, goes on with it, or finds it done."""
+    """Return the command that makes a run, goes on with it, or finds it done."""
     recipe = str(Run(folder).recipe_path)
     run = ["run", recipe, "--resume", "--out", str(folder), "--device", device]
+    run += [f"--plugin-file={path}" for path in entrypoints.files()]
     # not from the current folder, whose random.py would be Python's; -I drops PYTHONPATH as well
     return [sys.executable, "-P", "-m", "gancore", *run]
 
@@ -203,18 +191,3 @@ def surroundings(threads: int) -> dict[str, str]:
         if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")
     }
     return kept | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
-    received: list[int] = []
-    previous = {
-        each: signal.signal(each, lambda number, frame: received.append(number))
-        for each in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

@@ -7,38 +7,21 @@ import hashlib
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from gancore.errors import DataError, GancoreError
 from gancore.files.reading import read_bytes
 from gancore.leaderboard import plots
 from gancore.leaderboard.job import Job
-from gancore.leaderboard.text import (
-    MINUS,
-    against,
-    against_title,
-    has_intervals,
-    interval,
-    notes,
-    other_metrics,
-    runs,
-    times,
-    title,
-    verdict,
-)
+from gancore.leaderboard.result import EntryResult, Result
+from gancore.leaderboard.text import COSTS, MINUS, columns, notes, title
 from gancore.report.curves import GAP, bounding
 from gancore.report.filmstrip import find_grids, read_grid
 from gancore.report.page import Picture, Section, render
 
 TEMPLATE = "leaderboard/leaderboard.html.jinja"
-
-VERDICTS = ("better", "baseline", "tie", "undecided", "worse")
-"""As the column of verdicts sorts them."""
-
-COSTS = {"time_ratio": "time", "flops_ratio": "FLOPs", "memory_ratio": "memory"}
 
 LARGEST = 200_000
 """Bytes of a sample grid; a larger one becomes a JPEG, as ten of them should open on a phone."""
@@ -52,32 +35,14 @@ OVER = {
 }
 """What to look for in the curves over each."""
 
-PRICED = {
+PRICED: dict[plots.Cost, str] = {
     "time_ratio": "Time is measured, and scatters with the machine.",
     "flops_ratio": "FLOPs of convolutions and matrix products are counted, and do not scatter.",
 }
 """What the costs that scores are drawn against are."""
 
-Found = Mapping[str, Any]
 
-
-class Column(NamedTuple):
-    """A column of the table; `first` is the order that has the best on top."""
-
-    title: str
-    first: str = "ascending"
-
-
-class Cell(NamedTuple):
-    """What a cell shows, the number it is sorted by (None comes last), and what goes below it."""
-
-    text: str
-    value: float | None = None
-    small: str = ""
-    look: str = ""
-
-
-def page(found: Found, jobs: Sequence[Job]) -> str:
+def page(result: Result, jobs: Sequence[Job]) -> str:
     """Return the page of a result: the table, what it can't say, and pictures of its runs.
 
     jobs: the runs of the board, whose folders have the curves and samples. Every text is escaped,
@@ -87,195 +52,131 @@ def page(found: Found, jobs: Sequence[Job]) -> str:
     digest = hashlib.sha256(script.encode()).digest()
     return render(
         TEMPLATE,
-        summary=_summary(found),
-        columns=_columns(found),
-        rows=[_row(found, rank, entry) for rank, entry in enumerate(found["entries"], 1)],
-        notes=notes(found),
+        summary=_summary(result),
+        columns=columns(result),
+        result=result,
+        notes=notes(result),
         sections=[
-            _as_far_as("Scores", _final, found, jobs),
-            _as_far_as("Over training", _training, found, jobs),
-            _as_far_as("Cost", _cost, found),
+            _as_far_as("Scores", lambda: _final(result, jobs)),
+            _as_far_as("Over training", lambda: _training(result, jobs)),
+            _as_far_as("Cost", lambda: _cost(result)),
         ],
-        samples=_samples(found, jobs),
-        entries=[_entry(entry) for entry in found["entries"]],
-        environment=_environment(found),
+        samples=_samples(result, jobs),
+        entries=[_entry(entry) for entry in result.entries],
+        environment=_environment(result),
         script=script,
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
     )
 
 
-def _summary(found: Found) -> str:
-    if not plots.scored(found):
+def _summary(result: Result) -> str:
+    if not result.ranked():
         return "No run has a score yet."
-    labels = {entry["name"]: entry["label"] for entry in found["entries"]}
-    seeds = f"seed{'s' if len(found['seeds']) > 1 else ''} {', '.join(map(str, found['seeds']))}"
-    if len(labels) == 1:
-        return f"{labels[found['baseline']]} over {seeds}: {title(found, found['metric'])}."
-    return (
-        f"{len(labels)} entries over {seeds}, ranked by {title(found, found['metric'])}, against "
-        f"{labels[found['baseline']]}."
-    )
+    (baseline,) = [entry.label for entry in result.entries if entry.name == result.baseline]
+    seeds = f"seed{'s' if len(result.seeds) > 1 else ''} {', '.join(map(str, result.seeds))}"
+    name, count = title(result, result.metric), len(result.entries)
+    if count == 1:
+        return f"{baseline} over {seeds}: {name}."
+    return f"{count} entries over {seeds}, ranked by {name}, against {baseline}."
 
 
-def _columns(found: Found) -> list[Column]:
-    metric = found["metric"]
-    return [
-        _score_column(found, metric),
-        Column(against_title(found), _score_column(found, metric).first),
-        Column("verdict"),
-        *(_score_column(found, key) for key in other_metrics(found)),
-        *(Column(name) for name in COSTS.values()),
-        Column("runs", "descending"),
-    ]
-
-
-def _score_column(found: Found, key: str) -> Column:
-    return Column(
-        title(found, key).replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑") if key else "score",
-        "descending" if key in found["higher_is_better"] else "ascending",
-    )
-
-
-def _row(found: Found, rank: int, entry: Mapping[str, Any]) -> dict[str, Any]:
-    scores, cost = entry["scores"], entry["cost"]
-    main = scores.get(found["metric"])
-    good, _, bad = runs(entry).partition(", ")
-    return {
-        "rank": rank if main else None,
-        "label": entry["label"],
-        "name": entry["name"],
-        "sources": [
-            source.replace("==", " ") for source in dict.fromkeys(entry["plugins"].values())
-        ],
-        "cells": [
-            _score_cell(main),
-            _cell(against(main), main.get("ratio") if main else None),
-            _verdict_cell(main),
-            *(_score_cell(scores.get(key)) for key in other_metrics(found)),
-            *(Cell(times(cost.get(key)), cost.get(key)) for key in COSTS),
-            Cell(good, len(entry["seconds"]), bad),
-        ],
-    }
-
-
-def _score_cell(scores: Mapping[str, Any] | None) -> Cell:
-    return _cell(interval(scores), scores["median"] if scores else None)
-
-
-def _cell(text: str, value: float | None) -> Cell:
-    """Return a cell of a number, with its interval below it."""
-    number, _, spread = text.partition(" ")
-    return Cell(number, value, spread)
-
-
-def _verdict_cell(scores: Mapping[str, Any] | None) -> Cell:
-    if scores is None:
-        return Cell(verdict(scores), look="none")
-    return Cell(verdict(scores), VERDICTS.index(scores["verdict"]), look=scores["verdict"])
-
-
-def _as_far_as(title: str, make: Callable[..., Section], *given: Any) -> Section:
+def _as_far_as(title: str, make: Callable[[], Section]) -> Section:
     """Make a section; one that can't be tells why, and costs the page nothing else."""
     try:
-        return make(*given)
+        return make()
     except GancoreError as error:
         return Section(title, missing=[f"Not made: {' '.join(str(error).split())}."])
 
 
-def _final(found: Found, jobs: Sequence[Job]) -> Section:
-    section = Section("Scores")
-    if not plots.scored(found):
-        section.missing.append("There are no pictures of scores: no run has one yet.")
-        return section
-    name = title(found, found["metric"])
-    several = has_intervals(found)
+def _final(result: Result, jobs: Sequence[Job]) -> Section:
+    ranked = result.ranked()
+    if not ranked:
+        missing = "There are no pictures of scores: no run has one yet."
+        return Section("Scores", missing=[missing])
+    several = result.has_intervals()
     bars = (
         "Each entry's median as a mark, its 95 % bootstrap interval as a bar, and below it each "
         "run as a ring; bars that overlap decide nothing"
     )
-    baseline = any(entry["name"] == found["baseline"] for entry in plots.scored(found))
-    section.pictures.append(
-        Picture.of(
-            plots.plot_intervals(found),
-            title="Medians and intervals" if several else "Scores",
-            caption=(bars if several else "Each entry's only run")
-            + ("; the dashed line is the baseline's." if baseline else "."),
-            alt=f"{name} of each entry: all runs{', median and interval' if several else ''}",
-        )
+    baseline = any(entry.name == result.baseline for entry, _ in ranked)
+    intervals = Picture.of(
+        plots.plot_intervals(result),
+        title="Medians and intervals" if several else "Scores",
+        caption=(bars if several else "Each entry's only run")
+        + ("; the dashed line is the baseline's." if baseline else "."),
+        alt=f"{title(result, result.metric)} of each entry: all runs"
+        f"{', median and interval' if several else ''}",
     )
-    section.pictures.append(_gaps(found, jobs))
-    return section
+    return Section("Scores", [intervals, _gaps(result, jobs)])
 
 
-def _gaps(found: Found, jobs: Sequence[Job]) -> Picture:
+def _gaps(result: Result, jobs: Sequence[Job]) -> Picture:
     """Draw scores against D(real) − D(fake), which is an estimate for some losses only."""
     recipes = {job.entry: job.recipe for job in jobs}
-    entries = plots.scored(found)
-    estimated = [entry["label"] for entry in entries if bounding(recipes[entry["name"]])]
-    all_are = len(estimated) == len(entries)
+    ranked = result.ranked()
+    estimated = [entry.label for entry, _ in ranked if bounding(recipes[entry.name])]
+    all_are = len(estimated) == len(ranked)
     of = "all entries" if all_are else ", ".join(estimated) or "none of these entries"
     return Picture.of(
-        plots.plot_estimates(found, plots.estimates(found, jobs)),
+        plots.plot_estimates(result, plots.estimates(result, jobs)),
         title=f"Does {'the Wasserstein estimate' if all_are else GAP} tell the score?",
         caption=f"Each run's last {GAP} against its score. It is a Wasserstein estimate, but for "
         f"the factor of the critic's Lipschitz constant, of {of}. It compares only under one loss "
         "and one constraint on the critic, so look at one entry's runs at a time. Where one is "
         "negative, the critic scored generated samples above real ones in the last batch.",
-        alt=f"{title(found, found['metric'])} of each run against its last {GAP}",
+        alt=f"{title(result, result.metric)} of each run against its last {GAP}",
     )
 
 
-def _training(found: Found, jobs: Sequence[Job]) -> Section:
+def _training(result: Result, jobs: Sequence[Job]) -> Section:
     section = Section("Over training")
+    name = title(result, result.metric)
     for over, text in OVER.items():
-        drawn = plots.curves(found, jobs, over)
+        drawn = plots.curves(result, jobs, over)
         if not drawn:
             section.missing = [
                 "There are no curves of scores: no run took any while it trained, which "
                 "score.every in a recipe makes it do."
             ]
             break
-        without = [each["label"] for each in plots.scored(found) if each["name"] not in drawn]
+        alone = all(len(curve.runs) < 2 for curve in drawn.values())
+        lines = (
+            "Each entry's only run as a line."
+            if alone
+            else "The median over seeds as a line, each run faintly."
+        )
+        without = [entry.label for entry, _ in result.ranked() if entry.name not in drawn]
         left_out = f" Without score.every, and so left out: {', '.join(without)}."
         section.pictures.append(
             Picture.of(
-                plots.plot_curves(found, drawn, over),
+                plots.plot_curves(result, drawn, over),
                 title=f"Over {plots.AXES[over]}",
-                caption=f"{_lines(drawn)} {text}{left_out if without else ''}",
-                alt=f"{title(found, found['metric'])} of each entry over {plots.AXES[over]}",
+                caption=f"{lines} {text}{left_out if without else ''}",
+                alt=f"{name} of each entry over {plots.AXES[over]}",
             )
         )
     return section
 
 
-def _lines(drawn: Mapping[str, plots.Curve]) -> str:
-    if all(len(curve.runs) < 2 for curve in drawn.values()):
-        return "Each entry's only run as a line."
-    return "The median over seeds as a line, each run faintly."
+def _cost(result: Result) -> Section:
+    name = title(result, result.metric)
+    what = "Medians with their intervals." if result.has_intervals() else "Each entry's only run."
+    pictures = [
+        Picture.of(
+            plots.plot_cost(result, cost),
+            title=f"Score against {COSTS[cost]}",
+            caption=f"{what} {about} No entry beats those on the stepped line, the Pareto front, "
+            "in both; it does not know ties.",
+            alt=f"{name} of each entry against its cost in {COSTS[cost]}, with the Pareto front",
+        )
+        for cost, about in PRICED.items()
+        if any(getattr(entry.cost, cost) is not None for entry, _ in result.ranked())
+    ]
+    missing = [] if pictures else ["Scores against costs are left out: no cost was measured."]
+    return Section("Cost", pictures, missing)
 
 
-def _cost(found: Found) -> Section:
-    section = Section("Cost")
-    name = title(found, found["metric"])
-    what = "Medians with their intervals." if has_intervals(found) else "Each entry's only run."
-    for key, text in COSTS.items():
-        entries = plots.scored(found)
-        if key in PRICED and any(key in entry["cost"] for entry in entries):
-            section.pictures.append(
-                Picture.of(
-                    plots.plot_cost(found, key),
-                    title=f"Score against {text}",
-                    caption=f"{what} {PRICED[key]} No entry beats those on the stepped line, the "
-                    "Pareto front, in both; it does not know ties.",
-                    alt=f"{name} of each entry against its cost in {text}, with the Pareto front",
-                )
-            )
-    if not section.pictures:
-        section.missing.append("Scores against costs are left out: no cost was measured.")
-    return section
-
-
-def _samples(found: Found, jobs: Sequence[Job]) -> Section:
+def _samples(result: Result, jobs: Sequence[Job]) -> Section:
     """Show a grid of each entry, of the seed that most have finished where it has."""
     section = Section(
         "Samples",
@@ -284,22 +185,22 @@ def _samples(found: Found, jobs: Sequence[Job]) -> Section:
     )
     done = [job for job in jobs if job.state == "done"]
     common = Counter(job.seed for job in done).most_common(1)
-    for entry in found["entries"]:
-        mine = [job for job in done if job.entry == entry["name"]]
+    for entry in result.entries:
+        mine = [job for job in done if job.entry == entry.name]
         mine.sort(key=lambda job: job.seed != common[0][0])
         grids = find_grids(mine[0].run.sample_path(0).parent) if mine else []
         if not grids:
-            section.missing.append(f"{entry['label']} has no sample grid.")
+            section.missing.append(f"{entry.label} has no sample grid.")
             continue
         step, path = grids[-1]
         try:
             data, mime = _small(path)
         except DataError as error:
-            section.missing.append(f"{entry['label']}: {error}")
+            section.missing.append(f"{entry.label}: {error}")
             continue
         where = f"seed {mine[0].seed}, step {step:,}"
-        alt = f"Grid of samples of {entry['label']}, {where}"
-        section.pictures.append(Picture(entry["label"], where, alt, data, mime))
+        alt = f"Grid of samples of {entry.label}, {where}"
+        section.pictures.append(Picture(entry.label, where, alt, data, mime))
     return section
 
 
@@ -314,25 +215,25 @@ def _small(path: Path) -> tuple[bytes, str]:
     return file.getvalue(), "image/jpeg"
 
 
-def _entry(entry: Mapping[str, Any]) -> dict[str, str]:
+def _entry(entry: EntryResult) -> dict[str, str]:
     """Return what an entry was made of, and made."""
-    seconds = [each for each in entry["seconds"] if each]
+    seconds = [run for run in entry.seconds if run]
     return {
-        "entry": entry["label"],
-        "plugins": ", ".join(f"{name}: {source}" for name, source in entry["plugins"].items()),
-        "generator updates": f"{entry['generator_updates']:,}",
-        "critic updates": f"{entry['critic_updates']:,}",
+        "entry": entry.label,
+        "plugins": ", ".join(f"{name}: {source}" for name, source in entry.plugins.items()),
+        "generator updates": f"{entry.generator_updates:,}",
+        "critic updates": f"{entry.critic_updates:,}",
         "seconds a run": f"{statistics.median(seconds):,.0f}" if seconds else MINUS,
     }
 
 
-def _environment(found: Found) -> dict[str, str]:
+def _environment(result: Result) -> dict[str, str]:
     """Return the versions, and the machine."""
-    about = found["environment"]
+    about = result.environment.table()
     machine = ("device", "device_name", "cpu", "cpu_capability", "blas")
     keys = [key for key in ("python", "platform", *machine) if about.get(key)]
     return {
-        **about.get("versions", {}),
+        **result.environment.versions,
         **{key.replace("_", " "): str(about[key]) for key in keys},
-        "threads a run": str(found["threads"]),
+        "threads a run": str(result.threads),
     }

@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gancore.errors import GancoreError, RecipeError
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.job import Job
 from gancore.provenance.environment import made_with
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe, differences
 from gancore.scoring import check_scoring, protocol
 from gancore.training.building import load_data, load_plugins, origins, resolve
@@ -26,7 +26,7 @@ def plan(
     device: str,
     samples: Samples | None = None,
 ) -> list[Job]:
-    """Return the runs of a board, seed by seed, so that all entries get on alike.
+    """Return the runs of a board, seed by seed: a board that is stopped has seeds of all entries.
 
     recipes  of its entries, by name
     out      the board's folder
@@ -38,33 +38,37 @@ def plan(
     """
     jobs: list[Job] = []
     samples = samples or Samples()
-    for name, table in tables(board, recipes).items():
+    for name, recipe in resolved(board, recipes).items():
         with _of_entry(name):
-            about = {**versions(recipes[name]), "data": samples(recipes[name], table["data"])}
-        about["where"] = {"device": device, "threads": str(board.threads)}
+            data = samples(recipe)
+            about = versions(recipes[name]).model_copy(
+                update={"data": data, "where": {"device": device, "threads": str(board.threads)}}
+            )
         for seed in board.seeds:
-            seeded = {**table, "train": {**table["train"], "seed": seed}}
-            key = json.dumps([seeded, about], sort_keys=True)
+            table = _seeded(recipe, seed).table()
+            key = json.dumps([table, about.table()], sort_keys=True)
             digest = hashlib.sha256(key.encode()).hexdigest()[:10]
             path = out / "runs" / f"{name}-seed{seed}-{digest}"
-            jobs.append(Job(name, seed, seeded, path, about=about))
+            jobs.append(Job(name, seed, table, path, about=about))
     return sorted(jobs, key=lambda job: board.seeds.index(job.seed))
 
 
-def tables(board: Board, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-    """Return the table that each entry's runs save, but for their seeds; no data is loaded.
+def resolved(board: Board, recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """Return the recipe that each entry's runs save, but for their seeds; no data is loaded.
 
     Raises InputError for recipes that are wrong, and for entries that compare nothing.
     """
-    found: dict[str, dict[str, Any]] = {}
+    checked: dict[str, Recipe] = {}
     for name, recipe in recipes.items():
         with _of_entry(name):
-            table = resolve(recipe)
-            _refuse_unlike(name, table, found)
-        _refuse_unscored(board, table)
-        _refuse_twin(name, table, found)
-        found[name] = table
-    return found
+            whole = Recipe.parse(resolve(recipe))
+            for other, its in [*checked.items()][:1]:
+                _refuse_unlike(name, whole, other, its)
+        _refuse_unscored(board, whole)
+        for other, its in checked.items():
+            _refuse_twin(name, whole, other, its)
+        checked[name] = whole
+    return checked
 
 
 @contextmanager
@@ -82,9 +86,9 @@ class Samples:
     def __init__(self) -> None:
         self._hashes: dict[str, str] = {}
 
-    def __call__(self, recipe: Recipe, section: Mapping[str, Any]) -> str:
+    def __call__(self, recipe: Recipe) -> str:
         """Return the hash of a recipe's data. Raises DataError, PluginError, ScoreError."""
-        key = json.dumps({**section, "flip": None}, sort_keys=True)
+        key = json.dumps({**recipe.table()["data"], "flip": None}, sort_keys=True)
         if key not in self._hashes:
             data = load_data(recipe)
             check_scoring(data, recipe.score, weights=False)  # those may be on the nodes alone
@@ -92,14 +96,18 @@ class Samples:
         return self._hashes[key]
 
 
-def versions(recipe: Recipe) -> dict[str, Any]:
+def versions(recipe: Recipe) -> MadeOf:
     """Return what of this machine, beside the recipe and device, decides the scores of a run."""
-    return {**made_with(load_plugins(recipe)), "components": origins(recipe)}
+    return made_with(load_plugins(recipe)).model_copy(update={"components": origins(recipe)})
 
 
-def _refuse_unscored(board: Board, table: Mapping[str, Any]) -> None:
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+
+
+def _refuse_unscored(board: Board, recipe: Recipe) -> None:
     """Refuse to make runs that no score would rank."""
-    known = protocol.keys(table["score"]["metrics"])
+    known = protocol.keys(recipe.score.metrics)
     if not known or (board.metric or known[0]) not in known:
         raise RecipeError(
             f"metric: the runs will have {', '.join(known) or 'no scores'}, and the board ranks by "
@@ -107,28 +115,25 @@ def _refuse_unscored(board: Board, table: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_twin(name: str, table: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _refuse_twin(name: str, recipe: Recipe, other: str, its: Recipe) -> None:
     """Refuse an entry that would make the runs of another one again."""
-    for other, its in others.items():
-        seeded = {**table, "train": {**table["train"], "seed": its["train"]["seed"]}}
-        if table["train"]["steps"] == its["train"]["steps"] and not differences(its, seeded):
-            raise RecipeError(
-                f"entries {other!r} and {name!r} are one and the same: change the `set` or "
-                "`recipe` of one, or leave it out"
-            )
+    seeded = _seeded(recipe, its.train.seed)
+    if seeded.train.steps == its.train.steps and not differences(its.table(), seeded.table()):
+        raise RecipeError(
+            f"entries {other!r} and {name!r} are one and the same: change the `set` or "
+            "`recipe` of one, or leave it out"
+        )
 
 
-def _refuse_unlike(name: str, table: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def _refuse_unlike(name: str, recipe: Recipe, other: str, its: Recipe) -> None:
     """Refuse an entry that is scored otherwise than the first: the table would compare nothing."""
-    for section, keys in (
-        ("data", None),
-        ("score", ("metrics", "samples", "extractor", "weights")),
-    ):
-        for key in keys or table[section]:
-            for other in [*others][:1]:
-                mine, its = table[section].get(key), others[other][section].get(key)
-                if mine != its:
-                    raise RecipeError(
-                        f"entry {name!r}: {section}.{key} is {mine!r}, and {its!r} in the entry "
-                        f"{other!r}: a board compares scores of one protocol"
-                    )
+    mine, theirs = recipe.table(), its.table()
+    of_scores = ("metrics", "samples", "extractor", "weights")
+    for section, keys in (("data", mine["data"]), ("score", of_scores)):
+        for key in keys:
+            one, another = mine[section].get(key), theirs[section].get(key)
+            if one != another:
+                raise RecipeError(
+                    f"entry {name!r}: {section}.{key} is {one!r}, and {another!r} in the entry "
+                    f"{other!r}: a board compares scores of one protocol"
+                )

@@ -1,166 +1,164 @@
-"""The result of a board: its runs, put into numbers that say how sure they are."""
+"""The result of a board: leaderboard.json as a value, read, checked and written here."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+import json
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
 
-from gancore.errors import InputError
-from gancore.leaderboard.board import Board, Entry
-from gancore.leaderboard.compare import FORMAT
-from gancore.leaderboard.job import Job
-from gancore.leaderboard.statistics import ALPHA, POWER, compare, method, summarize
-from gancore.scoring.generator import COLLAPSED
-from gancore.scoring.protocol import HIGHER_IS_BETTER, keys
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-NO_RECORDS = (
-    "its metrics.jsonl is gone, or not whole: the scores stand, curves and times are without it"
-)
+from gancore.files.reading import read_json
+from gancore.files.stored import Number, Whole
+from gancore.files.writing import write_text
+from gancore.leaderboard.board import Budget
+from gancore.leaderboard.statistics import Comparison, Part, Summary
+from gancore.scoring.protocol import FeatureSpace
+
+FORMAT: Literal[1] = 1
+"""Of leaderboard.json."""
+
+LARGEST = 64 << 20
+"""Bytes of leaderboard.json; ours have forty thousand."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
-def result(
-    board: Board, jobs: Sequence[Job], costs: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
-    """Return what leaderboard.json holds: entries from best to worst, and how they were made.
+class Values(Summary):
+    """One score of an entry: a value a seed, and what is shown of all."""
 
-    costs: by entry, time_ratio, flops_ratio and memory_ratio to the same network unregularized.
+    values: tuple[Number, ...] = Field(max_length=1000)
+    seeds: tuple[Whole, ...] = Field(max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(set(self.seeds)) == len(self.seeds) == len(self.values):
+            raise PydanticCustomError("unavailable", "expected different seeds, a value for each")
+        return self
+
+
+class EntryScore(Comparison, Values):
+    """One score of an entry, and how it compares with the baseline's."""
+
+
+class EntryCost(Part):
+    """What an entry's critic update costs, as `gancore.cost.Cost`; empty where it is unknown."""
+
+    seconds: Number | None = None
+    flops: Number | None = None
+    operations: Number | None = None
+    memory: Whole | None = None
+    time_ratio: Number | None = None
+    flops_ratio: Number | None = None
+    memory_ratio: Number | None = None
+
+
+class Failure(Part):
+    """A run without scores, and why."""
+
+    seed: Whole
+    error: str
+
+
+class RunNote(Part):
+    """What a run noticed."""
+
+    seed: Whole
+    note: str
+
+
+class EntryResult(Part):
+    """A row of the table.
+
+    seconds    of each finished run
+    missing    seeds that are not finished
+    collapsed  seeds whose samples are all alike
     """
-    finished = [job for job in jobs if job.state == "done"]
-    metrics = _metrics(finished)
-    metric = board.metric or (metrics[0] if metrics else "")
-    values = {
-        key: {
-            entry.name: {
-                job.seed: job.run.scores["scores"][key]  # type: ignore[index]
-                for job in finished
-                if job.entry == entry.name
-            }
-            for entry in board.entry
-        }
-        for key in metrics
-    }
-    compared = {
-        key: compare(
-            {
-                name: (scores, each[board.baseline])
-                for name, scores in each.items()
-                if name != board.baseline
-            },
-            higher_is_better=key in HIGHER_IS_BETTER,
-        )
-        for key, each in values.items()
-    }
-    entries = [
-        {
-            **_about(entry, [job for job in jobs if job.entry == entry.name]),
-            "scores": {
-                key: _scores(values[key][entry.name], compared[key].get(entry.name))
-                for key in metrics
-                if values[key][entry.name]
-            },
-            "cost": dict(costs.get(entry.name, {})),
-        }
-        for entry in board.entry
-    ]
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
-    entries.sort(
-        key=lambda each: (
-            sign * each["scores"][metric]["median"] if metric in each["scores"] else math.inf
-        )
-    )
-    return {
-        "format": FORMAT,
-        "metric": metric,
-        "higher_is_better": sorted(HIGHER_IS_BETTER.intersection(metrics)),
-        "baseline": board.baseline,
-        "entries": entries,
-        "protocol": _protocol(finished),
-        "environment": _environment(finished),
-        "budget": board.budget.model_dump() if board.budget else None,
-        "seeds": list(board.seeds),
-        "threads": board.threads,
-        "statistics": {
-            "alpha": ALPHA,
-            "power": POWER,
-            "tests": {key: method(map(vars, each.values())) for key, each in compared.items()},
-        },
-    }
+
+    name: Name
+    label: str = ""
+    plugins: dict[str, str] = Field(default={})
+    generator_updates: Whole = 0
+    critic_updates: Whole = 0
+    seconds: tuple[Number, ...] = ()
+    failed: tuple[Failure, ...] = ()
+    missing: tuple[Whole, ...] = ()
+    collapsed: tuple[Whole, ...] = ()
+    notes: tuple[RunNote, ...] = ()
+    scores: dict[Name, EntryScore] = Field(max_length=100)
+    cost: EntryCost = EntryCost()
 
 
-def _about(entry: Entry, jobs: Sequence[Job]) -> dict[str, Any]:
-    done = [job for job in jobs if job.state == "done"]
-    train = jobs[0].recipe["train"]
-    return {
-        "name": entry.name,
-        "label": entry.label or entry.name,
-        "plugins": done[0].run.environment["plugins"] if done else {},
-        "generator_updates": train["steps"],
-        "critic_updates": train["steps"] * train["critic_steps"],
-        "seconds": [round(job.seconds, 1) for job in done],
-        "failed": [{"seed": job.seed, "error": job.error} for job in jobs if job.state == "failed"],
-        "missing": [job.seed for job in jobs if job.state in ("waiting", "running")],
-        "collapsed": [
-            job.seed
-            for job in done
-            if job.run.scores["spread"] < COLLAPSED  # type: ignore[index]
-        ],
-        "notes": [
-            {"seed": job.seed, "note": note}
-            for job in done
-            for note in (
-                *job.run.scores.get("notes", []),  # type: ignore[union-attr]
-                *([] if job.has_whole_records() or not job.steps else [NO_RECORDS]),
-            )
-        ],
-    }
+class Machine(Part):
+    """What the runs ran on: of an environment, what is not one run's own."""
+
+    versions: dict[str, str] = Field(default={})
 
 
-def _scores(values: Mapping[int, float], found: Any) -> dict[str, Any]:
-    seeds = sorted(values)
-    comparison: dict[str, Any] = {"verdict": "baseline"}
-    if found is not None:
-        comparison = {key: _plain(value) for key, value in asdict(found).items()}
-    return {
-        **asdict(summarize([values[seed] for seed in seeds])),
-        "values": [values[seed] for seed in seeds],
-        "seeds": seeds,
-        **comparison,
-    }
+class Decisions(Part):
+    """How verdicts came about: the method of each score, None where none was decided."""
+
+    alpha: Number | None = None
+    power: Number | None = None
+    tests: dict[Name, str | None] = Field(default={})
 
 
-def _plain(value: Any) -> Any:
-    """Return None for a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+class Ranked(NamedTuple):
+    """An entry that has the score that ranks, with it."""
+
+    entry: EntryResult
+    score: EntryScore
 
 
-def _metrics(finished: Sequence[Job]) -> list[str]:
-    """Return the scores that were asked for, and not what somebody added to one of the runs."""
-    return keys(finished[0].recipe["score"]["metrics"]) if finished else []
+class Result(Part):
+    """leaderboard.json: the entries from best to worst, and how they were made.
 
+    metric    the score that ranks; empty where no run has one
+    protocol  what the runs' protocols have in common: all but the seed
+    """
 
-def _protocol(finished: Sequence[Job]) -> dict[str, Any]:
-    """Return what the protocols of all runs have in common, all but the seed."""
-    protocols = [job.run.scores["protocol"] for job in finished]  # type: ignore[index]
-    first = protocols[0] if protocols else {}
-    for job, protocol in zip(finished, protocols, strict=True):
-        if protocol["reference"] != first["reference"]:  # somebody has scored it anew
-            raise InputError(
-                f"{job.path} has scores against other real samples than {finished[0].path}: delete "
-                f"the scores.json of whichever is wrong, and run the board again"
-            )
-    return {
-        key: value
-        for key, value in first.items()
-        if key != "seed" and all(each.get(key) == value for each in protocols)
-    }
+    format: Literal[1]
+    metric: str = Field(pattern=r"^[A-Za-z0-9_.+-]{0,64}$")
+    higher_is_better: tuple[Name, ...] = Field(max_length=100)
+    baseline: str = ""
+    entries: tuple[EntryResult, ...] = Field(min_length=1, max_length=1000)
+    protocol: FeatureSpace
+    environment: Machine = Machine()
+    budget: Budget | None
+    seeds: tuple[Whole, ...] = ()
+    threads: Whole = 0
+    statistics: Decisions = Decisions()
 
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len({entry.name for entry in self.entries}) < len(self.entries):
+            raise PydanticCustomError("unavailable", "two entries have one name")
+        return self
 
-def _environment(finished: Sequence[Job]) -> dict[str, Any]:
-    if not finished:
-        return {}
-    found = finished[0].run.environment
-    core = {key: value for key, value in (found.get("core") or {}).items() if key != "modules"}
-    of_a_run = ("plugins", "components", "from_step", "earlier")
-    return {**{key: value for key, value in found.items() if key not in of_a_run}, "core": core}
+    def ranked(self) -> list[Ranked]:
+        """Return the entries that have the score that ranks, from best to worst."""
+        return [
+            Ranked(entry, entry.scores[self.metric])
+            for entry in self.entries
+            if self.metric in entry.scores
+        ]
+
+    def other_metrics(self) -> list[str]:
+        """Return the scores but the one that ranks."""
+        keys = dict.fromkeys(key for entry in self.entries for key in entry.scores)
+        return [key for key in keys if key != self.metric]
+
+    def has_intervals(self) -> bool:
+        """Return whether some entry has more than one run with the score that ranks."""
+        return any(len(score.values) > 1 for _, score in self.ranked())
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a leaderboard.json. Raises InputError for anything else."""
+        remedy = "This is no leaderboard.json of this version: gan leaderboard BOARD makes one"
+        return read_json(path, cls, remedy, largest=LARGEST)
+
+    def write(self, path: Path) -> None:
+        """Write leaderboard.json, whole or not at all."""
+        write_text(path, json.dumps(self.table(), indent=2, ensure_ascii=False) + "\n")

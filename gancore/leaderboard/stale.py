@@ -1,4 +1,4 @@
-"""Which runs of a board are made again, and why: what has changed since those of the same name."""
+"""Which runs of a board are made again, and why: what has changed since they were made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 20
 
 
 def made_again(jobs: Sequence[Job]) -> list[str]:
-    """Return a line for each cause by which runs that were there are made again: which, and why.
+    """Return a line for each cause that makes runs again: which runs, and what has changed.
 
     jobs: of a board's plan, not begun yet
     """
@@ -27,15 +27,16 @@ def made_again(jobs: Sequence[Job]) -> list[str]:
             for cause in _causes(before, job):
                 causes.setdefault(cause, []).append(job)
     lines = [_line(stale, cause) for cause, stale in causes.items()]
-    more = [f"and {len(lines) - MOST} more causes"] if len(lines) > MOST else []
-    return [*lines[:MOST], *more]
+    if len(lines) > MOST:
+        lines[MOST:] = [f"and {len(lines) - MOST} more causes"]
+    return lines
 
 
 def _line(stale: Sequence[Job], cause: str) -> str:
     seeds: dict[str, list[str]] = {}
     for job in stale:
         seeds.setdefault(job.entry, []).append(str(job.seed))
-    which = "; ".join(f"{entry} seed {', '.join(each)}" for entry, each in seeds.items())
+    which = "; ".join(f"{entry} seed {', '.join(numbers)}" for entry, numbers in seeds.items())
     runs = "1 run is" if len(stale) == 1 else f"{len(stale)} runs are"
     return f"{runs} made again ({which}), as this has changed: {cause}"
 
@@ -58,10 +59,10 @@ def _written(path: Path) -> int:
 
 def _causes(before: Run, job: Job) -> list[str]:
     try:
-        expected, recipe = before.expected, before.recipe_table
+        expected, recipe = before.read_expected(), before.read_table()
     except InputError as error:
         return [f"it can't be read of what it was made: {error}"]
-    if not expected:
+    if expected is None:
         return ["it was not recorded then which data and code a run was made of"]
-    found = [*differences(recipe, job.recipe, free=()), *changes(expected, job.about)]
-    return found or ["what decides its numbers"]
+    causes = [*differences(recipe, job.recipe, free=()), *changes(expected, job.about)]
+    return causes or ["what decides its numbers"]

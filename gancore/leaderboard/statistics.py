@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer
 from scipy import optimize, stats
+
+from gancore.files.stored import Stored, Whole
 
 ALPHA = 0.05
 """The chance of a wrong verdict anywhere in a table where all entries are the same."""
@@ -29,17 +31,30 @@ FEWEST = 3
 Verdict = Literal["baseline", "better", "worse", "tie", "undecided"]
 
 
-@dataclass(frozen=True)
-class Summary:
+Unsure = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
+]
+"""A number that too few seeds don't have: nan here, null in a file."""
+
+
+class Part(Stored):
+    """A part of leaderboard.json. What has a default may be missing in the file."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Summary(Part):
     """The scores of one entry: the median and a 95 % bootstrap interval of it, for display."""
 
-    median: float
-    low: float
-    high: float
+    median: Unsure = math.nan
+    low: Unsure = math.nan
+    high: Unsure = math.nan
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Part):
     """An entry against the baseline, over the seeds that both have.
 
     seeds_compared
@@ -52,14 +67,14 @@ class Comparison:
                 given how these scatter; None where nothing can be said
     """
 
-    seeds_compared: int
-    scale: Literal["ratio", "difference"]
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    p: float
-    detectable: float | None
-    verdict: Verdict = "undecided"
+    seeds_compared: Whole = 0
+    scale: Literal["ratio", "difference"] = "ratio"
+    ratio: Unsure = math.nan
+    ratio_low: Unsure = math.nan
+    ratio_high: Unsure = math.nan
+    p: Unsure = math.nan
+    detectable: float | None = None
+    verdict: Verdict = "baseline"
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -72,46 +87,51 @@ def summarize(values: Sequence[float]) -> Summary:
     sample = np.asarray(values, dtype=np.float64)
     median = float(np.median(sample))
     if len(sample) < 2 or np.ptp(sample) == 0:
-        return Summary(median, median, median)
-    found = stats.bootstrap(
+        return Summary(median=median, low=median, high=median)
+    interval = stats.bootstrap(
         (sample,), np.median, method="percentile", confidence_level=1 - ALPHA, rng=0
     ).confidence_interval
-    return Summary(median, float(found.low), float(found.high))
+    return Summary(median=median, low=float(interval.low), high=float(interval.high))
 
 
 BySeed = Mapping[int, float]
 
 
 def compare(
-    pairs: Mapping[str, tuple[BySeed, BySeed]], *, higher_is_better: bool
+    pairs: Mapping[str, tuple[BySeed, BySeed]],
+    *,
+    higher_is_better: bool,
+    by_difference: bool = False,
 ) -> dict[str, Comparison]:
     """Compare scores with baseline scores, by seed, for each name: (scores, baseline's).
 
     All comparisons over enough seeds are one family: the chance that any verdict of a table without
-    differences is wrong is 5 %. The scale is the logarithm if all scores are positive.
+    differences is wrong is 5 %. The scale is the logarithm if all scores are positive, unless they
+    are to be compared by_difference.
     """
-    positive = all(value > 0 for both in pairs.values() for one in both for value in one.values())
+    positive = not by_difference and all(
+        value > 0 for both in pairs.values() for one in both for value in one.values()
+    )
     family = sum(len(one.keys() & other.keys()) >= FEWEST for one, other in pairs.values())
-    found = {
+    compared = {
         name: _compare(scores, baseline, log=positive, family=max(family, 1))
         for name, (scores, baseline) in pairs.items()
     }
-    decidable = {name: each.p for name, each in found.items() if each.seeds_compared >= FEWEST}
-    rejected = holm(decidable)
+    rejected = holm({name: one.p for name, one in compared.items() if _is_decidable(one)})
     return {
-        name: _decided(each, name in decidable, name in rejected, higher_is_better)
-        for name, each in found.items()
+        name: one.model_copy(update={"verdict": _verdict(one, name in rejected, higher_is_better)})
+        for name, one in compared.items()
     }
 
 
-def method(compared: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return how these comparisons of one score, as tables, were decided; None if none was."""
-    decided = [each for each in compared if each["seeds_compared"] >= FEWEST]
-    tested = [each for each in decided if each["detectable"] is not None]
+def method(compared: Iterable[Comparison]) -> str | None:
+    """Return how these comparisons of one score were decided; None if none was."""
+    decided = [one for one in compared if _is_decidable(one)]
+    tested = [one for one in decided if one.detectable is not None]
     parts = []
     if tested:
-        logarithms = " of logarithms" if tested[0]["scale"] == "ratio" else ""
-        seeds = span(each["seeds_compared"] for each in tested)
+        logarithms = " of logarithms" if tested[0].scale == "ratio" else ""
+        seeds = span(one.seeds_compared for one in tested)
         parts.append(f"paired t-test{logarithms} over {seeds} seeds")
     if len(tested) < len(decided):
         parts.append("by their sign where all seeds differ alike")
@@ -121,14 +141,15 @@ def method(compared: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def span(numbers: Iterable[int]) -> str:
-    """Return from where to where numbers reach: `3 to 5`, or `5`."""
-    return " to ".join(map(str, sorted({min(known := [*numbers]), max(known)})))
+    """Return the least and the greatest of whole numbers as text: `3 to 5`, or `5`."""
+    known = [*numbers]
+    return " to ".join(map(str, sorted({min(known), max(known)})))
 
 
 def holm(p: Mapping[str, float], alpha: float = ALPHA) -> set[str]:
     """Return the hypotheses that Holm's step-down method rejects: p ≤ α/(m − k) from the least."""
     rejected: set[str] = set()
-    for rank, name in enumerate(sorted(p, key=lambda each: p[each])):
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         if not p[name] <= alpha / (len(p) - rank):
             break
         rejected.add(name)
@@ -184,6 +205,7 @@ def _compare(scores: BySeed, baseline: BySeed, *, log: bool, family: int) -> Com
         ratio_high=back(high),
         p=p,
         detectable=None if least is None else back(least),
+        verdict="undecided",
     )
 
 
@@ -192,15 +214,14 @@ def _exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
-def _decided(
-    found: Comparison, decidable: bool, rejected: bool, higher_is_better: bool
-) -> Comparison:
-    verdict: Verdict
-    if not decidable:
-        verdict = "undecided"
-    elif not rejected:
-        verdict = "tie"
-    else:
-        neutral = 1.0 if found.scale == "ratio" else 0.0
-        verdict = "better" if (found.ratio > neutral) == higher_is_better else "worse"
-    return Comparison(**{**found.__dict__, "verdict": verdict})
+def _is_decidable(comparison: Comparison) -> bool:
+    return comparison.seeds_compared >= FEWEST
+
+
+def _verdict(comparison: Comparison, rejected: bool, higher_is_better: bool) -> Verdict:
+    if not _is_decidable(comparison):
+        return "undecided"
+    if not rejected:
+        return "tie"
+    neutral = 1.0 if comparison.scale == "ratio" else 0.0
+    return "better" if (comparison.ratio > neutral) == higher_is_better else "worse"

@@ -4,92 +4,79 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from gancore.errors import InputError
+from gancore.errors import GancoreError, InputError, told_of_files
 from gancore.files.storage import InUseError, wait_until_free
 from gancore.files.writing import make_folder
-from gancore.leaderboard.costs import measure_here
-from gancore.leaderboard.job import LOCKED, POLL, Job, Watch, interruptible, left_to_do, start
-from gancore.recipe import Recipe
+from gancore.leaderboard.executor import Executor, Terms, Watch
+from gancore.leaderboard.job import LOCKED, POLL, Job, start
 
 
-@dataclass(frozen=True)
-class Here:
-    """This machine, with `parallel` runs at a time: an `Executor`."""
+class Local(Executor):
+    """The executor `local`: processes on this machine, one at a time unless `--jobs` says more."""
 
-    parallel: int
-    threads: int
-    device: str
-    tell: Callable[[str], None] = print
+    def __init__(self, terms: Terms) -> None:
+        if terms.place:
+            raise InputError(f"--executor local:{terms.place}: local takes no place, leave it out")
+        super().__init__(terms)
 
-    @property
-    def where(self) -> str:
-        """What costs depend on beside the recipes."""
-        return self.device
-
-    def measure(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-        """Measure costs; see `Executor`."""
-        return measure_here(recipes, threads=self.threads, device=self.device)
-
-    def sweep(self, jobs: Sequence[Job], watch: Watch) -> None:
+    def make(self, jobs: Sequence[Job], watch: Watch) -> None:
         """Make the runs; see `Executor`."""
-        waiting = left_to_do(jobs)
+        queued = list(jobs)
         running: dict[Job, subprocess.Popen[bytes]] = {}
-        until: dict[Job, float] = {}
-        with interruptible() as stopped:
-            try:
-                while (waiting or running) and not stopped:
-                    for job in list(waiting):
-                        if len(running) < self.parallel and not self._is_held(job, until):
-                            waiting.remove(job)
-                            running[job] = self._start(job)
-                    for job, process in list(running.items()):
-                        if process.poll() is not None:
-                            _finish(job, process.returncode)
-                            del running[job]
-                    watch(jobs)
-                    time.sleep(POLL)
-            finally:
-                for process in running.values():
-                    process.terminate()  # it saves, and exits well
-                for job, process in running.items():
-                    while process.poll() is None:
-                        if len(stopped) > 1:
-                            process.kill()  # what it has saved is whole
-                        time.sleep(POLL)
-                    job.state = "waiting"
-                watch(jobs)
-        if stopped:
-            raise KeyboardInterrupt
-
-    def _is_held(self, job: Job, until: dict[Job, float]) -> bool:
-        """Whether another process has the run's folder: that of a board that was killed, say.
-
-        It saves, and ends; after `LOCKED` seconds no more is waited for it. until: when that is
-        """
-        make_folder(job.path, inside=job.path.parents[1])  # the board's
+        deadlines: dict[Job, float] = {}
         try:
-            wait_until_free(job.path, 0)
+            while (queued or running) and not watch.stops:
+                for job in list(queued):
+                    if len(running) < (self.terms.parallel or 1) and self._is_free(job, deadlines):
+                        queued.remove(job)
+                        if process := self._start(job):
+                            running[job] = process
+                for job in list(running):
+                    code = running[job].poll()
+                    if code is not None:
+                        job.finish(code, time.monotonic() - job.started)
+                        del running[job]
+                watch.show()
+                time.sleep(POLL)
+        finally:
+            for process in running.values():
+                process.terminate()  # it saves, and exits with 0
+            for process in running.values():
+                while process.poll() is None:
+                    if watch.stops > 1:
+                        process.kill()  # its last checkpoint is whole
+                    time.sleep(POLL)
+
+    def _is_free(self, job: Job, deadlines: dict[Job, float]) -> bool:
+        """Whether no other process has the run's folder; after `LOCKED` seconds, so be it.
+
+        The process of a board that was killed has it, say: it saves, and ends.
+        """
+        try:
+            with told_of_files(job.path):
+                make_folder(job.path, inside=job.path.parents[1])  # the board's
+                wait_until_free(job.path, 0)
         except InUseError as error:
-            if job not in until:
-                until[job] = time.monotonic() + LOCKED
-                self.tell(
+            if job not in deadlines:
+                deadlines[job] = time.monotonic() + LOCKED
+                self.terms.tell(
                     f"{job.entry} seed {job.seed}: waits up to {LOCKED:.0f} seconds until its "
                     f"folder is free: {error}"
                 )
-            return time.monotonic() < until[job]
-        except InputError:  # its process tells it
-            return False
-        return False
+            return time.monotonic() >= deadlines[job]
+        except GancoreError:
+            return True  # it is told where the run is started
+        return True
 
-    def _start(self, job: Job) -> subprocess.Popen[bytes]:
-        job.prepare()
-        job.state, job.started = "running", time.monotonic()
-        return start(job.path, threads=self.threads, device=self.device)
-
-
-def _finish(job: Job, code: int) -> None:
-    job.finish(code, time.monotonic() - job.started)
+    def _start(self, job: Job) -> subprocess.Popen[bytes] | None:
+        """Start the run's process; None where its folder can't be used, and the run has failed."""
+        try:
+            with told_of_files(job.path):
+                job.prepare()
+                job.begin()
+                return start(job.path, threads=self.terms.threads, device=self.device)
+        except GancoreError as error:
+            job.fail(str(error))
+            return None

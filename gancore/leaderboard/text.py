@@ -4,168 +4,198 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from gancore.leaderboard.statistics import FEWEST, method, span
-from gancore.scoring.protocol import score_name, shown_protocol
+from gancore.leaderboard.result import EntryResult, EntryScore, Result
+from gancore.leaderboard.statistics import FEWEST, Comparison, method, span
+from gancore.scoring.protocol import Protocol, score_name, shown_protocol
 
 MINUS = "−"
 
+COSTS = {"time_ratio": "time", "flops_ratio": "FLOPs", "memory_ratio": "memory"}
+"""The ratios of an entry's cost, and what columns call them."""
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """Return a leaderboard as Markdown: the table, then what it was taken from and can't say."""
-    metric = found["metric"]
-    others = other_metrics(found)
-    header = ["", "entry", *(title(found, key) for key in (metric, *others))]
-    header[3:3] = [against_title(found), "verdict"]
-    header += ["time", "FLOPs", "memory", "runs"]
+UNITS = {"critic_updates": "critic updates", "passes": "passes of the critic"}
+"""What a budget is counted in."""
+
+VERDICTS = ("better", "baseline", "tie", "undecided", "worse")
+"""As a column of verdicts sorts them."""
+
+
+class Cell(NamedTuple):
+    """What a cell shows, and the number it is sorted by; None comes last."""
+
+    text: str
+    value: float | None = None
+
+    def parts(self) -> tuple[str, str]:
+        """Return the number, and what goes below it: its interval, or runs that went wrong."""
+        number, _, below = self.text.partition(" ")
+        return (self.text, "") if self.value is None else (number.rstrip(","), below)
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    first  the order that has the best on top: ascending or descending
+    """
+
+    title: str
+    first: str
+    cell: Callable[[EntryResult], Cell]
+
+
+def columns(result: Result) -> list[Column]:
+    """Return the columns of the table behind rank and entry."""
+    metric, main = result.metric, _score_column(result, result.metric)
+
+    def ratio(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        return Cell(against(score), score.ratio if score and score.seeds_compared else None)
+
+    def decided(entry: EntryResult) -> Cell:
+        score = entry.scores.get(metric)
+        return Cell(score.verdict, VERDICTS.index(score.verdict)) if score else Cell("no score")
+
+    return [
+        main,
+        Column(against_title(result), main.first, ratio),
+        Column("verdict", "ascending", decided),
+        *(_score_column(result, key) for key in result.other_metrics()),
+        *(_cost_column(key) for key in COSTS),
+        Column("runs", "descending", lambda entry: Cell(runs(entry), len(entry.seconds))),
+    ]
+
+
+def _score_column(result: Result, key: str) -> Column:
+    def cell(entry: EntryResult) -> Cell:
+        score = entry.scores.get(key)
+        return Cell(interval(score), score.median if score else None)
+
+    order = "descending" if key in result.higher_is_better else "ascending"
+    return Column(title(result, key) if key else "score", order, cell)
+
+
+def _cost_column(key: str) -> Column:
+    def cell(entry: EntryResult) -> Cell:
+        ratio = getattr(entry.cost, key)
+        return Cell(MINUS if ratio is None else f"{ratio:.2f}×", ratio)
+
+    return Column(COSTS[key], "ascending", cell)
+
+
+def markdown(result: Result) -> str:
+    """Return a leaderboard as Markdown: the table, and the notes on it."""
+    shown = columns(result)
+    header = ["", "entry", *(column.title for column in shown)]
     lines = [_row(header), _row(["---"] * len(header))]
-    for rank, entry in enumerate(found["entries"], 1):
-        scores = entry["scores"]
-        cells = [str(rank) if metric in scores else "", entry["label"]]
-        cells.append(interval(scores.get(metric)))
-        cells += [against(scores.get(metric)), verdict(scores.get(metric))]
-        cells += [interval(scores.get(key)) for key in others]
-        cells += [
-            times(entry["cost"].get(key)) for key in ("time_ratio", "flops_ratio", "memory_ratio")
-        ]
-        cells.append(runs(entry))
-        lines.append(_row(cells))
-    return "\n".join([*lines, "", *(f"{_line(line)}  " for line in notes(found)), ""])
+    for rank, entry in enumerate(result.entries, 1):
+        cells = [str(rank) if result.metric in entry.scores else "", entry.label]
+        lines.append(_row([*cells, *(column.cell(entry).text for column in shown)]))
+    return "\n".join([*lines, "", *(f"{_line(line)}  " for line in notes(result)), ""])
 
 
-def notes(found: Mapping[str, Any]) -> list[str]:
+def notes(result: Result) -> list[str]:
     """Return the lines below a table: protocol, budget, certainty, costs, failures, runs' notes."""
     lines = []
-    if found["protocol"]:
-        seeds = ", ".join(map(str, found["seeds"]))
-        lines.append(shown_protocol({**found["protocol"], "seed": seeds}) + ".")
-    if budget := found["budget"]:
-        unit = {"critic_updates": "critic updates", "passes": "passes of the critic"}[
-            budget["unit"]
-        ]
-        lines.append(f"Budget: {budget['count']:,} {unit} an entry.")
-    lines += certainty(found)
-    if any(entry["cost"] for entry in found["entries"]):
+    if common := result.protocol.table():
+        seeds = ", ".join(map(str, result.seeds))
+        protocol = Protocol.model_validate({**common, "seed": 0})
+        lines.append(shown_protocol(protocol, seeds) + ".")
+    if budget := result.budget:
+        lines.append(f"Budget: {budget.count:,} {UNITS[budget.unit]} an entry.")
+    lines += certainty(result)
+    if any(entry.cost.model_fields_set for entry in result.entries):
         lines.append(
             "Time, FLOPs and memory: of a critic update, as ratios to the same network without "
             "a regularizer."
         )
-    for entry in found["entries"]:
-        lines += [
-            f"{entry['label']}, seed {each['seed']}, failed: {each['error']}"
-            for each in entry["failed"]
-        ]
-        lines += [
-            f"{entry['label']}, seed {each['seed']}: {each['note']}"
-            for each in entry.get("notes", [])
-        ]
-        if entry["collapsed"]:
-            lines.append(f"{entry['label']} collapsed with seeds {_list(entry['collapsed'])}.")
-        if entry["missing"]:
-            lines.append(f"{entry['label']} has not finished seeds {_list(entry['missing'])}.")
+    for entry in result.entries:
+        label = entry.label
+        lines += [f"{label}, seed {run.seed}, failed: {run.error}" for run in entry.failed]
+        lines += [f"{label}, seed {run.seed}: {run.note}" for run in entry.notes]
+        if entry.collapsed:
+            lines.append(f"{label} collapsed with seeds {_list(entry.collapsed)}.")
+        if entry.missing:
+            lines.append(f"{label} has not finished seeds {_list(entry.missing)}.")
     return lines
 
 
-def certainty(found: Mapping[str, Any]) -> list[str]:
+def certainty(result: Result) -> list[str]:
     """Return what the numbers are, what they decide, and how small a difference they could see."""
-    scored = [entry for entry in found["entries"] if found["metric"] in entry["scores"]]
-    scores = {entry["name"]: entry["scores"][found["metric"]] for entry in scored}
+    ranked = result.ranked()
     lines = []
-    if has_intervals(found):
-        seeds = span(len(each["values"]) for each in scores.values())
+    if result.has_intervals():
+        seeds = span(len(score.values) for _, score in ranked)
         lines.append(f"Median and 95 % bootstrap interval of {seeds} seeds.")
-    if len(found["entries"]) < 2:
+    if len(result.entries) < 2:
         return [*lines, "There is no entry but the baseline, and so nothing to decide."]
-    compared = [each for name, each in scores.items() if name != found["baseline"]]
+    compared = [score for _, score in ranked if score.verdict != "baseline"]
     how = method(compared)
     if how is None:
-        most = max((each["seeds_compared"] for each in compared), default=0)
+        most = max((one.seeds_compared for one in compared), default=0)
         seeds, decide = ("seed", "decides") if most == 1 else ("seeds", "decide")
         few = f"{most} {seeds} in common with the baseline {decide} nothing: that takes {FEWEST}."
         return [*lines, few]
     text = f"Verdicts: {how}."
-    few_seeds = [each["label"] for each in scored if scores[each["name"]]["verdict"] == "undecided"]
+    few_seeds = [entry.label for entry, score in ranked if score.verdict == "undecided"]
     if few_seeds:
         text += f" Fewer than {FEWEST} seeds in common with it: {', '.join(few_seeds)}."
-    able = [each for each in compared if each["seeds_compared"] >= FEWEST and each["detectable"]]
-    seen = [
-        f"{each['detectable']:.2g}"
-        if each["scale"] == "difference"
-        else f"{100 * (each['detectable'] - 1):.0f} %"
-        for each in sorted(able, key=lambda each: each["detectable"])
+    seen = sorted(
+        (one.detectable, one.scale)
+        for one in compared
+        if one.seeds_compared >= FEWEST and one.detectable
+    )
+    sizes = [
+        f"{least:.2g}" if scale == "difference" else f"{100 * (least - 1):.0f} %"
+        for least, scale in seen
     ]
-    if seen:
-        reach = f"{seen[0]} (the steadiest entry) to {seen[-1]} (the least steady)"
-        reach = reach if len(seen) > 1 else f"{seen[0]} and more"
+    if sizes:
+        reach = f"{sizes[0]} (the steadiest entry) to {sizes[-1]} (the least steady)"
+        reach = reach if len(sizes) > 1 else f"{sizes[0]} and more"
         text += f" With four chances in five it sees differences of {reach}."
     return [*lines, text]
 
 
-def has_intervals(found: Mapping[str, Any]) -> bool:
-    """Return whether some entry has more than one run with the score that ranks."""
-    ranked = [entry["scores"].get(found["metric"]) for entry in found["entries"]]
-    return any(len(scores["values"]) > 1 for scores in ranked if scores)
-
-
-def title(found: Mapping[str, Any], key: str) -> str:
+def title(result: Result, key: str) -> str:
     """Return a score's name with the way that is better."""
-    arrow = "↑" if key in found["higher_is_better"] else "↓"
-    return f"{score_name(key, found['protocol'])} {arrow}"
+    arrow = "↑" if key in result.higher_is_better else "↓"
+    return f"{score_name(key, result.protocol)} {arrow}"
 
 
-def other_metrics(found: Mapping[str, Any]) -> list[str]:
-    """Return the scores but the one that ranks."""
-    keys = dict.fromkeys(key for entry in found["entries"] for key in entry["scores"])
-    return [key for key in keys if key != found["metric"]]
-
-
-def interval(scores: Mapping[str, Any] | None) -> str:
+def interval(score: EntryScore | None) -> str:
     """Return median and interval."""
-    if scores is None:
+    if score is None:
         return MINUS
-    if len(scores["values"]) < 2:
-        return f"{scores['median']:.3g}"
-    return f"{scores['median']:.3g} ({scores['low']:.3g} to {scores['high']:.3g})"
+    if len(score.values) < 2:
+        return f"{score.median:.3g}"
+    return f"{score.median:.3g} ({score.low:.3g} to {score.high:.3g})"
 
 
-def against(scores: Mapping[str, Any] | None) -> str:
+def against(comparison: Comparison | None) -> str:
     """Return the ratio to the baseline, or the difference, with its interval."""
-    if scores is None or scores["verdict"] == "baseline" or not scores["seeds_compared"]:
+    if comparison is None or not comparison.seeds_compared:
         return MINUS
-    sign = "" if scores["scale"] == "ratio" else "+"
-    text = f"{scores['ratio']:{sign}.2f}"
-    if scores["seeds_compared"] < 2:
+    sign = "" if comparison.scale == "ratio" else "+"
+    text = f"{comparison.ratio:{sign}.2f}"
+    if comparison.seeds_compared < 2:
         return text
-    return f"{text} ({scores['ratio_low']:{sign}.2f} to {scores['ratio_high']:{sign}.2f})"
+    return f"{text} ({comparison.ratio_low:{sign}.2f} to {comparison.ratio_high:{sign}.2f})"
 
 
-def against_title(found: Mapping[str, Any]) -> str:
+def against_title(result: Result) -> str:
     """Return what heads the ratios to the baseline, or the differences from it."""
-    (label,) = [each["label"] for each in found["entries"] if each["name"] == found["baseline"]]
-    scales = {
-        each["scores"][found["metric"]].get("scale")
-        for each in found["entries"]
-        if found["metric"] in each["scores"]
-    }
-    return f"{MINUS if 'difference' in scales else '÷'} {label}"
+    (label,) = [entry.label for entry in result.entries if entry.name == result.baseline]
+    is_difference = any(score.scale == "difference" for _, score in result.ranked())
+    return f"{MINUS if is_difference else '÷'} {label}"
 
 
-def verdict(scores: Mapping[str, Any] | None) -> str:
-    """Return the verdict, or that there is no score."""
-    return "no score" if scores is None else str(scores["verdict"])
-
-
-def times(ratio: float | None) -> str:
-    """Return a cost."""
-    return MINUS if ratio is None else f"{ratio:.2f}×"
-
-
-def runs(entry: Mapping[str, Any]) -> str:
-    """Return how many runs ended well, and how many did not."""
-    wrong = [f"{len(entry[key])} {key}" for key in ("failed", "collapsed", "missing") if entry[key]]
-    return ", ".join([str(len(entry["seconds"])), *wrong])
+def runs(entry: EntryResult) -> str:
+    """Return how many runs are done, and how many failed, collapsed or are missing."""
+    wrong = {"failed": entry.failed, "collapsed": entry.collapsed, "missing": entry.missing}
+    counts = [f"{len(seeds)} {word}" for word, seeds in wrong.items() if seeds]
+    return ", ".join([str(len(entry.seconds)), *counts])
 
 
 def _list(seeds: Sequence[int]) -> str:
@@ -183,5 +213,5 @@ def _line(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
-    plain = "".join(each if each.isprintable() else " " for each in text)
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", html.escape(plain, quote=False))

@@ -25,7 +25,7 @@ Wide = Annotated[int, Gt(0), Le(5)]
 Blocks = Annotated[int, Gt(0), Le(16)]
 
 
-def _widths(network: str, width: int, wide: int, size: int) -> list[int]:
+def stage_widths(network: str, width: int, wide: int, size: int) -> list[int]:
     """Return the channels of the stages, from 4x4 to size x size."""
     if width < MULTIPLE or width % MULTIPLE:
         raise ValueError(
@@ -34,7 +34,7 @@ def _widths(network: str, width: int, wide: int, size: int) -> list[int]:
         )
     stages = (size // 4).bit_length()
     halved = (width >> max(0, stage - wide) for stage in range(1, stages + 1))
-    return [max(MULTIPLE, each - each % MULTIPLE) for each in halved]
+    return [max(MULTIPLE, channels - channels % MULTIPLE) for channels in halved]
 
 
 def _draw(weight: Tensor, gain: float = 1.0) -> None:
@@ -48,7 +48,7 @@ def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     return layer
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
     """x + f(x), f: 1x1 to twice the width, LeakyReLU, grouped 3x3, LeakyReLU, 1x1 back.
 
     Fixup's initialization (Zhang et al. 2019, Fixup Initialization: Residual Learning Without
@@ -70,6 +70,7 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.reduce.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + f(x), in the shape of x."""
         h = F.leaky_relu(self.expand(x), SLOPE)
         branch: Tensor = self.reduce(F.leaky_relu(self.spatial(h), SLOPE))
         return x + branch
@@ -90,13 +91,19 @@ class _Resampler(nn.Module):
         return self.kernel.expand(x.shape[1], 1, 4, 4)
 
 
-class _Upsample(_Resampler):
+class Upsample(_Resampler):
+    """(B, C, S, S) to (B, C, 2S, 2S), bilinear, with zeros beyond the border."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """Return the larger maps."""
         return F.conv_transpose2d(x, 4 * self.filters(x), stride=2, padding=1, groups=x.shape[1])
 
 
-class _Downsample(_Resampler):
+class Downsample(_Resampler):
+    """(B, C, S, S) to (B, C, S/2, S/2), bilinear, with zeros beyond the border."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller maps."""
         return F.conv2d(x, self.filters(x), stride=2, padding=1, groups=x.shape[1])
 
 
@@ -140,18 +147,18 @@ class R3GANGenerator(nn.Module):
     ) -> None:
         super().__init__()
         channels, size = square_image("R3GANGenerator", shape, SIZES)
-        widths = _widths("R3GANGenerator", width, wide, size)
+        widths = stage_widths("R3GANGenerator", width, wide, size)
         total = blocks * len(widths)
         self.latent = latent
         self.input = nn.Linear(latent, widths[0], bias=False)
         _draw(self.input.weight)
         self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
-        layers: list[nn.Module] = [_ResidualBlock(widths[0], total) for _ in range(blocks)]
+        layers: list[nn.Module] = [ResidualBlock(widths[0], total) for _ in range(blocks)]
         for inputs, outputs in pairwise(widths):
             if inputs != outputs:
                 layers.append(_pointwise(inputs, outputs))
-            layers.append(_Upsample())
-            layers += [_ResidualBlock(outputs, total) for _ in range(blocks)]
+            layers.append(Upsample())
+            layers += [ResidualBlock(outputs, total) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, _pointwise(widths[-1], channels), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -185,15 +192,15 @@ class R3GANCritic(nn.Module):
     ) -> None:
         super().__init__()
         channels, size = square_image("R3GANCritic", shape, SIZES)
-        widths = _widths("R3GANCritic", width, wide, size)[::-1]
+        widths = stage_widths("R3GANCritic", width, wide, size)[::-1]
         total = blocks * len(widths)
         layers: list[nn.Module] = [_pointwise(channels, widths[0])]
-        layers += [_ResidualBlock(widths[0], total) for _ in range(blocks)]
+        layers += [ResidualBlock(widths[0], total) for _ in range(blocks)]
         for inputs, outputs in pairwise(widths):
-            layers.append(_Downsample())
+            layers.append(Downsample())
             if inputs != outputs:
                 layers.append(_pointwise(inputs, outputs))
-            layers += [_ResidualBlock(outputs, total) for _ in range(blocks)]
+            layers += [ResidualBlock(outputs, total) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers)
         self.basis = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
         self.output = nn.Linear(widths[-1], 1, bias=False)

@@ -129,7 +129,7 @@ class ResNetGenerator(nn.Module):
         start = size >> (len(widths) - 1)
         self.input = _glorot(nn.Linear(latent, widths[0] * start * start))
         self.maps = nn.Unflatten(1, (widths[0], start, start))
-        self.blocks = nn.Sequential(*(_UpBlock(*each) for each in pairwise(widths)))
+        self.blocks = nn.Sequential(*(_UpBlock(*pair) for pair in pairwise(widths)))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.output = _glorot(nn.Conv2d(widths[-1], channels, 3, padding=1))
 

@@ -10,16 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from pydantic import Field, ValidationError
 from torch import nn
 
 from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
-from gancore.errors import CheckpointError, GancoreError, RecipeError
+from gancore.errors import GancoreError, RecipeError
 from gancore.files.stored import Stored, Text
 from gancore.plugins import Loaded
-from gancore.provenance.sources import class_code, core_code
+from gancore.provenance.sources import Core, class_code, core_code
 from gancore.recipe import Recipe
 
 SCORING = ("extractor", "score.weights")
@@ -29,53 +28,44 @@ SHOWN = 5
 """Modules that a line names, at most."""
 
 
-class Core(Stored):
-    """Of `gancore.provenance.sources.core_code`."""
-
-    python: Text
-    code: Text
-    modules: dict[Text, Text] = Field(max_length=10_000)
-
-
 class MadeOf(Stored):
-    """An identity in a file, as far as whoever wrote it knew it."""
+    """An identity, as far as whoever wrote it knew it; None is what was not known.
+
+    data        the hash of the samples
+    plugins, components
+                where each comes from, with a hash of its code
+    core        hashes of gancore's own code
+    versions, python
+                of packages and of Python
+    where       what else decides the numbers of a board's run: its device and threads
+    """
 
     data: Text | None = None
     plugins: dict[Text, Text] | None = None
     components: dict[Text, Text] | None = None
     core: Core | None = None
+    versions: dict[Text, Text] | None = None
+    python: Text | None = None
+    where: dict[Text, Text] | None = None
 
 
-def made_of(
-    data: Dataset, plugins: Iterable[Loaded], components: Mapping[str, str]
-) -> dict[str, Any]:
+def made_of(data: Dataset, plugins: Iterable[Loaded], components: Mapping[str, str]) -> MadeOf:
     """Return the data's hash, where plugins and components come from, and the core's code."""
-    return {
-        "data": data.fingerprint,
-        "plugins": plugin_origins(plugins),
-        "components": dict(components),
-        "core": core_code(),
-    }
-
-
-def made_of_in(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity in a checkpoint's state; {} in an early one's. Raises CheckpointError."""
-    found: dict[str, Any] = state.get("made_of", {})
-    try:
-        MadeOf.model_validate(found)
-    except ValidationError as error:
-        reason = options.explain(error, "the checkpoint's made_of", lambda path: ())
-        raise CheckpointError(f"{reason}. Copy the run folder anew, or train again") from error
-    return found
+    return MadeOf.model_construct(
+        data=data.fingerprint,
+        plugins=plugin_origins(plugins),
+        components=dict(components),
+        core=core_code(),
+    )
 
 
 def plugin_origins(plugins: Iterable[Loaded]) -> dict[str, str]:
     """Return where each plugin comes from, with a hash of its code."""
     return {
-        each.name: entrypoints.origin(each.source)
-        if each.source
-        else class_origin(type(each.instance), [type(each.instance)])
-        for each in plugins
+        plugin.name: entrypoints.origin(plugin.source)
+        if plugin.source
+        else class_origin(type(plugin.instance), [type(plugin.instance)])
+        for plugin in plugins
     }
 
 
@@ -89,27 +79,24 @@ def class_origin(cls: type, kinds: Iterable[type]) -> str:
     return f"{cls.__module__}.{cls.__qualname__} (code {class_code(kinds)})"
 
 
-def changes(
-    then: Mapping[str, Any], now: Mapping[str, Any], *, but: Iterable[str] = ()
-) -> list[str]:
+def changes(then: MadeOf, now: MadeOf, *, but: Iterable[str] = ()) -> list[str]:
     """Return a line for each thing that two identities both have and that differs.
 
-    Tables of versions and machines beside them are compared likewise. Components named in `but`
-    are not, nor is core code that different versions of Python have hashed.
+    Components named in `but` are left out. So is core code that another version of Python hashed.
     """
     lines = []
-    if _differ("data", then, now):
-        lines.append(f"data: other samples, whose hash was {_short(then)} and is {_short(now)}")
+    if then.data and now.data and then.data != now.data:
+        lines.append(f"data: other samples, whose hash was {then.data[:12]} and is {now.data[:12]}")
     for group, word in GROUPS.items():
-        old, new = then.get(group) or {}, now.get(group) or {}
+        old, new = getattr(then, group) or {}, getattr(now, group) or {}
         lines += [
             f"{word}{name}: was {old[name]!r}, is {new[name]!r}"
             for name in sorted(old.keys() & new.keys() - {*but})
             if old[name] != new[name]
         ]
-    if _differ("python", then, now):
-        lines.append(f"Python: was {then['python']}, is {now['python']}")
-    if edited := _edited(then.get("core"), now.get("core")):
+    if then.python and now.python and then.python != now.python:
+        lines.append(f"Python: was {then.python}, is {now.python}")
+    if edited := _edited(then.core, now.core):
         more = f" and {len(edited) - SHOWN} more" if len(edited) > SHOWN else ""
         lines.append(f"gancore's own code, in {', '.join(edited[:SHOWN])}{more}")
     return lines
@@ -119,37 +106,27 @@ GROUPS = {"plugins": "plugin ", "components": "", "versions": "", "where": ""}
 """Tables that are compared by name, and what a line calls one of their names."""
 
 
-def _differ(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    one, other = then.get(key), now.get(key)
-    return one is not None and other is not None and one != other
-
-
-def _short(about: Mapping[str, Any]) -> str:
-    return str(about["data"])[:12]
-
-
-def _edited(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+def _edited(then: Core | None, now: Core | None) -> list[str]:
     """Return the modules of the core that differ."""
-    if not (then and now) or then["python"] != now["python"]:
+    if not (then and now) or then.python != now.python:
         return []
-    old, new = then["modules"], now["modules"]
+    old, new = then.modules, now.modules
     return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
 
 
-def uncompared(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def uncompared(then: MadeOf, now: MadeOf) -> str:
     """Return what of an identity can't be compared with an earlier one, as words; or nothing."""
-    found = [word for key, word in WORDS.items() if then.get(key) is None]
-    core = then.get("core")
-    if core and core["python"] != now["core"]["python"]:
-        python = f"by Python {core['python']} then, by {now['core']['python']} now"
-        found.append(f"{WORDS['core']} (hashed {python})")
-    found += [
+    unknown = [word for key, word in WORDS.items() if getattr(then, key) is None]
+    if then.core and now.core and then.core.python != now.core.python:
+        python = f"by Python {then.core.python} then, by {now.core.python} now"
+        unknown.append(f"{WORDS['core']} (hashed {python})")
+    unknown += [
         f"the code of {name}"
-        for group in ("plugins", "components")
-        for name, origin in now[group].items()
+        for origins in (now.plugins or {}, now.components or {})
+        for name, origin in origins.items()
         if name not in SCORING and origin.endswith("(code unknown)")
     ]
-    return ", ".join(found)
+    return ", ".join(unknown)
 
 
 WORDS = {
@@ -177,7 +154,7 @@ def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
     for section, kind in kinds.items():
         table[section] = _completed(kind, table[section], {})
     table["loss"] = _completed("plugin", table["loss"], classes)
-    table["plugin"] = [_completed("plugin", each, classes) for each in table["plugin"]]
+    table["plugin"] = [_completed("plugin", section, classes) for section in table["plugin"]]
     return table
 
 
@@ -188,9 +165,9 @@ def _completed(kind: Kind, table: dict[str, Any], classes: Mapping[str, type]) -
         factory = classes.get(name) or entrypoints.load(entrypoints.get(kind, name))
         known = fields(factory) if is_dataclass(factory) else ()
         made = {
-            each.name: each.default_factory()
-            for each in known
-            if each.init and each.default_factory is not MISSING
+            option.name: option.default_factory()
+            for option in known
+            if option.init and option.default_factory is not MISSING
         }
         return {**options.complete(factory, made), **table}
     except GancoreError:

@@ -5,28 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gancore.errors import InputError
-from gancore.text import shown
 
 MOST_THREADS = 1024
 """What may be asked for."""
 
 A_CORE = 4
-"""Threads that are taken again, unasked, for each core that is here; with more nothing goes on."""
+"""Threads a core, at most, that a resumed run takes as before. With more, it would hardly go on."""
 
 TO_ROUNDING = "what follows equals an uninterrupted run to rounding only, not bit for bit"
 
 
 @contextmanager
 def on_threads(count: int | None = None) -> Iterator[None]:
-    """Compute on so many threads meanwhile, or on as many as it is; then on as many as before.
+    """Compute on this many threads in the block, then on as many as before. None changes nothing.
 
     Raises InputError.
     """
@@ -60,30 +58,13 @@ def kind_of_machine() -> dict[str, str]:
     }
 
 
-def unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in what two environments differ that decides the last bits, but for the threads."""
-
-    def kind(about: Mapping[str, Any]) -> dict[str, Any]:
-        keys = ("device_name", "cpu", "cpu_capability", "blas", "float32")
-        device, versions = str(about.get("device")), about.get("versions", {})
-        found = {"device": device.partition(":")[0], "torch": versions.get("torch")}
-        return found | {key: about.get(key) for key in keys}
-
-    pairs = zip(kind(then).items(), kind(now).values(), strict=True)
-    return [
-        f"{key}: {'not recorded' if old is None else f'was {shown(repr(old))}'}, is {new!r}"
-        for (key, old), new in pairs
-        if old != new
-    ]
-
-
 def _cpu(path: Path = Path("/proc/cpuinfo")) -> str:
     """Return the CPU's model, as well as the system tells it."""
     text = path.read_text(errors="replace") if path.is_file() else ""
     lines = [line.partition(":") for line in reversed(text.splitlines())]
-    found = {name.strip(): value.strip() for name, _, value in lines}
-    arm = [found[key] for key in ("CPU implementer", "CPU part") if key in found]
-    return found.get("model name") or " ".join(arm) or platform.processor() or platform.machine()
+    table = {name.strip(): value.strip() for name, _, value in lines}
+    arm = [table[key] for key in ("CPU implementer", "CPU part") if key in table]
+    return table.get("model name") or " ".join(arm) or platform.processor() or platform.machine()
 
 
 def _blas() -> str:

@@ -1,7 +1,7 @@
-"""What code is, by hashes of its syntax trees: the core's own, and that of classes.
+"""Hashes of code, taken of its syntax trees: of the core's own, and of that of classes.
 
-A comment, a docstring or an empty line changes none. Trees are written otherwise by another
-version of Python, so that hashes of two are not compared.
+Comments, docstrings and empty lines change no hash. Another version of Python writes other trees,
+so hashes by two versions are not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
+
+from gancore.files.stored import Stored, Text
 
 CORE = Path(__file__).parents[1]
 PYTHON = "{}.{}".format(*sys.version_info)
@@ -23,9 +26,9 @@ PYTHON = "{}.{}".format(*sys.version_info)
 
 DECIDES_NOTHING = (
     *("__main__", "cli", "report", "leaderboard", "testing", "cost", "errors", "text", "files"),
-    *("provenance.sources", "provenance.identity", "entrypoints", "training.run_folder"),
+    *("provenance.sources", "provenance.identity", "entrypoints"),
+    *("training.run_folder", "training.record"),
     "data.*",  # loaded samples are known by their own hash
-    "scoring.*_train",  # makes weights, which are known by theirs
 )
 """Modules and packages of the core, as patterns, that change no weight, sample or score of a run.
 
@@ -36,17 +39,25 @@ WEIGHTS = ".safetensors"
 """The end of the names of the extractors' weights, which decide scores as code does."""
 
 
-@cache
-def core_code() -> dict[str, Any]:
-    """Return hashes of the core's code that decides numbers, made once a process.
+class Core(Stored):
+    """Hashes of the core's code that decides numbers.
 
     python   the version that they go with
     code     of all
     modules  of each, by name
     """
+
+    python: Text
+    code: Text
+    modules: dict[Text, Text] = Field(max_length=10_000)
+
+
+@cache
+def core_code() -> Core:
+    """Return the hashes of the code that is installed, made once a process."""
     files = {_name(path): path for path in CORE.rglob("*") if _is_code(path)}
     modules = {name: file_code(files[name]) for name in sorted(files) if decides(name)}
-    return {"python": PYTHON, "code": _digest(repr(modules).encode()), "modules": modules}
+    return Core(python=PYTHON, code=_digest(repr(modules).encode()), modules=modules)
 
 
 def _is_code(path: Path) -> bool:
@@ -115,9 +126,9 @@ def _strip(block: ast.AST) -> None:
     for name in ("body", "orelse", "finalbody", "handlers", "cases"):
         inner = getattr(block, name, None)
         if isinstance(inner, list):  # not that of a lambda
-            inner[:] = [each for each in inner if not _is_text(each)]
-            for each in inner:
-                _strip(each)
+            inner[:] = [child for child in inner if not _is_text(child)]
+            for child in inner:
+                _strip(child)
 
 
 def _is_text(node: ast.AST) -> bool:

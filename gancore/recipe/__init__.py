@@ -2,35 +2,36 @@
 
 from gancore.recipe.overrides import parse_override
 from gancore.recipe.sections import (
-    FEATURES,
-    Checkpoint,
+    CheckpointSection,
     Component,
     Count,
+    DataSection,
     Log,
     Optimizer,
     Recipe,
     Sample,
     Score,
     Section,
-    Sections,
     Train,
+    Value,
     differences,
-    idle_options,
 )
+from gancore.recipe.settings import Settings, idle_options
 
 __all__ = [
-    "FEATURES",
-    "Checkpoint",
+    "CheckpointSection",
     "Component",
     "Count",
+    "DataSection",
     "Log",
     "Optimizer",
     "Recipe",
     "Sample",
     "Score",
     "Section",
-    "Sections",
+    "Settings",
     "Train",
+    "Value",
     "differences",
     "idle_options",
     "parse_override",

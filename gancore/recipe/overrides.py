@@ -30,6 +30,7 @@ def override(
     else:
         pairs, typed = list(map(parse_override, overrides)), typed_in(overrides)
     for key, value in pairs:
+        _refuse_without_section(key, keys)
         place = place_of(key)
         if isinstance(value, float) and not isfinite(value) and place[-1] not in keys(place[:-1]):
             value = typed.get(key, value)  # no option is inf or nan, but it may take text
@@ -57,7 +58,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def typed_in(overrides: Sequence[str]) -> dict[str, str]:
     """Return the values of overrides as they were typed, by their keys; names are no options."""
-    pairs = (each.partition("=") for each in overrides)
+    pairs = (text.partition("=") for text in overrides)
     typed = {key.strip(): value.strip() for key, _, value in pairs}
     return {key: text for key, text in typed.items() if key.split(".")[-1] not in ("name", "as")}
 
@@ -68,6 +69,22 @@ def place_of(key: str) -> Place:
         int(part) if part.isascii() and part.isdigit() and len(part) < 10 else part
         for part in key.split(".")
     )
+
+
+def _refuse_without_section(key: str, keys: Keys) -> None:
+    """Raise RecipeError for `steps` instead of `train.steps`."""
+    sections = sorted(str(section) for section in keys(()))
+    if "." in key or key in sections:
+        return
+    homes = [
+        repr(f"{section}.{key}")
+        for section in sections
+        if section != "plugin" and key in keys((section,))
+    ]
+    if homes:
+        raise RecipeError(
+            f"override {key!r}: there is no such key. Did you mean {' or '.join(homes)}?"
+        )
 
 
 def _set(table: dict[str, Any], key: str, value: Any, keys: Keys) -> None:

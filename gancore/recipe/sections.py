@@ -8,9 +8,9 @@ keys, which are validated when the component is built.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
@@ -23,8 +23,11 @@ from gancore.text import did_you_mean, shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Metric = Literal["fid", "isc", "kid", "prc", "modes", "quality", "w2"]
+MetricName = Annotated[str, Field(max_length=100)]
+"""Of an installed metric, which is looked for when the recipe is checked, as components are."""
 
+Value = str | float | bool | Sequence[str | float] | None
+"""What a key of the core's own sections may be set to."""
 
 MAY_CHANGE = ("train.steps", "train.max_seconds", "checkpoint", "sample", "log", "score")
 """What of a recipe may differ when a run is resumed: none of it changes the updates made.
@@ -43,7 +46,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     @classmethod
-    def of(cls, value: Self | Mapping[str, Any] | None) -> Self:
+    def of(cls, value: Self | Mapping[str, Value] | None) -> Self:
         """Return a section as it is, or made from a table of its keys. Raises RecipeError."""
         if isinstance(value, cls):
             return value
@@ -52,7 +55,8 @@ class Section(BaseModel):
             return cls.model_validate_json(table)
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            raise RecipeError(explain(error, cls.__name__.lower(), lambda path: known)) from error
+            section = cls.__name__.removesuffix("Section").lower()
+            raise RecipeError(explain(error, section, lambda path: known)) from error
 
 
 class Component(Section):
@@ -143,7 +147,7 @@ class Train(Section):
         return self.generator_batch_size or self.batch_size
 
 
-class Checkpoint(Section):
+class CheckpointSection(Section):
     """`[checkpoint]`: steps between checkpoints, and how many to keep."""
 
     every: Count = 1000
@@ -166,7 +170,7 @@ class Log(Section):
 class Score(Section):
     """`[score]`: what to compute at the end of a run, from what."""
 
-    metrics: tuple[Metric, ...] = ("fid", "isc")
+    metrics: tuple[MetricName, ...] = ("fid", "isc")
     samples: int = Field(default=10_000, ge=2, le=10**7, description="generated samples")
     every: Count | None = Field(
         default=None, description="steps between scores during the run; only at its end if absent"
@@ -182,59 +186,6 @@ class Score(Section):
         return str(expanded(path).absolute()) if path else None
 
 
-class Sections(Protocol):
-    """What has the sections whose options may be idle: a recipe, or a trainer."""
-
-    @property
-    def optimizer(self) -> Optimizer: ...  # noqa: D102
-
-    @property
-    def train(self) -> Train: ...  # noqa: D102
-
-    @property
-    def score(self) -> Score: ...  # noqa: D102
-
-
-FEATURES = frozenset({"fid", "isc", "kid", "prc"})
-"""The metrics that an extractor is for."""
-
-NEEDS: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
-    "optimizer.betas": ("optimizer.name = 'adam'", lambda of, _: of.optimizer.name == "adam"),
-    "optimizer.alpha": ("optimizer.name = 'rmsprop'", lambda of, _: of.optimizer.name == "rmsprop"),
-    "train.allow_batch_statistics": ("a penalty of the critic", lambda _, penalized: penalized),
-    **dict.fromkeys(
-        ("score.extractor", "score.weights"),
-        (
-            "fid, isc, kid or prc in score.metrics",
-            lambda of, _: not of.score.metrics or not FEATURES.isdisjoint(of.score.metrics),
-        ),
-    ),
-}
-"""What options need to have an effect, in words and of (sections, is there a penalty?).
-
-Without any metrics `[score]` is switched off as a whole, and kept for `gan score`.
-"""
-
-
-def idle_options(sections: Sections, *, penalized: bool) -> list[str]:
-    """Return a line for each option that is not at its default, and has no effect beside others.
-
-    penalized: whether a plugin penalizes the critic
-    """
-    lines = []
-    for key, (needed, has_effect) in NEEDS.items():
-        section, name = key.split(".")
-        table = getattr(sections, section)
-        value = getattr(table, name)
-        if value != type(table).model_fields[name].default and not has_effect(sections, penalized):
-            shown_value = to_json(value).decode()
-            lines.append(
-                f"{key} = {shown(shown_value)} has no effect: it needs {needed}; add that, or "
-                "leave it out"
-            )
-    return lines
-
-
 class Recipe(Section):
     """A whole recipe."""
 
@@ -245,7 +196,7 @@ class Recipe(Section):
     plugin: tuple[PluginSection, ...] = Field(default=(), max_length=1000)
     optimizer: Optimizer = Optimizer()
     train: Train
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointSection = CheckpointSection()
     sample: Sample = Sample()
     log: Log = Log()
     score: Score = Score()
@@ -291,7 +242,7 @@ class Recipe(Section):
             (("generator",), self.generator),
             (("critic",), self.critic),
             (("loss",), self.loss),
-            *((("plugin", number), each) for number, each in enumerate(self.plugin)),
+            *((("plugin", number), section) for number, section in enumerate(self.plugin)),
         ]
         for place, section in sections:
             typed = {str(key[-1]): text for key, text in places.items() if key[:-1] == place}
@@ -301,12 +252,12 @@ class Recipe(Section):
 
     def without(self, names: Sequence[str]) -> Recipe:
         """Return the recipe without the plugins of these names. Raises RecipeError for others."""
-        there = [each.called for each in self.plugin]
+        there = [section.called for section in self.plugin]
         for name in names:
             if name not in there:
                 hint = did_you_mean(name, there)
                 raise RecipeError(f"--no-plugin {name}: the recipe has no such plugin.{hint}")
-        kept = [each for each in self.plugin if each.called not in names]
+        kept = [section for section in self.plugin if section.called not in names]
         return self.model_copy(update={"plugin": tuple(kept)})
 
     def table(self) -> dict[str, Any]:
@@ -331,7 +282,7 @@ def differences(
         f"{key}: was {before.get(key)!r}, is {after.get(key)!r}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and not any(key == each or key.startswith(f"{each}.") for each in free)
+        and not any(key == path or key.startswith(f"{path}.") for path in free)
     ]
 
 
@@ -340,14 +291,14 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     items: list[tuple[str, Any]]
     if isinstance(value, Mapping):
         items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        items = [(str(number), each) for number, each in enumerate(value)]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        items = [(str(number), item) for number, item in enumerate(value)]
     else:
         return {path: value}
     return {
         key: leaf
-        for name, each in items
-        for key, leaf in _flat(each, f"{path}.{name}" if path else name).items()
+        for name, item in items
+        for key, leaf in _flat(item, f"{path}.{name}" if path else name).items()
     }
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancore import entrypoints
+from gancore.errors import PluginError
 from gancore.files.writing import replacing
-from gancore.plugins import acts_on_critic
+from gancore.plugins import plugin_class
 from gancore.report.style import our_style
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ PANELS = (
 )
 """Each panel's title and the keys it shows; a key that ends in / stands for all below it."""
 
-Records = Iterable[Mapping[str, Any]]
+Records = Iterable[Mapping[str, float]]
 
 Columns = Mapping[str, tuple["array[float]", "array[float]"]]
 """The steps and values of each key of records."""
@@ -44,7 +46,7 @@ def bounding(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["loss"]["name"] != "wasserstein":
         return []
     plugins = recipe.get("plugin", [])
-    return [each.get("as", each["name"]) for each in plugins if acts_on_critic(each["name"])]
+    return [each.get("as", each["name"]) for each in plugins if _acts_on_critic(each["name"])]
 
 
 @our_style()
@@ -56,7 +58,7 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
     from matplotlib.figure import Figure
 
     columns = _columns(records)
-    panels = _panels(columns, recipe)
+    panels = _panels(columns, is_bounded=bool(bounding(recipe)))
     if not panels:
         return
     rows = -(-len(panels) // 2)
@@ -66,18 +68,21 @@ def plot_curves(records: Records, path: Path, recipe: Mapping[str, Any]) -> None
         axes.set_axis_off()
     for (title, keys), axes in zip(panels.items(), grid, strict=False):
         _draw(axes, columns, keys)
-        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(title.replace("$", r"\$"), loc="left", fontsize=10)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
 
 @our_style()
-def curve_figures(records: Records, recipe: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the records of a run over generator updates: a figure a panel, by its title."""
+def curve_figures(records: Records, *, is_bounded: bool) -> dict[str, Figure]:
+    """Draw the records of a run over generator updates: a figure a panel, by its title.
+
+    is_bounded: whether `bounding` names a plugin
+    """
     from matplotlib.figure import Figure
 
     figures, columns = {}, _columns(records)
-    for title, keys in _panels(columns, recipe).items():
+    for title, keys in _panels(columns, is_bounded=is_bounded).items():
         figures[title] = Figure(figsize=(5.5, 3), layout="constrained")
         _draw(figures[title].subplots(), columns, keys)
     return figures
@@ -88,22 +93,25 @@ def _columns(records: Records) -> Columns:
     columns: dict[str, tuple[array[float], array[float]]] = {}
     for record in records:
         for key, value in record.items():
-            if key != "notes":
-                steps, values = columns.setdefault(key, (array("d"), array("d")))
-                steps.append(record["step"])
-                values.append(value)
+            steps, values = columns.setdefault(key, (array("d"), array("d")))
+            steps.append(record["step"])
+            values.append(value)
     return columns
 
 
-def _panels(keys: Iterable[str], recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+def _panels(keys: Iterable[str], *, is_bounded: bool) -> dict[str, list[str]]:
     """Return the keys of each panel that has any, by its title."""
-    gap = ESTIMATE if bounding(recipe) else GAP
+    gap = ESTIMATE if is_bounded else GAP
     panels = {
         gap if title == GAP else title: [
             key for key in keys if any(_belongs(key, prefix) for prefix in prefixes)
         ]
         for title, prefixes in PANELS
     }
+    for key in keys:
+        if key.startswith("note/"):
+            plugin = key.removeprefix("note/").rpartition("/")[0]
+            panels.setdefault(f"notes of {plugin}", []).append(key)
     return {title: shown for title, shown in panels.items() if shown}
 
 
@@ -120,3 +128,13 @@ def _draw(axes: Axes, columns: Columns, keys: Sequence[str]) -> None:
 
 def _belongs(key: str, prefix: str) -> bool:
     return key.startswith(prefix) if prefix.endswith("/") else key == prefix
+
+
+def _acts_on_critic(name: str) -> bool:
+    """Whether an installed plugin trains or changes the critic; one that can't be asked may."""
+    try:
+        cls = plugin_class(entrypoints.get("plugin", name))
+    except PluginError:
+        return True
+    hooks = ("penalty", "prepare_critic", "post_step")
+    return not getattr(cls, "only_notes", False) and any(hasattr(cls, hook) for hook in hooks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from gancore.text import printable
 
@@ -24,7 +24,7 @@ class Display:
     def advance(self, step: int, values: Values) -> None:
         """Take the values of one generator update and the critic updates before it."""
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: Values) -> None:
         """Take a logged record."""
 
     def count(self, what: str, done: int, total: int) -> None:
@@ -52,7 +52,7 @@ class LinesDisplay(Display):
         self._began = (step, time.perf_counter())
         self.say(title)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: Values) -> None:
         """Tell the record in one line."""
         done, seconds = record["step"] - self._began[0], time.perf_counter() - self._began[1]
         speed = done / seconds if seconds > 0 else 0.0
@@ -168,7 +168,7 @@ FIRST = {"wasserstein": "D(real)−D(fake)"}
 HIDDEN = frozenset({"update", "step", "seconds", "critic_loss", "d_real", "d_fake"})
 
 
-def _shown(values: Mapping[str, Any]) -> dict[str, float]:
+def _shown(values: Values) -> dict[str, float]:
     """Pick, order and name what a screen has room for."""
     order = sorted(values, key=lambda key: (key not in FIRST, "/" not in key))
     return {FIRST.get(key, key): values[key] for key in order if key not in HIDDEN}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gancore.critics import Critic, input_gradient, interpolate
 from gancore.report.style import our_style
-from gancore.step import Critic, input_gradient, interpolate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gancore.report.style import our_style
 
@@ -78,7 +78,7 @@ class Page:
     sections: Sequence[Section]
     recipe: str
     environment: Mapping[str, str]
-    record: Mapping[str, Any]
+    record: Mapping[str, float]
     notes: Sequence[str] = ()
 
     def html(self) -> str:

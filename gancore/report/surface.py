@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gancore.critics import Critic, critic_scores
 from gancore.report.style import our_style
-from gancore.step import Critic, critic_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

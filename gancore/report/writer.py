@@ -2,70 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import tomli_w
 from torch import Tensor, nn
 
 from gancore.data import Dataset, to_unit
-from gancore.errors import CheckpointError, GancoreError, InputError
-from gancore.files.reading import LARGEST, is_there, read_text
+from gancore.errors import GancoreError
 from gancore.files.storage import refuse_unwritable
 from gancore.files.writing import write_bytes, write_text
 from gancore.isolation.caller import leaving_no_trace
-from gancore.isolation.randomness import Order, Stream
-from gancore.recipe import Recipe
-from gancore.report.curves import ESTIMATE, GAP, bounding, curve_figures
-from gancore.report.filmstrip import Frame, animation, filmstrip, read_frames
-from gancore.report.histograms import (
-    critic_weights,
-    gradient_norms,
-    plot_gradient_norms,
-    plot_weights,
-)
-from gancore.report.page import Page, Picture, Section
-from gancore.report.surface import plot_surface
+from gancore.isolation.randomness import DataOrder, Stream
+from gancore.provenance.environment import Environment
+from gancore.report import pictures
+from gancore.report.filmstrip import read_frames
+from gancore.report.page import Page, Section
 from gancore.scoring.protocol import shown_protocol, shown_scores
 from gancore.scoring.sampling import Progress, generate
-from gancore.training import checkpoint
-from gancore.training.loading import dataset_of, load_critic, load_generator, refuse_python
+from gancore.training.loading import Loader, latest, refuse_python
 from gancore.training.notes import noticed
-from gancore.training.run_folder import Run
-
-MACHINE = {"cpu": "CPU", "cpu_capability": "CPU capability", "blas": "BLAS"}
+from gancore.training.run_folder import Run, SavedRun
 
 POINTS = 1000
 """Samples of each kind that the critic's pictures are made from."""
 
-CURVES = {
-    "critic's scores": "The critic's mean scores of real and of generated samples.",
-    "losses": "What each network minimizes, without penalties. Neither need fall: look for "
-    "swings that grow.",
-    "penalties": "Each penalty at its latest due update, before any scaling. Look for a steady "
-    "value, low where it is a constraint that holds.",
-    "gradient norms": "The length of the gradient by each network's weights. Look for spikes and "
-    "steady growth, which come before divergence, and for zero, where nothing is learned.",
-    "scores": "Scores taken during the run.",
-}
-
-
-def _gap_caption(recipe: Recipe) -> str:
-    """Return what D(real) − D(fake) is in a run of this recipe."""
-    what = "The critic's mean score of real samples minus that of generated ones, over a batch"
-    loss = recipe.loss.name
-    if plugins := bounding(recipe.table()):
-        return (
-            f"{what}: with the {loss} loss an estimate of the Wasserstein distance times the "
-            f"critic's Lipschitz constant, as far as that is held by {', '.join(plugins)}. Look "
-            "for an early rise and a slow fall, as samples get better; heights compare only under "
-            "the same constraint."
-        )
-    why = f"the {loss} loss makes it none" if loss != "wasserstein" else "nothing holds the critic"
-    return (
-        f"{what}. It estimates no distance, as {why}. Look for growth without an end, and for "
-        "zero, where the critic tells nothing apart."
-    )
+NOT_SCORED = "Not scored: gan score RUN does it."
 
 
 @leaving_no_trace
@@ -77,55 +38,51 @@ def write_report(
     data: Dataset | Tensor | None = None,
     device: str = "auto",
     progress: Progress | None = None,
-) -> None:
-    """Write a run's report.html and its animated samples.gif.
+) -> list[str]:
+    """Write a run's report.html and its animated samples.gif; return what is missing there.
 
     generator, critic, data
         those of a run that was made from Python, as `load_generator`, `load_critic` and `score_run`
         take them
 
-    What can't be made (the critic's pictures of such a run without these, say) is left out, and
-    the page tells why. Raises InputError for a run without records, CheckpointError for one
-    without a checkpoint.
+    What can't be made (pictures that need samples which are gone, say) is left out. A line on the
+    page, which is returned too, tells which and why. Raises InputError for a broken run folder,
+    CheckpointError for one without a checkpoint.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe, last = run.recipe, run.last_record()
+    saved = run.read()
     refuse_unwritable(run.path)
-    scores, machine = run.scores, _environment(run)
-    if not last:
-        raise InputError(f"{run.path} has no records yet: run it first")
-    saved = checkpoint.latest(run.checkpoints)
-    if saved is None:
-        raise CheckpointError(f"{run.path} has no checkpoint yet: run it first")
+    loader = Loader(run, saved.recipe, latest(run), data=data)
     tell = progress or (lambda what, done, total: None)
 
     tell("drawing", 0, 3)
     samples = _samples(run)
     tell("drawing", 1, 3)
-    pictures = _critic(run, device, progress, generator, critic, data)
+    critics = _critic(loader, generator, critic, data, device, progress)
     tell("drawing", 2, 3)
-    curves = Section("Curves")
-    captions = {**CURVES, **dict.fromkeys((GAP, ESTIMATE), _gap_caption(recipe))}
-    for title, figure in curve_figures(run.read_records(), recipe.table()).items():
-        text = f"{title[0].upper()}{title[1:]}"
-        alt = f"{text} over {last['step']} generator updates, as lines"
-        curves.pictures.append(Picture.of(figure, title=text, caption=captions[title], alt=alt))
-
-    loss, plugins = recipe.loss.name, [each.called for each in recipe.plugin]
-    page = Page(
-        title=run.path.resolve().name,
-        summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
-        f"{loss}{''.join(f' + {name}' for name in plugins)}, "
-        f"{last['step']} of {recipe.train.steps} steps, seed {run.seed}",
-        **_scores(scores),
-        notes=noticed(saved.state, scores),
-        sections=[samples, pictures, curves],
-        recipe=read_text(run.recipe_path, LARGEST),
-        environment=machine,
-        record={key: value for key, value in last.items() if key != "notes"},
-    )
-    write_text(run.report_path, page.html())
+    sections = [samples, critics, _curves(saved)]
+    write_text(run.report_path, _page(saved, loader, sections).html())
     tell("drawing", 3, 3)
+    return [line for section in sections for line in section.missing]
+
+
+def _page(saved: SavedRun, loader: Loader, sections: list[Section]) -> Page:
+    recipe, scores = saved.recipe, saved.scores
+    names = [plugin.called for plugin in recipe.plugin]
+    return Page(
+        title=saved.run.path.resolve().name,
+        summary=f"{recipe.generator.name} against {recipe.critic.name} on {recipe.data.name}: "
+        f"{' + '.join([recipe.loss.name, *names])}, "
+        f"{saved.step or loader.saved.step} of {recipe.train.steps} steps, "
+        f"seed {recipe.train.seed}",
+        scores=shown_scores(scores) if scores else {},
+        protocol=shown_protocol(scores.protocol) if scores else NOT_SCORED,
+        notes=noticed(loader.saved.state, scores),
+        sections=sections,
+        recipe=tomli_w.dumps(saved.table),
+        environment=_environment(saved.environment) if saved.environment else {},
+        record=saved.records[-1].values if saved.records else {},
+    )
 
 
 def _samples(run: Run) -> Section:
@@ -138,146 +95,86 @@ def _samples(run: Run) -> Section:
     if not frames:
         section.missing.append("No samples: the run's folder of sample grids is empty.")
         return section
-    section.pictures.append(_filmstrip(frames))
-    moving = animation(frames)
-    write_bytes(run.animation_path, moving)
-    section.pictures.append(
-        Picture(
-            title="In motion",
-            caption=f"{len(frames)} sample grids, also in {run.animation_path.name}. Look for "
-            "samples that keep changing late in the run: it has not settled.",
-            alt=f"The sample grids up to step {frames[-1].step}, one after the other",
-            data=moving,
-            mime="image/gif",
-        )
-    )
+    moving = pictures.in_motion(frames, run.animation_path.name)
+    write_bytes(run.animation_path, moving.data)
+    section.pictures += [pictures.over_time(frames), moving]
     return section
-
-
-def _filmstrip(frames: list[Frame]) -> Picture:
-    return Picture.of(
-        filmstrip(frames),
-        title="Over time",
-        caption="The same latents at several steps. Look for sharper samples, and for samples "
-        "that grow alike: the generator then drops modes.",
-        alt=f"Grids of generated samples from step {frames[0].step} to step {frames[-1].step}",
-    )
 
 
 def _critic(
-    run: Run,
-    device: str,
-    progress: Progress | None,
+    loader: Loader,
     generator: nn.Module | None,
     critic: nn.Module | None,
     data: Dataset | Tensor | None,
+    device: str,
+    progress: Progress | None,
 ) -> Section:
     """Make the critic's pictures, as far as its network and data can be had."""
-    section = Section("Critic")
+    section, recipe = Section("Critic"), loader.recipe
+    missing = "Pictures of the critic are missing"
     try:
         again = "gancore.write_report({run!r}, generator=…, critic=…, data=…)"
-        parts = (run.recipe.generator, generator), (run.recipe.critic, critic)
-        for made, given in (*parts, (run.recipe.data, data)):
-            refuse_python(run, made, given, again)
-        critic = load_critic(run, critic=critic, device=device)
-        section.pictures.append(_weights(critic))
-        data = dataset_of(run, data)
-        generator = load_generator(run, generator=generator, device=device, progress=progress)
-        real, fake = _batches(run, data, generator)
-        section.pictures.append(_gradients(run, critic, real, fake))
-        if data.shape == (2,):
-            section.pictures.insert(0, _surface(critic, real, fake))
+        parts = (recipe.generator, generator), (recipe.critic, critic), (recipe.data, data)
+        refuse_python(loader.run, again, *parts)
+        network = loader.critic(critic, device=device)
+        section.pictures.append(pictures.weights(network))
+        missing = "The critic's gradient norms are left out"
+        if loader.shape == (2,):
+            missing = "The critic's value surface and gradient norms are left out"
+        trained = loader.generator(generator, device=device, progress=progress)
+        real, fake = _batches(loader, trained)
+        source = Stream(recipe.train.seed, "interpolates/report", real.device).at(0)
+        section.pictures.append(pictures.gradients(network, real, fake, generator=source))
+        if loader.data.shape == (2,):
+            section.pictures.insert(0, pictures.surface(network, real, fake))
     except GancoreError as error:
-        section.missing.append(_reason("Pictures of the critic are missing", error))
+        section.missing.append(_reason(missing, error))
     return section
 
 
-def _batches(run: Run, data: Dataset, generator: nn.Module) -> tuple[Tensor, Tensor]:
+def _batches(loader: Loader, generator: nn.Module) -> tuple[Tensor, Tensor]:
     """Return as many real and generated samples, as the critic takes them."""
+    data, seed = loader.data, loader.recipe.train.seed
     where = next(generator.parameters()).device
     count = min(POINTS, len(data))
-    real = data.batch(Order(run.seed, "order/report", len(data)).take(0, count))
-    fake = generate(generator, count, seed=run.seed)
+    real = data.batch(DataOrder(seed, "order/report", len(data)).take(0, count))
+    fake = generate(generator, count, seed=seed)
     return real.to(where), (to_unit(fake) if data.is_images else fake).to(where)
 
 
-def _surface(critic: nn.Module, real: Tensor, fake: Tensor) -> Picture:
-    return Picture.of(
-        plot_surface(critic, real, fake),
-        title="Value surface",
-        caption="The critic's score over the plane, brighter where it is higher, with contour "
-        "lines. Look for contours that follow the data and lead the generated points to it; where "
-        "they ignore a mode, nothing draws samples there.",
-        alt="Contours of the critic's score with real and generated points",
-    )
+def _curves(saved: SavedRun) -> Section:
+    section = Section("Curves")
+    if saved.records:
+        values = (record.values for record in saved.records)
+        section.pictures += pictures.curves(values, saved.recipe, saved.step)
+    else:
+        name = saved.run.metrics_path.name
+        section.missing.append(f"No curves: {name} has no records, or is gone. Copy it anew.")
+    return section
 
 
-def _weights(critic: nn.Module) -> Picture:
-    weights = critic_weights(critic)
-    spread = f" from {weights.min():.3g} to {weights.max():.3g}" if len(weights) else ""
-    return Picture.of(
-        plot_weights(weights),
-        title="Weights",
-        caption=f"The critic's {len(weights):,} weights as it uses them,{spread}; biases and "
-        "normalization gains are left out. Clipping, where the run has it, heaps them up at its "
-        "two limits; penalties leave them free.",
-        alt=f"Histogram of the critic's weights,{spread}",
-    )
-
-
-def _gradients(run: Run, critic: nn.Module, real: Tensor, fake: Tensor) -> Picture:
-    source = Stream(run.seed, "interpolates/report", real.device).at(0)
-    norms = gradient_norms(critic, real, fake, generator=source)
-    median = f"median {norms.median():.3g}"
-    return Picture.of(
-        plot_gradient_norms(norms),
-        title="Gradient norms",
-        caption=f"‖∇D(x̂)‖₂ at {len(norms):,} points between real and generated samples, {median}. "
-        "A gradient penalty between them, where the run has one, pulls them to its target (as a "
-        "rule 1), the harder the larger its weight. Look for very large and very small norms, "
-        "with which the generator learns from a steep or a flat critic.",
-        alt=f"Histogram of the critic's gradient norms at interpolates, {median}",
-    )
-
-
-def _scores(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the page's scores and protocol."""
-    if found is None:
-        return {"scores": {}, "protocol": "Not scored: gan score RUN does it."}
-    return {"scores": shown_scores(found), "protocol": shown_protocol(found["protocol"])}
-
-
-def _environment(run: Run) -> dict[str, str]:
+def _environment(about: Environment) -> dict[str, str]:
     """Return the versions of plugins and packages, and the machine."""
-    if not is_there(run.environment_path):
-        return {}
-    found = run.environment
-    git = found["git"]
-    commit = f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git else "none"
+    git = about.git
+    commit = f"{git.commit[:12]}{', with changes' if git.dirty else ''}" if git else "none"
+    begun = [stretch.from_step for stretch in (*about.earlier, about)]
+    machine = {"CPU": about.cpu, "CPU capability": about.cpu_capability, "BLAS": about.blas}
+    made_of = {
+        "samples' hash": (about.data or "")[:12],
+        "gancore's own code": about.core.code if about.core else "",
+        "made in stretches, from step": ", ".join(map(str, begun)) if about.earlier else "",
+    }
     return {
-        **{f"plugin {name}": source for name, source in found["plugins"].items()},
-        **found["versions"],
-        "Python": found["python"],
-        "platform": found["platform"],
-        "device": " ".join(filter(None, [found["device"], found["device_name"]])),
-        **{key: str(found[name]) for name, key in MACHINE.items() if found.get(name)},
-        "threads": str(found["threads"]),
+        **{f"plugin {name}": source for name, source in about.plugins.items()},
+        **about.versions,
+        "Python": about.python,
+        "platform": about.platform,
+        "device": " ".join(filter(None, [about.device, about.device_name])),
+        **{name: text for name, text in machine.items() if text},
+        "threads": str(about.threads),
         "git commit": commit,
-        **_made_of(found),
+        **{name: text for name, text in made_of.items() if text},
     }
-
-
-def _made_of(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return the hashes of data and core, and from which steps on the run was made elsewhere."""
-    core, begun = found.get("core"), [each.get("from_step", 0) for each in found.get("earlier", ())]
-    rows = {
-        "samples' hash": (found.get("data") or "")[:12],
-        "gancore's own code": core["code"] if core else "",
-        "made in stretches, from step": ", ".join(
-            map(str, [*begun, found.get("from_step", 0)] if begun else [])
-        ),
-    }
-    return {name: text for name, text in rows.items() if text}
 
 
 def _reason(what: str, error: GancoreError) -> str:

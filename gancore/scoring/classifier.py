@@ -142,8 +142,8 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]  # torch-
                 f"not {str(input.dtype).removeprefix('torch.')} of shape {tuple(input.shape)}"
             )
         features, logits = self.net(input)
-        found = {"64": features, "logits": logits}
-        return tuple(found[name] for name in self.features_list)
+        made = {"64": features, "logits": logits}
+        return tuple(made[name] for name in self.features_list)
 
 
 def _refuse_no_numbers(weights: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
 """The `digits` feature extractor: a small classifier of 8×8 digits that serves torch-fidelity.
 
 It gives FID, IS, KID and precision/recall of scikit-learn's digits at about a second on a CPU.
-`gancore.scoring.digits_train` makes the weights and records in them how they were made. Scores
-taken with it compare with each other only, never with scores taken with Inception.
+`tests/extractors/digits_train.py` makes the weights, and records in them how. Scores taken with it
+compare with each other only, never with scores taken with Inception.
 """
 
 from pathlib import Path

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gancore import entrypoints
-from gancore.errors import MissingError, ScoreError
+from gancore.data.fetch import fetch
+from gancore.errors import DataError, MissingError, ScoreError
 from gancore.files.reading import opened, sha256, unreadable
 from gancore.scoring.protocol import INCEPTION
 from gancore.text import close_to, did_you_mean, shown
@@ -50,7 +51,7 @@ def weights_sha256(path: Path) -> str:
         raise ScoreError(f"weights of the extractor: {unreadable(error, path)}") from error
 
 
-def found_extractor(name: str, weights: str | None = None) -> Extractor:
+def find_extractor(name: str, weights: str | None = None) -> Extractor:
     """Find the feature extractor `name`, and tell torch-fidelity of it; no weights are read.
 
     Raises MissingError for an unknown name, ScoreError where there is no such file of weights.
@@ -61,7 +62,7 @@ def found_extractor(name: str, weights: str | None = None) -> Extractor:
         return Extractor(
             name, name, 2048, (3, None, None), Path(weights) if weights else inception_path()
         )
-    names = {found.name for found in entrypoints.find("extractor")}
+    names = {point.name for point in entrypoints.find("extractor")}
     if name not in names:
         known = {*names, INCEPTION}
         raise MissingError(
@@ -81,7 +82,7 @@ def extractor(name: str, weights: str | None = None) -> Extractor:
 
     Raises MissingError for an unknown name, ScoreError for weights that can't be had.
     """
-    chosen = found_extractor(name, weights)
+    chosen = find_extractor(name, weights)
     if name == INCEPTION:
         if weights is None:
             _downloaded_inception()
@@ -108,20 +109,15 @@ def _register(registered: str, cls: type) -> None:
 
 def _downloaded_inception() -> Path:
     """Return where the canonical weights are, fetched the first time."""
-    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = inception_path()
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        name_it = "name it by --set score.weights=PATH"
         try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix="6726825d")
-        except (OSError, RuntimeError) as error:
-            raise ScoreError(
-                f"the Inception weights are not on this machine and can't be fetched ({error}): "
-                f"download {URL_INCEPTION_V3} elsewhere, then put it at {path}, or name it by "
-                "--set score.weights=PATH"
-            ) from error
+            fetch([URL_INCEPTION_V3], path, "6726825d", "sha256", otherwise=name_it)
+        except DataError as error:
+            raise ScoreError(f"the Inception weights: {error}") from error
     return path
 
 

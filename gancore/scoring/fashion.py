@@ -1,8 +1,8 @@
 """The `fashion` feature extractor: a small classifier of Fashion-MNIST that serves torch-fidelity.
 
 It gives FID, IS, KID and precision/recall of 32×32 Fashion-MNIST at seconds on a CPU.
-`gancore.scoring.fashion_train` makes the weights and records in them how they were made. Scores
-taken with it compare with each other only, never with scores taken with Inception.
+`tests/extractors/fashion_train.py` makes the weights, and records in them how. Scores taken with it
+compare with each other only, never with scores taken with Inception.
 """
 
 from pathlib import Path

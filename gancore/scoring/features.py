@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
@@ -19,6 +17,8 @@ from gancore.data.cache import Cache
 from gancore.isolation.randomness import Stream
 from gancore.provenance.machine import kind_of_machine
 from gancore.scoring.extractors import Extractor
+from gancore.scoring.fidelity import statistics
+from gancore.scoring.inputs import Statistics
 from gancore.scoring.sampling import Progress
 
 BATCH = 64
@@ -41,12 +41,16 @@ class _Images(torch.utils.data.Dataset[Tensor]):
 
 
 class Features:
-    """Runs images through an extractor: once each, for all the metrics that want them."""
+    """Runs images through an extractor: once each, for all the metrics that want them.
+
+    kinds     of "features" and "logits", which to make
+    progress  called as images go through
+    """
 
     def __init__(
         self,
         chosen: Extractor,
-        metrics: tuple[str, ...],
+        kinds: Collection[str],
         device: torch.device,
         progress: Progress | None,
     ) -> None:
@@ -55,8 +59,8 @@ class Features:
         layer_of = FEATURE_EXTRACTORS_REGISTRY[
             chosen.registered
         ].get_default_feature_layer_for_metric
-        kinds = {"isc": "logits", "fid": "features", "kid": "features", "prc": "features"}
-        self._layers = {kinds[metric]: layer_of(metric) for metric in metrics}
+        metrics = {"logits": "isc", "features": "fid"}  # for which torch-fidelity takes which layer
+        self._layers = {kind: layer_of(metrics[kind]) for kind in sorted(kinds)}
         Stream(0, f"build/extractor {chosen.name}").seed_global(0)
         self._network = create_feature_extractor(
             chosen.registered,
@@ -67,14 +71,14 @@ class Features:
         )
 
     def __call__(self, images: Tensor, what: str) -> dict[str, Tensor]:
-        """Return the wanted of "logits" (N, K) and "features" (N, D) of uint8 (N, C, H, W)."""
+        """Return "features" (N, D) and "logits" (N, K), as asked for, of uint8 (N, C, H, W)."""
         grey_for_colour = (self._chosen.sample_shape[0], images.shape[1]) == (3, 1)
 
         def seen(done: int, total: int) -> None:
             if self._progress:
                 self._progress(what, done, total)
 
-        found = get_featuresdict_from_dataset(
+        made = get_featuresdict_from_dataset(
             _Images(images.cpu(), 3 if grey_for_colour else 1, seen),
             self._network,
             BATCH,
@@ -82,7 +86,7 @@ class Features:
             save_cpu_ram=True,  # that is: no loader processes
             verbose=False,
         )
-        return {kind: found[layer] for kind, layer in self._layers.items()}
+        return {kind: made[layer] for kind, layer in self._layers.items()}
 
 
 class Reference:
@@ -102,7 +106,7 @@ class Reference:
         compute: Callable[[Tensor], Tensor],
         *,
         keep: bool,
-        about: dict[str, Any],
+        about: Mapping[str, str | int],
     ) -> None:
         self._data, self._compute, self._keep = data, compute, keep
         self._slot = json.dumps([data.name, data.split, chosen.name])
@@ -129,19 +133,20 @@ class Reference:
         return kept["features"]
 
     @property
-    def statistics(self) -> dict[str, Any]:
-        """Their mean (D,) and covariance (D, D): torch-fidelity's "mu" and "sigma", in NumPy."""
+    def statistics(self) -> Statistics:
+        """Their mean (D,) and covariance (D, D)."""
 
         def make() -> dict[str, Tensor]:
-            found = fid_features_to_statistics(self.features)
-            return {name: torch.from_numpy(found[name]) for name in ("mu", "sigma")}
+            mean, covariance = map(torch.from_numpy, statistics(self.features))
+            return {"mu": mean, "sigma": covariance}
 
-        return {name: tensor.numpy() for name, tensor in self._kept("statistics", make).items()}
+        kept = self._kept("statistics", make)
+        return Statistics(kept["mu"].numpy(), kept["sigma"].numpy())
 
     def _kept(self, kind: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         cache = Cache(kind, self._slot, self._key)
-        found = cache.load()
-        if found is None:
-            found = make()
-            cache.save(found)
-        return found
+        tensors = cache.load()
+        if tensors is None:
+            tensors = make()
+            cache.save(tensors)
+        return tensors

@@ -1,8 +1,6 @@
-"""Scoring a generator: images by torch-fidelity, points exactly."""
+"""Scoring a generator, and refusing early what can't be scored."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +9,21 @@ from gancore.data import Dataset
 from gancore.distributed.ranks import Ranks
 from gancore.errors import ScoreError
 from gancore.isolation.caller import leaving_no_trace
-from gancore.recipe import FEATURES, Score
-from gancore.scoring.extractors import found_extractor
-from gancore.scoring.fidelity import check_counts, check_images, score, try_images
-from gancore.scoring.points import check_points, score_points
+from gancore.recipe import Score
+from gancore.scoring.extractors import extractor, find_extractor
+from gancore.scoring.metrics import Counts, named
+from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, generate
+from gancore.scoring.scorer import (
+    refuse_few,
+    refuse_mixed,
+    refuse_unfit,
+    refuse_unlike,
+    refuse_weights,
+    score,
+    try_images,
+    uses_features,
+)
 
 COLLAPSED = 0.1
 """A generator whose samples have less than this share of the real data's variance has collapsed."""
@@ -31,15 +39,15 @@ def score_generator(
     device: torch.device | str,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
-) -> dict[str, Any]:
-    """Sample a calibrated generator and score it: {"scores": …, "protocol": …, "spread": …}.
+) -> Scores | None:
+    """Sample a calibrated generator and score it, with the spread of the samples.
 
     The samples are those that `gan sample` writes. The spread is their total variance, in pixels
     or coordinates, as a share of the real data's: near 0 where a generator has collapsed.
 
-    ranks: processes that share the sampling; the first scores, the others return {} after it
+    ranks: processes that share the sampling; the first scores, the others return None after it
 
-    Raises ScoreError for samples that hold inf or nan, and as `score` and `score_points`.
+    Raises ScoreError for samples that hold inf or nan, and as `score`.
     """
     ranks = ranks or Ranks()
     faults: list[str] = []
@@ -51,28 +59,12 @@ def score_generator(
         ranks=ranks,
         broken=faults.append,
     )
-    found = {}
     try:
         if faults:
             raise ScoreError(f"there is nothing to score: {faults[0]}")
-        if ranks.is_first:
-            found = _score(samples, data, section, seed=seed, device=device, progress=progress)
-    finally:
-        ranks.wait()
-    return found
-
-
-def _score(
-    samples: Tensor,
-    data: Dataset,
-    section: Score,
-    *,
-    seed: int,
-    device: torch.device | str,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    if data.is_images:
-        found = score(
+        if not ranks.is_first:
+            return None
+        scores = score(
             samples,
             data,
             metrics=section.metrics,
@@ -82,9 +74,10 @@ def _score(
             device=device,
             progress=progress,
         )
-    else:
-        found = score_points(samples, data, metrics=section.metrics, seed=seed)
-    return {**found, "spread": total_variance(samples) / max(total_variance(data.samples), 1e-12)}
+        spread = total_variance(samples) / max(total_variance(data.samples), 1e-12)
+        return scores.model_copy(update={"spread": spread})
+    finally:
+        ranks.wait()
 
 
 def total_variance(samples: Tensor) -> float:
@@ -96,16 +89,12 @@ def total_variance(samples: Tensor) -> float:
 @leaving_no_trace
 def check_section(section: Score) -> None:
     """Raise now, before there are data, what no data would mend: ScoreError, PluginError."""
-    of_images = [each for each in section.metrics if each in FEATURES]
-    of_points = [each for each in section.metrics if each not in FEATURES]
-    if of_images and of_points:
-        raise ScoreError(
-            f"score.metrics: {', '.join(of_images)} are of images, {', '.join(of_points)} of "
-            "points: leave out the ones or the others"
-        )
-    if of_images:
-        chosen = found_extractor(section.extractor, section.weights)
-        check_counts(chosen, of_images, section.samples, None)
+    asked = named(section.metrics)
+    refuse_mixed(asked)
+    length = None
+    if uses_features(asked):
+        length = find_extractor(section.extractor, section.weights).feature_dim
+    refuse_few(asked, Counts(section.samples, None, length))
 
 
 @leaving_no_trace
@@ -116,29 +105,26 @@ def check_scoring(data: Dataset, section: Score, *, weights: bool = True) -> Non
     """
     if not section.metrics:
         return
-    if not data.is_images:
-        check_points(data, section.metrics)
+    asked = named(section.metrics)
+    refuse_unlike(asked, data)
+    chosen = None
+    if uses_features(asked):
+        chosen = find_extractor(section.extractor, section.weights)
+    refuse_unfit(asked, data, section.samples, data.shape, chosen)
+    if chosen is None or not weights:
         return
-    check_images(
-        data,
-        section.metrics,
-        section.samples,
-        extractor_name=section.extractor,
-        weights=section.weights,
-        are_read=weights,
-    )
+    chosen = extractor(section.extractor, section.weights)
+    if section.weights is not None:  # those that are not ours may be of something else
+        refuse_weights(chosen, section.weights, asked)
 
 
 @leaving_no_trace
 def try_scoring(samples: Tensor, data: Dataset, section: Score, device: torch.device | str) -> None:
     """Raise what scores would fail with, by a few generated samples: ScoreError, PluginError."""
-    if section.metrics and not data.is_images:
-        score_points(data.samples[: len(samples)].cpu(), data, metrics=section.metrics)
-    elif section.metrics:
-        try_images(
-            torch.cat([samples, data.samples[: len(samples)].cpu()]),
-            section.metrics,
-            extractor_name=section.extractor,
-            weights=section.weights,
-            device=device,
-        )
+    asked = named(section.metrics)
+    if uses_features(asked):
+        chosen = extractor(section.extractor, section.weights)
+        real = data.samples[: len(samples)].cpu()
+        try_images(torch.cat([samples, real]), asked, chosen, device)
+    elif asked and not data.is_images:
+        score(data.samples[: len(samples)].cpu(), data, metrics=asked)

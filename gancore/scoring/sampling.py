@@ -166,7 +166,7 @@ def generate(
                     here = sum(len(samples) for samples, _ in parts) * ranks.count
                     done = BATCH * (number - ranks.index) + here
                     progress(SAMPLING, min(done, count), count)
-        made, are_finite = (torch.cat(each) for each in zip(*parts, strict=True))
+        made, are_finite = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         blocks += ranks.gather(_padded(made, min(BATCH, count), ranks))
         finite += ranks.gather(_padded(are_finite, min(BATCH, count), ranks))
     if not blocks:

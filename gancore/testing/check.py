@@ -1,4 +1,4 @@
-"""A check: a named part of the contract, and what it found."""
+"""A check: a named part of the contract, and its result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ Verdict = Literal["passed", "failed", "inapplicable"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found."""
+    """The verdict of a check.
+
+    detail: what was measured, why the check failed, or why it is inapplicable
+    """
 
     check: str
     verdict: Verdict
-    found: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Check:
 
     @leaving_no_trace
     def run(self, subject: Subject) -> Result:
-        """Run the check; whatever the plugin raises is what was found."""
+        """Run the check; where the plugin raises anything, it failed."""
         reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})
         if self.name in reasons:
             return Result(self.name, "inapplicable", reasons[self.name])
@@ -62,7 +65,7 @@ Function = Callable[[Subject], str]
 def check(name: str, *hooks: str) -> Callable[[Function], Function]:
     """Make a function a check for plugins that implement one of the hooks.
 
-    It returns what it found, or raises CheckFailed; its docstring is what it is about.
+    It returns what it measured, or raises CheckFailed. Its docstring says what it is about.
     """
 
     def register(function: Function) -> Function:

@@ -27,8 +27,8 @@ class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Check one operation."""
-        tensors = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
-        devices = {str(each.device) for each in tensors if each.dim()}
+        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+        devices = {str(tensor.device) for tensor in tensors if tensor.dim()}
         if len(devices) > 1 and "_to_copy" not in str(func):
             raise ContractError(
                 f"{func} was given tensors on {' and '.join(sorted(devices))}: make new tensors "

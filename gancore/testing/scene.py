@@ -21,6 +21,9 @@ ANSWERS = {**LOSSES, **PENALTIES}
 """The hooks that answer a scalar, and which network it trains."""
 
 LATENT = 6
+Shape = tuple[int, ...]
+SHAPES: tuple[Shape, ...] = ((5,), (1, 8, 8), (3, 32, 32))
+GREY: Shape = (1, 8, 8)
 UPDATES = 64
 """How many updates a penalty may leave out before it is taken for one that never answers."""
 
@@ -36,6 +39,16 @@ class Subject:
     cls      the class, decorated with @gancore.plugin
     options  its options, as Python values
     name     what it is called in records
+
+    The class says what it needs of the small GAN, in ClassVars:
+
+    check_group   samples that it takes together, such as the 10 of a pack: each batch, and each
+                  half of one, is a multiple of it; 1 if it says nothing
+    check_batch   samples in a batch; the first multiple of 2·check_group from 8 on
+    check_shapes  the shapes of samples that it takes; a vector, grey and colour images if it says
+                  nothing. All checks but `shapes` use (1, 8, 8), or else the first of them
+    check_critic  makes a critic for samples of a shape: `(shape) -> nn.Module`. Smooth, so that
+                  finite differences hold
     """
 
     cls: type
@@ -56,15 +69,52 @@ class Subject:
         """Those of its hooks that answer a scalar."""
         return [hook for hook in self.hooks if hook in ANSWERS]
 
+    @property
+    def penalties(self) -> list[str]:
+        """Those of its hooks that answer a penalty."""
+        return [hook for hook in self.hooks if hook in PENALTIES]
+
+    @property
+    def group(self) -> int:
+        """How many samples belong together."""
+        return int(getattr(self.cls, "check_group", 1))
+
+    @property
+    def batch(self) -> int:
+        """How many samples are in a batch. Raises CheckFailed if its halves split a group."""
+        twice = 2 * self.group
+        batch = int(getattr(self.cls, "check_batch", -(-8 // twice) * twice))
+        if batch % twice or batch < 1:
+            raise CheckFailed(
+                f"check_batch is {batch}: a half of it must hold whole groups of {self.group} "
+                f"(check_group), so expected a multiple of {twice}"
+            )
+        return batch
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of samples that it takes."""
+        return tuple(getattr(self.cls, "check_shapes", SHAPES))
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of samples in all checks but `shapes`."""
+        return GREY if GREY in self.shapes else self.shapes[0]
+
+    def critic(self, shape: Shape, dtype: torch.dtype) -> nn.Module:
+        """Return a new critic for samples of a shape."""
+        make: Callable[[Shape], nn.Module] = getattr(self.cls, "check_critic", SmoothCritic)
+        return make(shape).to(dtype)
+
 
 class SmoothCritic(nn.Module):
     """A tanh network: smooth, so that finite differences hold; steep, so that no norm is small."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         size = torch.Size(shape).numel()
-        self.inner = nn.Linear(size, 8, dtype=dtype)
-        self.outer = nn.Linear(8, 1, dtype=dtype)
+        self.inner = nn.Linear(size, 8)
+        self.outer = nn.Linear(8, 1)
         with torch.no_grad():
             self.inner.weight.normal_(0, 1.5 / size**0.5)
             self.outer.weight.normal_(0, 1.5)
@@ -80,24 +130,14 @@ class SmoothGenerator(nn.Module):
 
     latent = LATENT
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.layer = nn.Linear(LATENT, torch.Size(shape).numel(), dtype=dtype)
+        self.layer = nn.Linear(LATENT, torch.Size(shape).numel())
 
     def forward(self, z: Tensor) -> Tensor:
         """Return samples (B, *) for z (B, LATENT)."""
         return torch.tanh(self.layer(z)).reshape(-1, *self.shape)
-
-
-class ConstantCritic(SmoothCritic):
-    """All weights zero: its gradient is zero everywhere."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__(shape, dtype)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
 
 
 @plugin
@@ -113,19 +153,24 @@ class Companion:
 class Scene:
     """A plugin, a loss, a companion penalty, two networks and samples, all from one seed.
 
-    build    the global generators' seed when the plugin is made, which nothing should depend on
-    process  tells apart what is drawn from the global generators, as on one of several processes
+    shape     of one sample; by default that of the subject
+    batch     how many samples; by default what the subject says
+    constant  whether all weights of the critic are zero, so that its gradient is zero everywhere
+    ready     whether the hook `setup` was called
+    build     the global generators' seed when the plugin is made, which nothing should depend on
+    process   tells apart what is drawn from the global generators, as on one of several processes
     """
 
     def __init__(
         self,
         subject: Subject,
         *,
-        shape: tuple[int, ...] = (1, 8, 8),
-        batch: int = 8,
+        shape: Shape | None = None,
+        batch: int | None = None,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
-        critic: Callable[[tuple[int, ...], torch.dtype], nn.Module] = SmoothCritic,
+        constant: bool = False,
+        ready: bool = True,
         loss: str = "wasserstein",
         others: tuple[Loaded, ...] = (),
         build: int = 0,
@@ -133,20 +178,27 @@ class Scene:
     ) -> None:
         Stream(0, "scene").seed_global(0)
         self.subject = subject
+        shape, batch = shape or subject.shape, batch or subject.batch
         with torch.device(device):
-            self.critic = critic(shape, dtype)
-            self.generator = SmoothGenerator(shape, dtype)
+            self.critic = subject.critic(shape, dtype)
+            self.generator = SmoothGenerator(shape).to(dtype)
             self.real = torch.randn(batch, *shape, dtype=dtype).clamp(-1, 1)
             self.latents = torch.randn(batch, LATENT, dtype=dtype)
+        if constant:
+            with torch.no_grad():
+                for parameter in self.critic.parameters():
+                    parameter.zero_()
         self.randomness = Randomness(0, process=process)
         Stream(0, "build").seed_global(build)
         self.instance = subject.make()
         losses = [] if set(LOSSES) & set(subject.hooks) else [load(loss)]
+        self.companion = Loaded("companion", Companion())
         own = Loaded(subject.name, self.instance)
-        self.plugins = Plugins(
-            [*losses, Loaded("companion", Companion()), own, *others], self.randomness
-        )
+        self.plugins = Plugins([*losses, self.companion, own, *others], self.randomness)
         self.plugins.prepare_critic(self.critic)
+        if ready:
+            self.plugins.setup(self.generator, self.critic, shape, torch.device(device))
+            self.plugins.guard.watch()  # nothing more: `unchanged` and `post-step` look themselves
         self.average: Average | None = None
 
     def take(self, index: int, count: int, average: Average) -> None:
@@ -190,8 +242,8 @@ class Scene:
         """Return what the subject answers, or None where it is not asked or has nothing."""
         if hook in LOSSES:
             return self.plugins.answer_loss(hook, step)
-        for each, _, value in self.plugins.answer_penalties(hook, step):
-            if each.instance is self.instance:
+        for penalty, _, value in self.plugins.answer_penalties(hook, step):
+            if penalty.instance is self.instance:
                 return value
         return None
 

@@ -26,14 +26,15 @@ def split_gradients(subject: Subject, hook: str) -> list[Tensor]:
         asked, gradients = zip(
             *(_half(subject, hook, index, known) for index in range(COUNT)), strict=True
         )
-        if len({len(each) for each in asked}) > 1:
+        counts = [len(statistics) for statistics in asked]
+        if len(set(counts)) > 1:
             raise CheckFailed(
-                f"{hook} had {' and '.join(str(len(each)) for each in asked)} statistics averaged "
+                f"{hook} had {' and '.join(map(str, counts))} statistics averaged "
                 "on the halves of a batch: processes would wait for each other"
             )
-        if len(asked[0]) == len(known):
-            return [torch.stack(each).mean(0) for each in zip(*gradients, strict=True)]
-        known.append(torch.stack([each[len(known)] for each in asked]).mean(0))
+        if counts[0] == len(known):
+            return [torch.stack(halves).mean(0) for halves in zip(*gradients, strict=True)]
+        known.append(torch.stack([statistics[len(known)] for statistics in asked]).mean(0))
     raise CheckFailed(f"{hook} had {ASKED} statistics averaged, and asked for more")
 
 

@@ -35,5 +35,5 @@ class PluginContract:
         """Run one check; skip it, with the author's reason, if declared inapplicable."""
         result = check.run(self.subject())
         if result.verdict == "inapplicable":
-            pytest.skip(result.found)
-        assert result.verdict == "passed", f"{check.about}\n{result.found}"
+            pytest.skip(result.detail)
+        assert result.verdict == "passed", f"{check.about}\n{result.detail}"

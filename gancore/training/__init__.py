@@ -2,7 +2,7 @@
 
 from gancore.training.building import (
     build_trainer,
-    check,
+    check_recipe,
     default_folder,
     load_data,
     refuse,
@@ -17,7 +17,7 @@ __all__ = [
     "Run",
     "Trainer",
     "build_trainer",
-    "check",
+    "check_recipe",
     "default_folder",
     "load_critic",
     "load_data",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
@@ -14,16 +16,18 @@ from gancore.files.reading import expanded, is_there
 from gancore.files.storage import refuse_taken, refuse_unwritable
 from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.randomness import Stream
-from gancore.plugins import Loaded, Plugins, build, load
+from gancore.options import build
+from gancore.plugins import Loaded, Plugins, load
 from gancore.provenance.machine import on_threads
-from gancore.recipe import Component, Recipe
+from gancore.recipe import Component, Recipe, Settings
 from gancore.report import Display
 from gancore.scoring import check_section, weights_sha256
-from gancore.training.device import choose_device
+from gancore.training.compiled import check_compiles
+from gancore.training.device import Host, choose_device
 from gancore.training.idle import check_idle
+from gancore.training.learner import Learner
 from gancore.training.run_folder import Run
 from gancore.training.trainer import Trainer
-from gancore.training.update import check_compiles
 
 
 @leaving_no_trace
@@ -66,13 +70,14 @@ def refuse(
     """Refuse, before data are loaded, what no data would mend.
 
     That is a device that is not there, names and options that are wrong, scores that can't be, and
-    a folder that can't be written to, or is taken. Raises InputError, ScoreError.
+    a folder that can't be written to, or is taken. Plugins are refused by `build_trainer` and
+    `resolve`, before data too. Raises InputError, ScoreError.
     """
     choose_device(device)
     if folder is not None:
         refuse_unwritable(folder)
         refuse_taken(folder, resume=resume)
-    refuse_components(recipe)
+    _refuse_components(recipe)
     check_section(recipe.score)
 
 
@@ -82,10 +87,14 @@ def refuse_components(recipe: Recipe) -> None:
 
     And RecipeError for compiling where torch is too old for it.
     """
+    _refuse_components(recipe)
+    Plugins(load_plugins(recipe))
+
+
+def _refuse_components(recipe: Recipe) -> None:
     check_compiles(recipe.train)
     for kind, section in _components(recipe).items():
         options.validate(_factory(kind, section), section.options, _section(kind))
-    Plugins(load_plugins(recipe))
 
 
 @leaving_no_trace
@@ -97,34 +106,22 @@ def build_trainer(recipe: Recipe, *, device: str = "auto", data: Dataset | None 
     Networks are initialized from streams of their own, so that neither depends on the other nor
     on the plugins. Raises InputError for what is missing or does not fit.
     """
-    plugins = load_plugins(recipe)
+    check_compiles(recipe.train)
+    host = Host.join(device, recipe.train.seed)
+    plugins = Plugins(load_plugins(recipe), host.randomness)
     if data is None:
         data = load_data(recipe)
-    seed = recipe.train.seed
-    networks = {}
-    for kind, section in (("generator", recipe.generator), ("critic", recipe.critic)):
-        Stream(seed, f"init/{kind}").seed_global(0)
-        networks[kind] = build_component(kind, section, data.shape)  # type: ignore[arg-type]
-    loss, *others = plugins
-    built = Trainer(
-        networks["generator"],
-        networks["critic"],
-        data,
-        loss=loss,
-        plugins=others,
-        train=recipe.train,
-        optimizer=recipe.optimizer,
-        checkpoint=recipe.checkpoint,
-        sample=recipe.sample,
-        log=recipe.log,
-        score=recipe.score,
-        flip=recipe.data.flip,
-        device=device,
-        recipe={},
-    )
-    built.recipe = _resolve(recipe, built.plugins)
-    built.components = origins(recipe)
-    return built
+    generator = _initialized("generator", recipe.generator, recipe.train.seed, data)
+    critic = _initialized("critic", recipe.critic, recipe.train.seed, data)
+    settings = Settings.of(recipe)
+    learner = Learner(generator, critic, data.to(host.device), plugins, settings, host)
+    return Trainer.of(learner, _resolve(recipe, plugins), origins(recipe))
+
+
+def _initialized(kind: Kind, section: Component, seed: int, data: Dataset) -> nn.Module:
+    Stream(seed, f"init/{kind}").seed_global(0)
+    network: nn.Module = build_component(kind, section, data.shape)
+    return network
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
@@ -145,9 +142,10 @@ def load_plugins(recipe: Recipe) -> list[Loaded]:
     seed = recipe.train.seed
     Stream(seed, f"build/{recipe.loss.name}").seed_global(0)
     loaded = [load(recipe.loss.name, recipe.loss.options, where="loss")]
-    for number, each in enumerate(recipe.plugin):
-        Stream(seed, f"build/{each.called}").seed_global(0)
-        loaded.append(load(each.name, each.options, alias=each.alias, where=f"plugin.{number}"))
+    for number, section in enumerate(recipe.plugin):
+        Stream(seed, f"build/{section.called}").seed_global(0)
+        where = f"plugin.{number}"
+        loaded.append(load(section.name, section.options, alias=section.alias, where=where))
     return loaded
 
 
@@ -163,12 +161,12 @@ def load_data(recipe: Recipe) -> Dataset:
     return data
 
 
-def check(recipe: Recipe) -> list[str]:
+def check_recipe(recipe: Recipe) -> list[str]:
     """Check the names and options in a recipe, without loading data or building networks.
 
-    Returns a line for each component that is not installed, and for each option and plugin that
-    has no effect. Raises PluginError for a name close
-    to an installed one, wrong options, and plugins that don't go together.
+    Returns a line for each component that is not installed, for data and weights that are not here,
+    and for each option and plugin that has no effect. Raises PluginError for a name close to an
+    installed one, wrong options, and plugins that don't go together.
     """
     missing = []
     for kind, section in _components(recipe).items():
@@ -178,6 +176,9 @@ def check(recipe: Recipe) -> list[str]:
             if error.close:
                 raise
             missing.append(f"{kind} {section.name!r} is not installed here")
+    path = recipe.data.options.get("path")
+    if isinstance(path, str) and not is_there(expanded(path)):
+        missing.append(f"data.path: there is no file or folder {path} here")
     if recipe.score.weights and not Path(recipe.score.weights).is_file():
         missing.append(f"score.weights: there is no file {recipe.score.weights} here")
     try:
@@ -187,7 +188,7 @@ def check(recipe: Recipe) -> list[str]:
             raise
         missing.append(str(error))
     try:
-        idle = check_idle(recipe, Plugins(load_plugins(recipe)))
+        idle = check_idle(Settings.of(recipe), Plugins(load_plugins(recipe)))
     except MissingError as error:
         if error.close:
             raise
@@ -196,22 +197,25 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def origins(recipe: Recipe) -> dict[str, str]:
-    """Return what brought the networks and extractor of a recipe, and its weights file's hash.
+    """Return what brought networks, extractor and metrics of a recipe, and its weights' hash.
 
     What brought the data does not matter: samples have a hash of their own. Raises PluginError.
     """
-    found = {
+    made_by: dict[str, str] = {
         kind: entrypoints.origin(entrypoints.get(kind, section.name))
         for kind, section in _components(recipe).items()
         if kind != "dataset"
     }
-    for each in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
-        if each.name == recipe.score.extractor:
-            found["extractor"] = entrypoints.origin(each)
-    weights = Path(recipe.score.weights or "")
-    is_named = recipe.score.weights and is_there(weights)
-    named = {"score.weights": weights_sha256(weights)} if is_named else {}
-    return {**{str(kind): each for kind, each in found.items()}, **named}
+    for extractor in entrypoints.find("extractor"):  # Inception's is torch-fidelity's
+        if extractor.name == recipe.score.extractor:
+            made_by["extractor"] = entrypoints.origin(extractor)
+    for name in recipe.score.metrics:
+        metric = entrypoints.get("metric", name)
+        if metric.distribution != "gancore":
+            made_by[f"metric {name}"] = entrypoints.origin(metric)
+    if recipe.score.weights and is_there(Path(recipe.score.weights)):
+        made_by["score.weights"] = weights_sha256(Path(recipe.score.weights))
+    return made_by
 
 
 def _components(recipe: Recipe) -> dict[Kind, Component]:

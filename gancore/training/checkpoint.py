@@ -34,7 +34,7 @@ from gancore.files.writing import (
     write_text,
 )
 from gancore.text import shown
-from gancore.training.state import COPY_AGAIN, STATE, join_extra, split_extra
+from gancore.training.state import COPY_AGAIN, STATE, About, join_extra, split_extra
 
 FORMAT = 2
 BY_POSITION = 1
@@ -58,11 +58,11 @@ NO_FILE = frozenset(
 """What the system says where a file is missing, or something else has its name."""
 
 Tensors = Mapping[str, Tensor]
-"""Those of a file. A network's may hold extra state beside them, which goes into the JSON state."""
+"""The tensors of a file. A network's extra state, if it has any, is in the JSON state."""
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint that is not known to be damaged: the system does not let it be read now."""
+    """The system does not let a checkpoint be read now. It may be whole."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensors]
     state: Mapping[str, Any]
+
+    def about(self) -> About:
+        """Return what the state says of the run. Raises CheckpointError for a state that is odd."""
+        return About.of(self.state)
 
 
 def save(
@@ -93,10 +97,11 @@ def save(
         hashes = {path.name: sha256(path, LARGEST_TENSORS) for path in sorted(writing.iterdir())}
         write_text(writing / MANIFEST, json.dumps(hashes, indent=1))
     mark_best(folder, best)  # before the one that was marked goes
-    made = [each for each in _steps(folder) if each[0] <= checkpoint.step]  # later ones: unreadable
-    for step, old in sorted(made, reverse=True)[keep:]:
+    # those of later steps could not be read, when this run was resumed: they stay
+    made = [(step, path) for step, path in _steps(folder) if step <= checkpoint.step]
+    for step, path in sorted(made, reverse=True)[keep:]:
         if best is None or step != best["step"]:
-            delete(old)
+            delete(path)
     return final
 
 
@@ -108,7 +113,7 @@ def split(name: str, table: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]
     try:
         tensors, trees = split_extra(table)
         # clones: safetensors refuses tensors that share memory, and strides that are not plain
-        return {key: _plain(key, each) for key, each in tensors.items()}, trees
+        return {key: _plain(key, tensor) for key, tensor in tensors.items()}, trees
     except CheckpointError as error:
         raise CheckpointError(f"the state of {name}: {error}") from error
 
@@ -148,7 +153,8 @@ def load_best(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / BEST} is damaged: it has no step. {COPY_AGAIN}")
     seen = _seen(folder)
     try:
-        return load(dict(each[:2] for each in seen).get(step, folder / f"step-{step:06d}"))
+        paths = {number: path for number, path, _ in seen}
+        return load(paths.get(step, folder / f"step-{step:06d}"))
     except CheckpointError:
         if _seen(folder) != seen:  # the run goes on, and has saved
             return load_best(folder)
@@ -163,10 +169,10 @@ def latest(
 ) -> Checkpoint | None:
     """Load the latest checkpoint that is whole and can be read, or None if there is none.
 
-    tell: called with a line about each later one, where an older one has to do
-    mend: the same, and the leftovers of an interrupted save are swept, and what is damaged is set
-        aside under another name, but not what can't be read now. Only for whoever goes on with
-        the run, as others may read while it saves.
+    tell: called with a line about every later one, where an older one has to do
+    mend: called likewise. Leftovers of an interrupted save are swept then, and damaged checkpoints
+        are set aside under another name; one that can't be read now stays. Only for whoever goes on
+        with the run, as others may read while it saves.
 
     Raises CheckpointError when there are checkpoints but none of them will do.
     """
@@ -185,7 +191,7 @@ def latest(
     faults: dict[Path, CheckpointError] = {}
     for step, path, _ in seen:
         try:
-            found = load(path)
+            checkpoint = load(path)
         except CheckpointError as error:
             if _seen(folder) != seen:  # the run goes on, and has saved
                 return latest(folder, mend=mend, tell=tell)
@@ -196,7 +202,7 @@ def latest(
             (mend or tell)(f"{str(fault).rstrip('.')}. {going_on} step {step}")
             if mend and not isinstance(fault, UnreadableError):
                 later.rename(_unused(folder / f"{INVALID}{later.name}"))
-        return found
+        return checkpoint
     if faults:
         raise CheckpointError(
             "no checkpoint can be used:\n" + "\n".join(map(str, [*faults.values()][:5]))
@@ -233,10 +239,11 @@ def load(path: Path) -> Checkpoint:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = shown(repr(error), 200)
             raise CheckpointError(f"{path / STATE}: extra: {reason}. {COPY_AGAIN}") from error
-    found = state.get("format")
-    if type(found) is not int or found not in (BY_POSITION, FORMAT):
+    number = state.get("format")
+    if type(number) is not int or number not in (BY_POSITION, FORMAT):
         raise CheckpointError(
-            f"{path} has format {shown(repr(found))}, this gancore reads {BY_POSITION} and {FORMAT}"
+            f"{path} has format {shown(repr(number))}, this gancore reads {BY_POSITION} and "
+            f"{FORMAT}"
         )
     if type(state.get("step")) is not int:
         raise CheckpointError(f"{path / STATE} is damaged: it has no step. {COPY_AGAIN}")
@@ -273,14 +280,14 @@ class _Files(dict[str, Tensors]):
 def _table(path: Path) -> dict[str, Any]:
     """Read a JSON table. Raises CheckpointError and OSError."""
     try:
-        found: object = json.loads(read_bytes(path, LARGEST_TEXT).decode("utf-8-sig"))
-        if not isinstance(found, dict):
+        table: object = json.loads(read_bytes(path, LARGEST_TEXT).decode("utf-8-sig"))
+        if not isinstance(table, dict):
             raise ValueError("expected a table")
     except (InputError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged: {shown(str(error), 200)}. {COPY_AGAIN}"
         ) from error
-    return found
+    return table
 
 
 def _tensors(path: Path) -> Tensors:
@@ -305,12 +312,13 @@ def _is_text(path: Path) -> bool:
 
 def packed(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as bytes, for a process that can't read the folder."""
-    tensors: dict[str, Tensor] = {}
-    extra: dict[str, Any] = {}
-    for name, table in checkpoint.tensors.items():
-        plain, extra[name] = split(name, table)
-        tensors |= {f"{name}/{key}": tensor for key, tensor in plain.items()}
-    state = {**checkpoint.state, "extra": extra}
+    parts = {name: split(name, table) for name, table in checkpoint.tensors.items()}
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, (table, _) in parts.items()
+        for key, tensor in table.items()
+    }
+    state = {**checkpoint.state, "extra": {name: trees for name, (_, trees) in parts.items()}}
     about = json.dumps({"step": checkpoint.step, "state": state}).encode()
     return len(about).to_bytes(8) + about + save_tensors(tensors)
 
@@ -350,16 +358,16 @@ def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
 
 def _seen(folder: Path) -> list[tuple[int, Path, tuple[int, int]]]:
     """Return the checkpoints of a folder, the latest first, and what tells when one is replaced."""
-    found = []
+    seen = []
     for step, path in _steps(folder):
         about = (0, 0)
         with suppress(OSError):
             about = (path.lstat().st_ino, path.lstat().st_mtime_ns)
-        found.append((step, path, about))
-    return sorted(found, reverse=True)
+        seen.append((step, path, about))
+    return sorted(seen, reverse=True)
 
 
 def _unused(path: Path) -> Path:
     """Return a name that nothing has yet: this one, or it with a number."""
     names = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(each for each in chain([path], names) if not os.path.lexists(each))
+    return next(name for name in chain([path], names) if not os.path.lexists(name))

@@ -39,7 +39,7 @@ def into_training(network: nn.Module, side: str) -> None:
         f"and was put into training mode; for parts that are to stay frozen, call {side}.train() "
         "and then eval() on each of them first",
         ModeWarning,
-        stacklevel=4,  # Trainer, and what it is wrapped in
+        stacklevel=5,  # the learner, Trainer, and what that is wrapped in
     )
 
 
@@ -52,13 +52,13 @@ def refuse_other_samples(fake: object, noise: Tensor, data: Dataset, when: str =
     """
     wanted = (len(noise), *data.shape)
     if not isinstance(fake, Tensor):
-        found = f"a {type(fake).__name__}"
+        made = f"a {type(fake).__name__}"
     elif not fake.is_floating_point():
-        found = f"a {fake.dtype} tensor"
+        made = f"a {fake.dtype} tensor"
     elif fake.device != noise.device:
-        found = f"a tensor on {fake.device}"
+        made = f"a tensor on {fake.device}"
     elif fake.shape != wanted:
-        found = f"shape {tuple(fake.shape)}"
+        made = f"shape {tuple(fake.shape)}"
     else:
         return
     remedy = "give both one size, and let the generator return samples alone"
@@ -68,7 +68,7 @@ def refuse_other_samples(fake: object, noise: Tensor, data: Dataset, when: str =
                 which = "the generator's" if one is fake else "the data's"
                 remedy = f"{which} have their channels last: x.permute(0, 3, 1, 2) puts them first"
     raise InputError(
-        f"the generator makes {found} of noise {tuple(noise.shape)}{when}, and samples like those "
+        f"the generator makes {made} of noise {tuple(noise.shape)}{when}, and samples like those "
         f"of {data.name!r} are a floating-point tensor {wanted}: {remedy}"
     )
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Set
-from typing import TYPE_CHECKING
+from itertools import chain
 
 from torch import Tensor
 
 from gancore.data import Dataset
+from gancore.errors import MissingError
 from gancore.plugins import Plugins
-from gancore.recipe import Sections, idle_options
-
-if TYPE_CHECKING:
-    from gancore.training.trainer import Trainer
+from gancore.recipe import Settings, idle_options
+from gancore.scoring.metrics import metric
 
 DARK = 32
 """Images of which no value reaches this, of 255, are nearly black: 0/1 or 0 … 16, not scaled."""
@@ -38,33 +37,41 @@ class IdleWarning(UserWarning):
     """Something that was asked for has no effect, or not the one that it is for."""
 
 
-def check_idle(sections: Sections, plugins: Plugins) -> list[str]:
+def check_idle(settings: Settings, plugins: Plugins) -> list[str]:
     """Return a line for each option and plugin that has no effect, as far as names can tell."""
     penalties = plugins.terms("penalty")
-    lines = idle_options(sections, penalized=bool(penalties))
+    extracted = any(map(_extracts, settings.score.metrics))
+    lines = idle_options(settings, penalized=bool(penalties), extracted=extracted)
     if not (penalties or plugins.terms("generator_penalty")):
         lines += [
-            f"plugin {each} has no effect: it scales penalties, and there is none; add one, or "
+            f"plugin {plugin} has no effect: it scales penalties, and there is none; add one, or "
             "leave it out"
-            for each in plugins.penalties("penalty_scale")
+            for plugin in plugins.penalties("penalty_scale")
         ]
     return lines
 
 
-def warn_idle(trainer: Trainer) -> None:
-    """Warn of what has no effect in a trainer's run, before it begins."""
-    lines = [*check_idle(trainer, trainer.plugins), *trainer.data.doubts, *_dark(trainer.data)]
-    if trainer.ranks.is_first:
-        for line in lines:
-            warnings.warn(line, IdleWarning, stacklevel=3)
+def _extracts(name: str) -> bool:
+    """Whether a metric takes features; one that is not installed may."""
+    try:
+        return bool(metric(name).needs)
+    except MissingError:
+        return True
+
+
+def warn_idle(settings: Settings, plugins: Plugins, data: Dataset) -> None:
+    """Warn, before a run, of what has no effect in it."""
+    for line in (*check_idle(settings, plugins), *data.doubts, *_dark(data)):
+        warnings.warn(line, IdleWarning, stacklevel=3)
 
 
 def warn_never_due(plugins: Plugins, seen: Set[str]) -> None:
     """Warn, after a run, of each plugin whose penalties were all left out; `seen` were not."""
     hooks = ("penalty", "generator_penalty")
-    for each in dict.fromkeys(each for hook in hooks for each in plugins.penalties(hook)):
-        if seen.isdisjoint(f"{hook}/{each.name}" for hook in hooks):
-            line = f"plugin {each}: its penalty was scaled by 0 in every update: look at what"
+    penalizing = chain.from_iterable(map(plugins.penalties, hooks))
+    for plugin in dict.fromkeys(penalizing):
+        if seen.isdisjoint(f"{hook}/{plugin.name}" for hook in hooks):
+            line = f"plugin {plugin}: its penalty was scaled by 0 in every update: look at what"
             warnings.warn(f"{line} scales it, and at train.steps", IdleWarning, stacklevel=3)
 
 

@@ -70,7 +70,7 @@ class Settled:
 
     def __init__(self, **networks: nn.Module) -> None:
         self._networks = networks
-        self._parameters = [each for network in networks.values() for each in network.parameters()]
+        self._parameters = [one for network in networks.values() for one in network.parameters()]
         self._is_checked = False
 
     def check_once(self) -> None:
@@ -81,7 +81,7 @@ class Settled:
 
     def check(self) -> None:
         """Raise ContractError for a parameter that was not there before."""
-        known = {id(each) for each in self._parameters}
+        known = {id(parameter) for parameter in self._parameters}
         for what, network in self._networks.items():
             for name, parameter in network.named_parameters():
                 if id(parameter) not in known:

@@ -6,8 +6,10 @@ they are written, and from the first updates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.scoring.generator import COLLAPSED, total_variance
+from gancore.scoring.protocol import Scores
 from gancore.text import shown
+from gancore.training.plan import Side
 from gancore.training.tally import Tally
 
 FIRST = 20
@@ -54,7 +58,7 @@ class Notes:
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
+        networks: Mapping[Side, nn.Module],
         data: Dataset,
         tally: Tally,
         say: Callable[[str], None],
@@ -71,12 +75,11 @@ class Notes:
         """All that holds."""
         return list(self.tally.notes.values())
 
-    def gradients(self, side: str, update: int, gradients: Sequence[Tensor | None]) -> None:
-        """Look at the gradients of what a network trains, in its first updates."""
+    def gradients(self, side: Side, update: int, reached: Sequence[bool]) -> None:
+        """Look at which of a network's trained parameters had a gradient, in its first updates."""
         if update >= FIRST:
             return
-        found = zip(self._trained[side], gradients, strict=True)
-        self._idle[side] -= {name for name, gradient in found if gradient is not None}
+        self._idle[side] -= set(compress(self._trained[side], reached))
         self._seen[side] += 1
         if update + 1 == FIRST:
             self._judge_gradients(side)
@@ -122,6 +125,21 @@ class Notes:
                 "or let the generator end in tanh.",
             )
 
+    def without_broken(self, values: Mapping[str, float], step: int) -> dict[str, float]:
+        """Return an update's terms without plugins' notes that are inf or nan; no record has any.
+
+        The first of them is told.
+        """
+        whole = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name in values.keys() - whole.keys():
+            if "not_finite" not in self.tally.notes:
+                self._note(
+                    "not_finite",
+                    f"{shown(name, 200)} was {values[name]} at step {step}: records leave out "
+                    "notes that are inf or nan.",
+                )
+        return whole
+
     def broken(self, text: str, step: int) -> None:
         """Take what is said of samples that are inf or nan."""
         self._note("broken", f"At step {step}, {text}.")
@@ -145,11 +163,12 @@ class Notes:
             "real data's variance: lower the learning rate, or regularize the critic.",
         )
 
-    def scored(self, found: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Take what scoring found, and return it with the notes, if there are any."""
-        if "spread" in found and self._variance:
-            self.spread(found["spread"], step)
-        return {**found, **({"notes": self.sentences} if self.sentences else {})}
+    def scored(self, scores: Scores, step: int) -> Scores:
+        """Take the scores of a step, and return them with it and the notes, if there are any."""
+        if scores.spread is not None and self._variance:
+            self.spread(scores.spread, step)
+        notes = {"notes": self.sentences} if self.sentences else {}
+        return scores.model_copy(update={"step": step, **notes})
 
     def finish(self) -> None:
         """Judge the first updates now: there are no more."""
@@ -158,10 +177,10 @@ class Notes:
                 self._judge_gradients(side)
         self._judge_range()
 
-    def _judge_gradients(self, side: str) -> None:
+    def _judge_gradients(self, side: Side) -> None:
         """Name what the first updates found no gradient of: autograd saw no path to it."""
         idle = [name for name in self._trained[side] if name in self._idle[side]]
-        every, names = len(self._trained[side]), ", ".join(shown(each, 100) for each in idle[:3])
+        every, names = len(self._trained[side]), ", ".join(shown(name, 100) for name in idle[:3])
         if len(idle) == every:
             fault = (
                 f"No parameter of the {side} had a gradient in its first updates, so nothing "
@@ -207,15 +226,15 @@ class Notes:
         return total_variance(self._data.samples)
 
 
-def noticed(state: Mapping[str, Any], scores: Mapping[str, Any] | None) -> list[str]:
+def noticed(state: Mapping[str, Any], scores: Scores | None) -> list[str]:
     """Return the notes of a run: those of its scores, or else of its checkpoint's state."""
     if scores is not None:
-        return list(scores.get("notes", []))
+        return list(scores.notes)
     return list(Tally.of(state).notes.values())
 
 
 def _trained(network: nn.Module) -> list[str]:
-    return [name for name, each in network.named_parameters() if each.requires_grad]
+    return [name for name, one in network.named_parameters() if one.requires_grad]
 
 
 def _between(images: Tensor) -> float:

@@ -19,11 +19,19 @@ from gancore.distributed.ranks import Ranks
 from gancore.errors import ContractError, NonFiniteError
 from gancore.plugins import Loaded, Plugins
 from gancore.step import CriticStep, GeneratorStep
+from gancore.training.plan import Side
 
-HOOKS = {
+HOOKS: dict[Side, tuple[str, str]] = {
     "critic": ("critic_loss", "penalty"),
     "generator": ("generator_loss", "generator_penalty"),
 }
+
+
+NOTE = "note/"
+"""What record keys of plugins' notes begin with."""
+
+NOTED = "noted"
+"""The term that says how many notes each process has, on the mean; no record has it."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,9 @@ Scales = Mapping[str, float | Tensor]
 
 
 class Gradients(NamedTuple):
-    """What an update found: its terms, and the gradients of what it trains.
+    """What differentiating gives: terms, and the gradients of what is trained.
 
-    names      of the terms, as in records
+    names      of the terms, as in records; the plugins' notes come last
     values     (T,) the terms, float64
     gradients  one a parameter, None where the objective does not depend on it
     """
@@ -71,42 +79,51 @@ def differentiate(
             with autocast:  # where the loss took them
                 terms["d_real"] = step.scores(step.real).mean()
                 terms["d_fake"] = step.scores(step.fake).mean()
-        norm = nn.utils.get_total_norm([each for each in gradients if each is not None])
-        terms["critic_grad_norm" if critic else "generator_grad_norm"] = norm
+        terms["critic_grad_norm" if critic else "generator_grad_norm"] = _norm(gradients)
         values = torch.stack(list(terms.values())).double()
-    return Gradients(tuple(terms), values, tuple(gradients))
+        if step.notes:  # of any dtype
+            notes = torch.stack([note.double() for note in step.notes.values()])
+            values = torch.cat([values, notes])
+    return Gradients((*terms, *step.notes), values, tuple(gradients))
 
 
-def possible_terms(plugins: Plugins, side: str) -> list[str]:
-    """Return the names of all terms that an update of this side may have."""
+def possible_terms(plugins: Plugins, side: Side) -> list[str]:
+    """Return the names of all terms but notes that an update of this side may have."""
     loss_hook, penalty_hook = HOOKS[side]
     scores = ["d_real", "d_fake"] if side == "critic" else []
     return [*plugins.terms(penalty_hook), loss_hook, *scores]
 
 
 def averaged(
-    found: Gradients, parameters: Sequence[nn.Parameter], ranks: Ranks, terms: Sequence[str]
+    here: Gradients, parameters: Sequence[nn.Parameter], ranks: Ranks, terms: Sequence[str]
 ) -> Gradients:
     """Return gradients and terms of the whole batch out of those of each process's part.
 
-    A gradient that all lack stays None, as does a term; all of it is one all-reduce.
+    terms: all that any process may have, but for notes. One that all lack stays out, as a gradient
+    that all lack stays None. All of it is one all-reduce. Notes stay this process's: `to_host`
+    averages them, as nobody knows which ones the others have.
     """
     if ranks.count == 1:
-        return found
-    here = dict(zip(found.names, found.values, strict=True))
-    values = [here.get(name) for name in terms]
-    scalars = [found.values.new_zeros(())] * len(terms)
-    means = ranks.means([*found.gradients, *values], like=[*parameters, *scalars])
+        return here
+    values = dict(zip(here.names, here.values, strict=True))
+    notes = {name: value for name, value in values.items() if name.startswith(NOTE)}
+    values[NOTED] = here.values.new_tensor(float(len(notes)))
+    names = [*terms, NOTED]
+    scalars = [here.values.new_zeros(())] * len(names)
+    means = ranks.means(
+        [*here.gradients, *(values.get(name) for name in names)], like=[*parameters, *scalars]
+    )
     gradients = means[: len(parameters)]
-    everywhere = {
-        name: mean
-        for name, mean in zip(terms, means[len(parameters) :], strict=True)
-        if mean is not None
-    }
-    (norm,) = [name for name in found.names if name not in terms]
-    everywhere[norm] = nn.utils.get_total_norm([each for each in gradients if each is not None])
+    means_of_terms = zip(names, means[len(parameters) :], strict=True)
+    everywhere = {name: mean for name, mean in means_of_terms if mean is not None}
+    (norm,) = values.keys() - {*names, *notes}
+    everywhere |= {norm: _norm(gradients), **notes}
     stacked = torch.stack([value.double() for value in everywhere.values()])
     return Gradients(tuple(everywhere), stacked, tuple(gradients))
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
 
 def objective(
@@ -126,13 +143,13 @@ def objective(
     loss_hook, penalty_hook = HOOKS["critic" if critic else "generator"]
     terms = {}
     extra: list[Tensor] = []
-    for each, scale, answer in plugins.answer_penalties(penalty_hook, step, due):
-        value = _checked(answer, each, penalty_hook, step.real)
-        proven = torch.compiler.is_compiling() or (each.name, penalty_hook) in plugins.proven
+    for plugin, scale, answer in plugins.answer_penalties(penalty_hook, step, due):
+        value = _checked(answer, plugin, penalty_hook, step.real)
+        proven = torch.compiler.is_compiling() or (plugin.name, penalty_hook) in plugins.proven
         if not proven:
-            _refuse_unconnected(value, step, each, penalty_hook)
-            plugins.proven.add((each.name, penalty_hook))
-        terms[f"{penalty_hook}/{each.name}"] = value
+            _refuse_unconnected(value, step, plugin, penalty_hook)
+            plugins.proven.add((plugin.name, penalty_hook))
+        terms[f"{penalty_hook}/{plugin.name}"] = value
         extra.append((scale.to(value.dtype) if isinstance(scale, Tensor) else scale) * value)
     with autocast:
         total = _checked(plugins.answer_loss(loss_hook, step), plugins.loss, loss_hook, step.real)
@@ -142,23 +159,26 @@ def objective(
     return Objective(total, terms)
 
 
-def to_host(found: Gradients, update: int) -> dict[str, float]:
+def to_host(gradients: Gradients, update: int, ranks: Ranks | None = None) -> dict[str, float]:
     """Copy all terms to the host at once: the only thing that an update waits for.
 
-    Raises NonFiniteError that names the first that is inf or nan.
+    Each note becomes its mean over the processes that have it. Raises NonFiniteError that names
+    the first term that is inf or nan; a note may be.
     """
-    named: dict[str, float] = dict(zip(found.names, found.values.tolist(), strict=True))
-    for name, value in named.items():
-        if not math.isfinite(value):
+    terms: dict[str, float] = dict(zip(gradients.names, gradients.values.tolist(), strict=True))
+    if terms.pop(NOTED, 0) and ranks is not None:
+        terms |= ranks.mean_of({name: terms[name] for name in terms if name.startswith(NOTE)})
+    for name, value in terms.items():
+        if not (math.isfinite(value) or name.startswith(NOTE)):
             raise NonFiniteError(
                 f"{name} is {value} at update {update}; the weights are those before it. "
                 "Lower the learning rate, or look at the last records and checkpoint"
             )
-    return named
+    return terms
 
 
 def _refuse_unconnected(
-    value: Tensor, step: CriticStep | GeneratorStep, each: Loaded, hook: str
+    value: Tensor, step: CriticStep | GeneratorStep, plugin: Loaded, hook: str
 ) -> None:
     """Refuse a penalty whose graph leads to no parameter: it would train nothing, silently."""
     module = step.critic if isinstance(step, CriticStep) else step.generator
@@ -175,12 +195,12 @@ def _refuse_unconnected(
         seen.add(node)
         waiting += [following for following, _ in node.next_functions]
     raise ContractError(
-        f"plugin {each}: {hook} answered a value that depends on no parameters of the "
+        f"plugin {plugin}: {hook} answered a value that depends on no parameters of the "
         f"{type(module).__name__}, so it trains nothing: is it of samples only, or detached?"
     )
 
 
-def _checked(value: object, each: Loaded, hook: str, like: Tensor) -> Tensor:
+def _checked(value: object, plugin: Loaded, hook: str, like: Tensor) -> Tensor:
     """Return `value` if it keeps the contract of its hook."""
     if not isinstance(value, Tensor):
         fault = f"{type(value).__name__} {value!r}"
@@ -193,6 +213,6 @@ def _checked(value: object, each: Loaded, hook: str, like: Tensor) -> Tensor:
     else:
         return value
     raise ContractError(
-        f"plugin {each}: {hook} answered {fault}; expected a scalar {like.dtype} tensor on "
+        f"plugin {plugin}: {hook} answered {fault}; expected a scalar {like.dtype} tensor on "
         f"{like.device} with a graph to the parameters"
     )

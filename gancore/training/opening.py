@@ -4,82 +4,91 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.files.storage import refuse_taken
 from gancore.files.writing import delete, refuse_links_out
-from gancore.provenance.environment import environment
+from gancore.provenance.environment import (
+    Environment,
+    Stretch,
+    environment,
+    made_with,
+    unlike,
+)
 from gancore.provenance.identity import (
     SCORING,
     WORDS,
+    MadeOf,
     as_now,
     changes,
-    made_of_in,
     uncompared,
 )
-from gancore.provenance.machine import TO_ROUNDING, taken_again, unlike
+from gancore.provenance.machine import TO_ROUNDING, taken_again
 from gancore.recipe import differences
 from gancore.report import Display
 from gancore.scoring.sampling import frozen_parts
 from gancore.text import shown
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
+from gancore.training.learner import Learner
 from gancore.training.rehearsal import rehearse
 from gancore.training.run_folder import BOARD_AGAIN, Run
 from gancore.training.tally import Tally
-
-if TYPE_CHECKING:
-    from gancore.training.trainer import Trainer
 
 
 class Opening:
     """Makes a run's folder ready for a trainer, and brings the trainer to where the run is."""
 
     def __init__(
-        self, trainer: Trainer, run: Run, display: Display, made_of: dict[str, Any]
+        self,
+        learner: Learner,
+        run: Run,
+        display: Display,
+        recipe: Mapping[str, Any],
+        made_of: MadeOf,
     ) -> None:
-        self.trainer = trainer
+        self.learner = learner
         self.run = run
         self.display = display
         self.tally = Tally()
+        self._recipe = recipe
         self._made_of = made_of
 
     def open(self, *, resume: bool, force: bool, threads: int | None) -> tuple[int, Tally]:
         """Bring all processes to the folder's latest checkpoint; return its step and tally."""
-        ranks, start = self.trainer.ranks, 0
+        ranks, start = self.learner.ranks, 0
         self._refuse_unlike_processes()
 
         def first() -> bytes:
             nonlocal start
-            found = self._prepare(resume=resume, force=force, threads=threads)
-            start = found.step if found else 0
-            return checkpoint.packed(found) if found and ranks.count > 1 else b""
+            saved = self._prepare(resume=resume, force=force, threads=threads)
+            start = saved.step if saved else 0
+            return checkpoint.packed(saved) if saved and ranks.count > 1 else b""
 
         sent = ranks.from_first(first)
         if sent and not ranks.is_first:
-            found = checkpoint.unpacked(sent)
-            self._restore(found)
-            start = found.step
+            saved = checkpoint.unpacked(sent)
+            self._restore(saved)
+            start = saved.step
         if ranks.count > 1:
             count = ranks.from_first(lambda: str(torch.get_num_threads()).encode())
             torch.set_num_threads(int(count))
-        self.trainer.equalize()
+        self.learner.equalize()
         return start, self.tally
 
     def _refuse_unlike_processes(self) -> None:
         """Refuse processes that have other data or code than the first."""
-        ranks = self.trainer.ranks
-        first = json.loads(ranks.from_first(lambda: json.dumps(self._made_of).encode()))
-        unlike = [
-            word for key, word in WORDS.items() if ranks.any(first[key] != self._made_of[key])
-        ]
-        if unlike:
+        ranks = self.learner.ranks
+        sent = ranks.from_first(lambda: json.dumps(self._made_of.table()).encode())
+        first, mine = json.loads(sent), self._made_of.table()
+        differing = [word for key, word in WORDS.items() if ranks.any(first[key] != mine[key])]
+        if differing:
             raise InputError(
-                f"the processes of this run don't have the same {', '.join(unlike)}: give all the "
-                "same files and packages"
+                f"the processes of this run don't have the same {', '.join(differing)}: give all "
+                "the same files and packages"
             )
 
     def _prepare(self, *, resume: bool, force: bool, threads: int | None) -> Checkpoint | None:
@@ -87,59 +96,65 @@ class Opening:
         run = self.run
         refuse_links_out(run.path)
         refuse_taken(run.path, resume=resume)
-        found = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
-        before = self._environment() if found is not None else {}
-        if found is None:
-            self.trainer.use.refuse()
+        saved = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
+        before = self._environment() if saved is not None else None
+        if saved is None:
+            self.learner.use.refuse()
         else:
-            changed = {"threads": (before.get("threads", threads), threads)} if threads else {}
-            self._refuse_another(found, changed, force=force)
+            changed = {"threads": (before.threads, threads)} if before and threads else {}
+            self._refuse_another(saved, changed, force=force)
             self._take_threads(before, threads)
-        about = {
-            **environment(
-                self.trainer.device,
-                self.trainer.plugins.loaded,
-                world_size=self.trainer.ranks.count,
-            ),
-            **self._made_of,
-        }
+        about = environment(
+            self.learner.device,
+            made_with(self.learner.plugins.loaded).model_copy(update=self._made_of.known()),
+            world_size=self.learner.ranks.count,
+        )
         self._refuse_unexpected(about)
         if before and (differing := unlike(before, about)):
             self.display.say(
                 "this is not the kind of machine that the run was made on so far, or not known to "
                 f"be ({'; '.join(differing)}): {TO_ROUNDING}"
             )
-        if found is not None:
-            self._restore(found)
-        start = found.step if found else 0
-        if start < self.trainer.train.steps:
-            rehearse(self.trainer, checkpoint_of(self.trainer, self.tally, self._made_of, start))
-        if found is not None:
+        if saved is not None:
+            self._restore(saved)
+        start = saved.step if saved else 0
+        if start < self.learner.settings.train.steps:
+            rehearse(
+                self.learner,
+                checkpoint_of(self.learner, self.tally, self._recipe, self._made_of, start),
+            )
+        if saved is not None:
             checkpoint.mark_best(run.checkpoints, self.tally.best)
         run.write_environment(about, before, start)  # first: by it a folder is known for a run's
-        run.write_recipe(self.trainer.recipe)
+        run.write_recipe(self._recipe)
+        sources = [plugin.source for plugin in self.learner.plugins.loaded if plugin.source]
+        run.write_plugin_files(source.file for source in sources if source.file)
         run.cut_records(start - bool(self.tally.pending), self.display.say)
-        if start < self.trainer.train.steps:
+        if start < self.learner.settings.train.steps:
             delete(run.scores_path)
-        return found
+        return saved
 
-    def _environment(self) -> dict[str, Any]:
-        """Return what the run was made on so far; {}, and a line, where that can't be read."""
+    def _environment(self) -> Environment | None:
+        """Return what the run was made on so far; None, and a line, where that can't be read."""
+        reason = f"there is no {self.run.environment_path}"
         try:
-            return self.run.environment
+            if before := self.run.read_environment():
+                return before
         except InputError as error:
-            reason = shown(" ".join(str(error).split()), 1000)
-            self.display.say(f"threads and machine of the run so far are not known: {reason}")
-            return {}
+            reason = str(error)
+        reason = shown(" ".join(reason.split()), 1000)
+        self.display.say(f"threads and machine of the run so far are not known: {reason}")
+        return None
 
-    def _take_threads(self, before: Mapping[str, Any], asked: int | None) -> None:
-        """Compute on as many threads as the run so far, if that can be and no other is asked for.
+    def _take_threads(self, before: Environment | None, asked: int | None) -> None:
+        """Compute on as many threads as the run so far, unless another number is asked for.
 
-        Otherwise results would differ in their last bits.
+        With another number, results differ in their last bits.
         """
-        then, now = before.get("threads"), torch.get_num_threads()
-        if then is None or then == now:
+        now = torch.get_num_threads()
+        if before is None or before.threads == now:
             return
+        then = before.threads
         if asked is not None:
             self.display.say(f"threads: {now} instead of {then} so far: {TO_ROUNDING}")
         elif taken_again(then):
@@ -148,21 +163,21 @@ class Opening:
             self.display.say(f"threads: {then} so far, which can't be had here: {TO_ROUNDING}")
 
     def _refuse_another(
-        self, found: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
+        self, saved: Checkpoint, changed: Mapping[str, tuple[object, object]], *, force: bool
     ) -> None:
         """Refuse a checkpoint of another run, or of one that will be shorter.
 
         changed: what was and what is of other things that may have changed
         """
-        saved = found.state.get("recipe")
-        if not isinstance(saved, dict):
+        about = saved.about()
+        if about.recipe is None:
             raise CheckpointError("the checkpoint does not say of which recipe it is: train again")
-        classes = {each.method: type(each.instance) for each in self.trainer.plugins.loaded}
-        recipes = (as_now(saved, classes), as_now(self.trainer.recipe, classes))
-        lines = differences(*recipes) + self._changes_of_identity(found)
-        if made_of_in(found.state).get("data") == self._made_of["data"]:
+        classes = {plugin.method: type(plugin.instance) for plugin in self.learner.plugins.loaded}
+        recipes = (as_now(about.recipe, classes), as_now(self._recipe, classes))
+        lines = differences(*recipes) + self._changes_of_identity(about.made_of)
+        if about.made_of.data == self._made_of.data:
             lines = [line for line in lines if not line.startswith("data.path: ")]  # it has moved
-        processes = (found.state.get("processes", 1), self.trainer.ranks.count)
+        processes = (about.processes, self.learner.ranks.count)
         for name, (were, are) in {"processes": processes, **changed}.items():
             if were != are:
                 lines.append(f"{name}: was {were!r}, is {are!r}")
@@ -175,38 +190,37 @@ class Opening:
             )
         if overridden := [line for line in lines if not line.startswith("threads: ")]:
             self.display.say(f"forced, although this has changed: {'; '.join(overridden)}")
-        steps = self.trainer.train.steps
-        if found.step > steps:
+        steps = self.learner.settings.train.steps
+        if saved.step > steps:
             raise InputError(
-                f"the checkpoint is at step {found.step}, beyond train.steps = {steps}: "
+                f"the checkpoint is at step {saved.step}, beyond train.steps = {steps}: "
                 "raise train.steps, or choose another --out"
             )
 
-    def _changes_of_identity(self, found: Checkpoint) -> list[str]:
+    def _changes_of_identity(self, then: MadeOf) -> list[str]:
         """Return a line for what of data and code is not the checkpoint's; tell what can't be."""
-        then = made_of_in(found.state)
         if unknown := uncompared(then, self._made_of):
             self.display.say(
                 f"resuming: {unknown} can't be compared with the checkpoint's, and may have changed"
             )
         return changes(then, self._made_of, but=SCORING)
 
-    def _refuse_unexpected(self, about: Mapping[str, Any]) -> None:
-        """Refuse to make a run of a board of other data or code than the board has it filed by."""
-        lines = changes(self.run.expected, about)
-        if lines:
+    def _refuse_unexpected(self, about: Stretch) -> None:
+        """Refuse a board's run whose data or code are not those that the board files it under."""
+        expected = self.run.read_expected()
+        if lines := changes(expected, about) if expected else []:
             raise InputError(
                 f"{self.run.path} is for a run of a board made of other data or code: "
                 f"{'; '.join(lines)}. {BOARD_AGAIN}"
             )
 
-    def _restore(self, found: Checkpoint) -> None:
-        by_position = found.state.get("format") == checkpoint.BY_POSITION
+    def _restore(self, saved: Checkpoint) -> None:
+        by_position = saved.state.get("format") == checkpoint.BY_POSITION
         try:
-            told = self.trainer.load_state(
-                found.tensors, found.state["plugins"], by_position=by_position
+            told = self.learner.load_state(
+                saved.tensors, saved.state["plugins"], by_position=by_position
             )
-            self.tally = Tally.of(found.state)
+            self.tally = Tally.of(saved.state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             reason = shown(" ".join(str(error).split()), 1000)
             failure = CheckpointError(f"the checkpoint does not fit this run: {reason}")
@@ -218,21 +232,21 @@ class Opening:
             )
         for line in told:
             self.display.say(line)
-        plugins = self.trainer.plugins
-        self.tally.keep_penalties(plugins.terms("penalty") + plugins.terms("generator_penalty"))
+        self.tally.keep_penalties(self.learner.plugins)
 
 
 def checkpoint_of(
-    trainer: Trainer, tally: Tally, made_of: Mapping[str, Any], step: int
+    learner: Learner, tally: Tally, recipe: Mapping[str, Any], made_of: MadeOf, step: int
 ) -> Checkpoint:
     """Return all that a run goes on from after a step."""
-    tensors, plugins = trainer.state()
+    tensors, plugins = learner.state()
     state = {
         **tally.state(),
         "plugins": plugins,
-        "recipe": trainer.recipe,
-        "made_of": made_of,
-        "processes": trainer.ranks.count,
-        "frozen": frozen_parts(trainer.generator),
+        "recipe": recipe,
+        "made_of": made_of.table(),
+        "processes": learner.ranks.count,
+        "frozen": frozen_parts(learner.generator),
+        "shape": list(learner.data.shape),
     }
     return Checkpoint(step, tensors, state)

@@ -36,7 +36,9 @@ def make_optimizer(section: Optimizer, parameters: list[nn.Parameter]) -> torch.
     """Return the optimizer that a recipe's section asks for, fused where the device has that."""
     if section.name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=section.lr, alpha=section.alpha)
-    fused = all(each.device.type in FUSED and each.is_floating_point() for each in parameters)
+    fused = all(
+        parameter.device.type in FUSED and parameter.is_floating_point() for parameter in parameters
+    )
     return torch.optim.Adam(parameters, lr=section.lr, betas=section.betas, fused=fused or None)
 
 
@@ -131,9 +133,14 @@ def restore_optimizer(
         if owner == name:
             state.setdefault(parameter_name, {})[key] = tensor
     if not state:
-        raise CheckpointError(f"the checkpoint has no state of the {name}'s optimizer. {REMEDY}")
+        raise CheckpointError(
+            f"the checkpoint has no state of the {name}'s optimizer: none of its parameters had a "
+            f"gradient, or the file is not whole. Let the {name} have gradients (outside "
+            "torch.no_grad, checkpoints with use_reentrant=False) and train again, or copy the run "
+            "folder anew"
+        )
     groups = optimizer.state_dict()["param_groups"]
-    trained = [each for group in optimizer.param_groups for each in group["params"]]
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
     position = {id(parameter): number for number, parameter in enumerate(trained)}
     # a parameter that several layers share has a name in each, any of which may have been the first
     known: dict[str, nn.Parameter] = (
@@ -153,11 +160,11 @@ def restore_optimizer(
             {} if number is None or number in restored else _first_state(optimizer, trained[number])
         )
         for key in sorted(expected.keys() | values.keys()):
-            wanted, found = _form(expected.get(key)), _form(values.get(key))
-            if wanted != found:
+            wanted, saved = _form(expected.get(key)), _form(values.get(key))
+            if wanted != saved:
                 raise CheckpointError(
                     f"the checkpoint's optimizer state {shown(f'{name}/{parameter_name}/{key}')}: "
-                    f"expected {wanted}, found {found}. {REMEDY}"
+                    f"expected {wanted}, found {saved}. {REMEDY}"
                 )
         restored[number] = values
     optimizer.load_state_dict({"state": restored, "param_groups": groups})

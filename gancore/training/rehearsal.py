@@ -5,8 +5,6 @@ It leaves networks, plugins and random numbers as they are: copies are tried.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -19,25 +17,23 @@ from gancore.text import shown
 from gancore.training import checkpoint
 from gancore.training.checkpoint import Checkpoint
 from gancore.training.fit import refuse_other_samples
-
-if TYPE_CHECKING:
-    from gancore.training.trainer import Trainer
+from gancore.training.learner import Learner
 
 
-def rehearse(trainer: Trainer, made: Checkpoint) -> None:
+def rehearse(learner: Learner, made: Checkpoint) -> None:
     """Save `made` and read it back, in memory; sample a grid, and take features of two samples.
 
     Raises InputError, CheckpointError, PluginError, ScoreError for what would fail later.
     """
     with kept():
-        _read_back(trainer, made)
-        samples = _grid(trainer)
-        try_scoring(samples[:2], trainer.data, trainer.score, trainer.device)
+        _read_back(learner, made)
+        samples = _grid(learner)
+        try_scoring(samples[:2], learner.data, learner.settings.score, learner.device)
 
 
-def _read_back(trainer: Trainer, made: Checkpoint) -> None:
+def _read_back(learner: Learner, made: Checkpoint) -> None:
     again = checkpoint.unpacked(checkpoint.packed(made))
-    networks = {"generator": trainer.generator, "critic": trainer.critic, "ema": trainer.ema}
+    networks = {"generator": learner.generator, "critic": learner.critic, "ema": learner.average}
     for name, network in networks.items():
         if network is None:
             continue
@@ -52,27 +48,30 @@ def _read_back(trainer: Trainer, made: Checkpoint) -> None:
                 f"a checkpoint of the {name} can't be read back ({_reason(error)}): let what it "
                 "loads (set_extra_state, _load_from_state_dict, hooks) take what it saves"
             ) from error
-    states = trainer.plugins.state_dict()
-    for plugin in trainer.plugins.loaded:
-        if states.get(plugin.name) and not hasattr(plugin.instance, "load_state_dict"):
+    states = learner.plugins.state_dict()
+    for plugin in learner.plugins.loaded:
+        keeps = hasattr(plugin.instance, "state_dict") and states[plugin.name]
+        if keeps and not hasattr(plugin.instance, "load_state_dict"):
             raise PluginError(
                 f"plugin {plugin} has a state_dict and no load_state_dict, so a resumed run would "
                 "forget its state: give it both"
             )
 
 
-def _grid(trainer: Trainer) -> Tensor:
+def _grid(learner: Learner) -> Tensor:
     """Return samples of a copy in eval mode, as many as the grids have."""
-    source = trainer.generator if trainer.ema is None else trainer.ema.module
-    twin = copied(source, "generator").eval()
+    twin = copied(learner.sampled, "generator").eval()
 
     def look(module: object, inputs: tuple[Tensor, ...], out: object) -> None:
-        refuse_other_samples(out, inputs[0], trainer.data, " in eval mode")
+        refuse_other_samples(out, inputs[0], learner.data, " in eval mode")
 
     twin.register_forward_hook(look)
     try:
         return generate(
-            twin, trainer.sample.count, seed=trainer.train.seed, broken=lambda text: None
+            twin,
+            learner.settings.sample.count,
+            seed=learner.settings.train.seed,
+            broken=lambda text: None,
         )
     except (GancoreError, torch.OutOfMemoryError):
         raise

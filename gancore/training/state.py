@@ -3,18 +3,73 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from gancore.errors import CheckpointError
+from gancore.files.stored import Stored, Whole
+from gancore.options import explain
+from gancore.provenance.identity import MadeOf
 from gancore.text import shown
 
 STATE = "state.json"
 """A checkpoint's file of JSON."""
 
 COPY_AGAIN = "Copy the run folder anew, or train again"
+
+
+LARGEST_SAMPLE = 1 << 28
+"""Numbers of one sample."""
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_SAMPLE)]
+
+
+class About(Stored):
+    """What a checkpoint's JSON says of the run, beside the tally and what plugins keep.
+
+    An earlier gancore's lacks some of it.
+
+    recipe     the resolved one, as a table
+    made_of    data and code
+    processes  that trained together
+    frozen     names of the generator's modules that were in eval mode
+    shape      of one sample
+    """
+
+    recipe: dict[str, Any] | None = None
+    made_of: MadeOf = MadeOf()
+    processes: Whole = 1
+    frozen: list[str] | None = None
+    shape: Annotated[list[Size], Field(min_length=1, max_length=8)] | None = None
+
+    @field_validator("frozen", mode="wrap")
+    @classmethod
+    def _names(cls, value: object, check: ValidatorFunctionWrapHandler) -> list[str] | None:
+        try:
+            return check(value)  # type: ignore[no-any-return]
+        except ValidationError:
+            raise PydanticCustomError("unavailable", "expected names of modules") from None
+
+    @field_validator("shape")
+    @classmethod
+    def _bounded(cls, value: list[int] | None) -> list[int] | None:
+        if value and math.prod(value) > LARGEST_SAMPLE:
+            raise PydanticCustomError("unavailable", "expected the shape of a sample")
+        return value
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Return what a state says. Raises CheckpointError for one that is odd."""
+        try:
+            return cls.model_validate(dict(state))
+        except ValidationError as error:
+            reason = explain(error, f"the checkpoint's {STATE}", lambda path: ())
+            raise CheckpointError(f"{reason}. {COPY_AGAIN}") from error
 
 
 def split_extra(table: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Self
 
@@ -12,7 +12,9 @@ from pydantic import ConfigDict, Field, ValidationError
 from gancore.errors import CheckpointError
 from gancore.files.stored import Number, Stored, Text, Whole
 from gancore.options import explain
+from gancore.plugins import Plugins
 from gancore.scoring.protocol import better
+from gancore.training.objective import NOTE
 
 Seconds = Annotated[Number, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -47,6 +49,8 @@ class State(Stored):
 class Tally:
     """Seconds spent, the latest value of each penalty, the step that scored best so far, and notes.
 
+    penalties
+            what plugins note (`step.note`) as well, by record key
     notes   what was noticed, by kind (`gancore.training.notes`)
     still   generator updates in a row, up to now, without a gradient
     widest  the largest variance of samples so far, as a share of the real data's
@@ -63,12 +67,18 @@ class Tally:
     pending: dict[str, Any] | None = None
 
     def remember_penalties(self, values: Mapping[str, float]) -> None:
-        """Keep the latest due value of each penalty; a lazy one has none in most updates."""
+        """Keep the latest value of each penalty and note, which some updates do not have."""
         self.penalties |= {key: value for key, value in values.items() if "/" in key}
 
-    def keep_penalties(self, names: Collection[str]) -> None:
-        """Forget those of plugins that are gone."""
-        self.penalties = {key: each for key, each in self.penalties.items() if key in names}
+    def keep_penalties(self, plugins: Plugins) -> None:
+        """Forget the penalties and notes of plugins that are gone."""
+        terms = {*plugins.terms("penalty"), *plugins.terms("generator_penalty")}
+        notes = tuple(f"{NOTE}{plugin.name}/" for plugin in plugins.loaded)
+        self.penalties = {
+            key: value
+            for key, value in self.penalties.items()
+            if key in terms or key.startswith(notes)
+        }
 
     def remember_best(self, step: int, scores: Mapping[str, float]) -> None:
         """Keep the step with the best value of the first score, if that is a number.

@@ -23,9 +23,10 @@ class Use:
         if not self._has_begun:
             self._has_begun = True
             USED.update(
-                (id(each.instance), each.instance)
-                for each in self._plugins.loaded
-                if hasattr(each.instance, "state_dict") and hasattr(each.instance, "__weakref__")
+                (id(plugin.instance), plugin.instance)
+                for plugin in self._plugins.loaded
+                if hasattr(plugin.instance, "state_dict")
+                and hasattr(plugin.instance, "__weakref__")
             )
 
     def refuse(self) -> None:
@@ -35,9 +36,9 @@ class Use:
                 "this Trainer has made updates already, and a new run would go on from its "
                 "networks, moments and averages: make a new Trainer, of new networks and plugins"
             )
-        for each in self._plugins.loaded:
-            if id(each.instance) in USED:
+        for plugin in self._plugins.loaded:
+            if id(plugin.instance) in USED:
                 raise InputError(
-                    f"plugin {each} keeps the state of another Trainer, whose updates it has seen: "
-                    "make a new one for this Trainer"
+                    f"plugin {plugin} keeps the state of another Trainer, whose updates it has "
+                    "seen: make a new one for this Trainer"
                 )

@@ -33,7 +33,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from gancore.data import Dataset
 from gancore.data.folder import folder
-from gancore.isolation.randomness import Order
+from gancore.isolation.randomness import DataOrder
 
 BATCH = 64
 
@@ -115,11 +115,11 @@ def feed(data: Dataset, pictures: ImageFolder, rounds: int, batches: int) -> dic
     """Return images a second of each way, and how many times as fast gancore is."""
 
     def ours() -> Iterator[Tensor]:
-        order = Order(0, "benchmark", len(data))
+        order = DataOrder(0, "benchmark", len(data))
         return (data.batch(order.take(BATCH * number, BATCH)) for number in count())
 
     def theirs(workers: int) -> Iterator[Tensor]:
-        order = Order(0, "benchmark", len(pictures))
+        order = DataOrder(0, "benchmark", len(pictures))
         indices = (order.take(BATCH * number, BATCH).tolist() for number in count())
         return (x for x, _ in DataLoader(pictures, batch_sampler=indices, num_workers=workers))
 

@@ -67,7 +67,7 @@ def train(recipe: Path, steps: int, threads: list[int]) -> list[float]:
         for each in started:
             if each.wait():
                 raise SystemExit(f"a run failed: {each.args!r}")
-        return [float(Run.open(out).records[-1]["seconds"]) for out in runs]
+        return [Run.open(out).read().records[-1].seconds for out in runs]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
     loader = DataLoader(
         TensorDataset(samples), batch_size=recipe.train.batch_size, shuffle=True, drop_last=True
     )
-    by_hand = steps_of_wgan_gp(generator, critic, loader, made.latent)
+    by_hand = steps_of_wgan_gp(generator, critic, loader, made.generator.latent)
     numbers = count()
 
     def ours() -> None:

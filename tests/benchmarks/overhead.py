@@ -107,7 +107,7 @@ def hooks(rounds: int, count: int) -> dict[str, Spread]:
         for _ in range(count):
             list(plugins.answer_penalties("penalty", step))
             plugins.answer_loss("critic_loss", step)
-            plugins.post_step(critic, 0)
+            plugins.call("post_step", critic=critic, update=0)
 
     def theirs() -> None:
         for _ in range(count):

@@ -19,17 +19,17 @@ __all__ = ["write_plugin"]
 def write_plugin(name: str, parent: Path) -> Path:
     """Write the package gancore-<name> into `parent` and return its folder.
 
-    Raises InputError for a name that can't be one, that an installed plugin has already, and
-    where there is such a folder already: nothing is overwritten.
+    Nothing is overwritten. Raises InputError for a name that no plugin can have, for one that an
+    installed plugin has, and where the folder is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise InputError(
             f"{name!r} is no name for a plugin: expected lower-case letters, digits and single "
             "underscores, such as my_penalty"
         )
-    for found in entrypoints.find("plugin"):
-        if found.name == name:
-            raise InputError(f"there is a plugin {found} already: choose another name")
+    for plugin in entrypoints.find("plugin"):
+        if plugin.name == name:
+            raise InputError(f"there is a plugin {plugin} already: choose another name")
     folder = parent / f"gancore-{name.replace('_', '-')}"
     try:
         folder.mkdir(parents=True)

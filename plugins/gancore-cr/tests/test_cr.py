@@ -1,13 +1,9 @@
 """Consistency regularization against images moved by NumPy, and critics worked out by hand."""
 
-import re
-import tomllib
-from dataclasses import fields
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from penalties import Card
 from scipy import stats
 from torch import Tensor, nn
 
@@ -22,8 +18,6 @@ from gancore_cr import (
     consistency_penalty,
     flip_and_shift,
 )
-
-CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -220,15 +214,6 @@ def test_other_options() -> None:
     }
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", CARD, re.DOTALL))
-def test_card_code_runs(code: str) -> None:
-    exec(code, {})
-
-
-def test_card_agrees_with_the_class() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `(.+?)` \|", CARD, re.MULTILINE)
-    defaults = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
-    assert defaults == {each.name: each.default for each in fields(ConsistencyRegularization)}
-    (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
-    (table,) = tomllib.loads(block)["plugin"]
-    assert isinstance(load(table.pop("name"), table).instance, ConsistencyRegularization)
+class TestCard(Card):
+    name = "cr"
+    plugin = ConsistencyRegularization

@@ -1,34 +1,20 @@
 """DRAGAN's penalty against hand-made mathematics, and its noise against its distribution."""
 
-import re
-import tomllib
-from dataclasses import fields
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from penalties import Card, GradientPenaltyFunction, linear, normal
 from scipy import stats
 from torch import Tensor, nn
 
 from gancore import CriticStep
-from gancore.checks.dependence import BatchStatisticsWarning
-from gancore.errors import ContractError, PluginError
+from gancore.errors import PluginError
 from gancore.losses import NonSaturating
 from gancore.plugins import Plugins, load, wrap
 from gancore_dragan import DRAGAN, dragan_penalty
 
-CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SHAPES = [(1, 1), (1, 5), (7, 5), (1, 1, 8, 8), (2, 3, 32, 32)]
 NOISES = ["authors", "gaussian"]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def linear(w: Tensor):
-    return lambda x: (x * w).flatten(1).sum(1)
 
 
 def noise_at(real: Tensor, seed: int = 0, **options) -> np.ndarray:
@@ -128,82 +114,6 @@ def test_noise_is_drawn_anew(noise: str) -> None:
     assert found[0] == found[2] != found[1]
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("wants_grad", [True, False])
-def test_arguments_are_left_as_they_were(training: bool, wants_grad: bool) -> None:
-    critic = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)).train(training)
-    weight = critic[0].weight
-    real = torch.randn(5, 4, requires_grad=wants_grad)
-    before = real.detach().clone()
-    weight.grad = torch.full_like(weight, 7)
-    value = dragan_penalty(critic, real)
-    assert torch.equal(weight.grad, torch.full_like(weight, 7))
-    assert critic[0].bias.grad is None
-    value.backward()
-    assert weight.grad.ne(7).any()
-    assert real.grad is None
-    assert real.requires_grad == wants_grad
-    assert critic.training == training
-    assert torch.equal(real, before)
-
-
-@pytest.mark.parametrize("answer", [lambda x: (x[:, 0], x), lambda x: x[:, :2], lambda x: x.sum()])
-def test_wrong_critic_outputs(answer) -> None:
-    with pytest.raises(ContractError, match="one score a sample"):
-        dragan_penalty(answer, normal(3, 4))
-
-
-@pytest.mark.parametrize("how", ["detached", "no_grad in front"])
-def test_a_critic_without_a_path_to_its_input(how: str) -> None:
-    body, head = nn.Linear(4, 3).double(), nn.Linear(3, 1).double()
-    x = normal(6, 4), normal(6, 4, seed=1)
-
-    def critic(x: Tensor) -> Tensor:
-        with torch.set_grad_enabled(how == "detached"):
-            features = body(x)
-        return head(features.detach())
-
-    with pytest.raises(ContractError, match=r"no path to its input.*requires_grad_\(False\)"):
-        dragan_penalty(critic, x[0])
-    with pytest.raises(ContractError, match="no path"):
-        DRAGAN().penalty(CriticStep(critic, *x))
-
-
-def test_under_autocast_it_is_of_the_critic_there() -> None:
-    """Its rounding is that of bf16; the value is float32, and outside nothing is rounded."""
-    torch.manual_seed(0)
-    critic = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
-    x = normal(6, 8).float(), normal(6, 8, seed=1).float()
-
-    def value() -> Tensor:
-        torch.manual_seed(1)  # the same points
-        return dragan_penalty(critic, x[0])
-
-    seen = []
-    critic[0].register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        low = value()
-    single = value()
-    assert seen == [torch.bfloat16, torch.float32]
-    assert low.dtype == single.dtype == torch.float32
-    assert 1e-5 < abs(low.item() / single.item() - 1) < 0.05
-
-
-def test_batchnorm() -> None:
-    critic = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
-    x, penalty = (normal(6, 4), normal(6, 4, seed=1)), DRAGAN().penalty
-    reason = r"whole batch.*layer, group, instance or no normalization"
-    with pytest.raises(ContractError, match=reason):
-        dragan_penalty(critic, x[0])
-    with pytest.raises(ContractError, match=reason):
-        penalty(CriticStep(critic, *x))
-    with pytest.warns(BatchStatisticsWarning):
-        allowed = penalty(CriticStep(critic, *x, allow_batch_statistics=True))
-    assert allowed.isfinite()
-    assert dragan_penalty(critic, x[0], allow_batch_statistics=True).isfinite()
-    assert dragan_penalty(critic.eval(), x[0]).isfinite()
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"weight": 3.0, "target": 0.2, "noise": "gaussian", "scale": 0.1}]
 )
@@ -234,15 +144,8 @@ def test_wrong_numbers(option: str, wrong: object) -> None:
         load("dragan", {option: wrong})
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", CARD, re.DOTALL))
-def test_card_code_runs(code: str) -> None:
-    exec(code, {})
-
-
-def test_card_agrees_with_the_class() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `(.+?)` \|", CARD, re.MULTILINE)
-    defaults = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
-    assert defaults == {each.name: each.default for each in fields(DRAGAN)}
-    (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
-    (table,) = tomllib.loads(block)["plugin"]
-    assert isinstance(load(table.pop("name"), table).instance, DRAGAN)
+class TestDRAGAN(GradientPenaltyFunction, Card):
+    name = "dragan"
+    plugin = DRAGAN
+    function = dragan_penalty
+    samples = (0,)

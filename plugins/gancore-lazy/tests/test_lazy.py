@@ -1,14 +1,12 @@
 """Lazy regularization, by counting calls and adding up what they give."""
 
-import re
-import tomllib
-from dataclasses import field, fields
-from pathlib import Path
+from dataclasses import field
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from penalties import Card
 from torch import Tensor, nn
 
 from gancore import CriticStep, GeneratorStep, hookimpl, plugin
@@ -16,8 +14,6 @@ from gancore.errors import PluginError
 from gancore.losses import Wasserstein
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore_lazy import Lazy
-
-CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 @plugin
@@ -171,18 +167,6 @@ def test_right_and_unknown_options() -> None:
         load("lazy", {"evry": 4})
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", CARD, re.DOTALL))
-def test_card_code_runs(code: str) -> None:
-    exec(code, {})
-
-
-def test_card_agrees_with_the_class() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `(.+?)` \|", CARD, re.MULTILINE)
-    defaults = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
-    assert defaults == {
-        each.name: list(each.default) if isinstance(each.default, tuple) else each.default
-        for each in fields(Lazy)
-    }
-    (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
-    (table,) = (each for each in tomllib.loads(block)["plugin"] if each["name"] == "lazy")
-    assert isinstance(load(table.pop("name"), table).instance, Lazy)
+class TestCard(Card):
+    name = "lazy"
+    plugin = Lazy

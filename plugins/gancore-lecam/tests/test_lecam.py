@@ -1,13 +1,9 @@
 """LeCam regularization against a NumPy version of its own, update by update."""
 
-import re
-import tomllib
-from dataclasses import fields
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from penalties import Card
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -17,8 +13,6 @@ from gancore.errors import PluginError
 from gancore.losses import Hinge
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore_lecam import Anchors, LeCam, lecam_penalty
-
-CARD = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -228,15 +222,6 @@ def test_state_is_no_option() -> None:
         load("lecam", {"anchors": 1.0})
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", CARD, re.DOTALL))
-def test_card_code_runs(code: str) -> None:
-    exec(code, {})
-
-
-def test_card_agrees_with_the_class() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `(.+?)` \|", CARD, re.MULTILINE)
-    defaults = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
-    assert defaults == {each.name: each.default for each in fields(LeCam) if each.init}
-    (block,) = re.findall(r"```toml\n(.*?)```", CARD, re.DOTALL)
-    (table,) = tomllib.loads(block)["plugin"]
-    assert isinstance(load(table.pop("name"), table).instance, LeCam)
+class TestCard(Card):
+    name = "lecam"
+    plugin = LeCam

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -42,18 +41,18 @@ class TensorBoard:
         self._writer = SummaryWriter(str(place), purge_step=step + 1)
         weakref.finalize(self, self._writer.close)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, str]:
         """Return where in `folder` this run is, for it to go on there."""
         return {"name": self._name} if self._name else {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Go on where `state_dict` was, within `folder` only."""
         name = str(state.get("name", ""))
         self._name = name if name == Path(name).name != ".." else ""
 
     @hookimpl
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Write a record, and have it on disk."""
+    def log(self, record: Mapping[str, float]) -> None:
+        """Write each number of a record, and have it on disk."""
         writer = self._opened()
         for key, value in record.items():
             if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):

@@ -1,4 +1,6 @@
-"""Reproduce the weights of the `digits` extractor: `python -m gancore.scoring.digits_train`.
+"""Reproduce the weights of the `digits` extractor.
+
+    PYTHONPATH=tests python -m extractors.digits_train
 
 `DigitsNet` learns three quarters of scikit-learn's digits for 60 epochs under small random affine
 maps and Gaussian noise: about 15 seconds on one core. It gets all 450 held-out images right; other
@@ -15,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
+from extractors.fitting import accuracy, fit, write
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from gancore.scoring.classifier_train import accuracy, fit, write
 from gancore.scoring.digits import DigitsExtractor, DigitsNet
 
 SEED = 0

@@ -1,9 +1,12 @@
-"""What a node of a cluster does: one run of a board, in the board's folder or in one of its own."""
+"""What a node of the cluster does: it makes one run, in the board's folder or in one of its own."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -12,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gancore.errors import GancoreError, InputError, RunError
+from gancore import entrypoints
+from gancore.errors import GancoreError, InputError, RunError, told_of_files
 from gancore.files.reading import read_bytes, read_text
 from gancore.files.storage import LOCK, told_when_full, wait_until_free
-from gancore.files.writing import replacing_folder, write_bytes
+from gancore.files.writing import replacing_folder, write_bytes, write_text
 from gancore.leaderboard.job import LOCKED, LOG, POLL, start
 from gancore.leaderboard.plan import versions
+from gancore.provenance.identity import MadeOf
 from gancore.recipe import Recipe
 from gancore.text import shown
 from gancore.training import Run
@@ -25,28 +30,46 @@ from gancore.training.checkpoint import LARGEST_TENSORS
 
 
 @dataclass(frozen=True)
+class Token:
+    """A file beside the run folders, and what is in it where they are the board's."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plugin file of the board's command: its name, and its text."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Order:
     """What a node has to know to make a run.
 
-    folder  of the run, as the board's machine calls it
-    token   a file in the folder beside, and what is in it where that folder is the board's
-    about   the data, code and versions that the scores are to be of
+    folder   of the run, as the board's machine calls it
+    token    by which the node knows whether its folder of that name is the board's
+    about    the data, code and versions that the board expects the scores to come from
+    sources  the plugin files of the board's command
     """
 
     recipe: dict[str, Any]
     folder: Path
-    token: tuple[str, str]
-    about: dict[str, Any]
+    token: Token
+    about: MadeOf
+    sources: tuple[Source, ...]
     threads: int
     device: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """How the run ended.
 
-    error  why the run was not even begun
-    files  the run's folder, unless it is the board's
+    error  why the run was not begun
+    files  of the run's folder by their names in it, unless the folder is the board's
     """
 
     code: int = 0
@@ -58,27 +81,39 @@ class Outcome:
 def make_run(order: Order) -> Outcome:
     """Make a run, or go on with it; a KeyboardInterrupt lets it save, and is raised then."""
     try:
+        add_sources(order.sources)
         _refuse_other_versions(order)
         if _is_shared(order):
-            code, seconds = _train(order.folder, order)
-            return Outcome(code, seconds)
+            return Outcome(*_train(order.folder, order))
         with tempfile.TemporaryDirectory(prefix="gancore-") as name:
             folder = Path(name)
             Run(folder).write_recipe(order.recipe)
-            Run(folder).write_json(Run(folder).expected_path, order.about)
+            Run(folder).write_json(Run(folder).expected_path, order.about.table())
             code, seconds = _train(folder, order)
             return Outcome(code, seconds, files=pack(folder))
     except GancoreError as error:
         return Outcome(error=str(error))
 
 
-def _refuse_other_versions(order: Order) -> None:
-    """Refuse to make scores that would be filed under versions which they are not of.
+@functools.cache
+def add_sources(sources: tuple[Source, ...]) -> None:
+    """Let this process, and the runs that it starts, find the plugins in these files.
 
-    Whether the data are the board's is seen by the run itself, which loads them.
+    A worker serves one board, which has the same files for all its runs.
     """
-    mine = versions(Recipe.parse(order.recipe))
-    here, there = _flat(mine), _flat(order.about)
+    folder = Path(tempfile.mkdtemp(prefix="gancore-plugins-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for source in sources:
+        write_text(folder / source.name, source.text)
+        entrypoints.add_file(folder / source.name)
+
+
+def _refuse_other_versions(order: Order) -> None:
+    """Raise RunError where this node has other versions or code than the board expects.
+
+    The run itself compares the data, as it loads them.
+    """
+    here, there = _flat(versions(Recipe.parse(order.recipe))), _flat(order.about)
     unlike = [
         f"{name} {here.get(name, 'none')} (the board's: {there.get(name, 'none')})"
         for name in sorted({*here, *there})
@@ -91,33 +126,33 @@ def _refuse_other_versions(order: Order) -> None:
         )
 
 
-def _flat(about: Mapping[str, Any]) -> dict[str, str]:
-    plugins = {f"plugin {name}": found for name, found in about["plugins"].items()}
-    core = {"gancore's own code": about["core"]["code"]}
+def _flat(about: MadeOf) -> dict[str, str]:
+    """Return all that has to be alike on every node, by what a message calls it."""
+    plugins = about.plugins or {}
     return {
-        **about["versions"],
-        **about["components"],
-        **plugins,
-        **core,
-        "python": about["python"],
+        **(about.versions or {}),
+        **(about.components or {}),
+        **{f"plugin {name}": origin for name, origin in plugins.items()},
+        **({"gancore's own code": about.core.code} if about.core else {}),
+        **({"python": about.python} if about.python else {}),
     }
 
 
 def _is_shared(order: Order) -> bool:
     """Whether the folder here is the very one of the board; another may have the same name."""
-    name, content = order.token
     try:
-        found = read_text(order.folder.parent / name, 1 << 10)
+        content = read_text(order.folder.parent / order.token.name, 1 << 10)
     except InputError:
         return False
-    return found == content and os.access(order.folder, os.W_OK)
+    return content == order.token.content and os.access(order.folder, os.W_OK)
 
 
 def _train(folder: Path, order: Order) -> tuple[int, float]:
     """Return the exit code of the run's process, and the seconds it took."""
     wait_until_free(folder, LOCKED)
     began = time.monotonic()
-    process = start(folder, threads=order.threads, device=order.device)
+    with told_of_files(folder):
+        process = start(folder, threads=order.threads, device=order.device)
     try:
         while process.poll() is None:
             time.sleep(POLL)  # not wait(), which a cancelled task would not leave
@@ -145,7 +180,7 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
     for name in files:
         path = PurePosixPath(name)
         leads_out = path.is_absolute() or ".." in path.parts or "\0" in name
-        if leads_out or not path.parts or any(str(each) in files for each in path.parents):
+        if leads_out or not path.parts or any(str(parent) in files for parent in path.parents):
             raise RunError(f"a node sent the file {shown(repr(name))}, which no run's folder holds")
     if not files:
         raise RunError(f"a node sent nothing of {folder}")
@@ -160,5 +195,6 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
 
 def _last_checkpoint(names: Iterable[str]) -> int:
     """Return the step of the last checkpoint among a run's files; -1 if there is none."""
-    found = (re.fullmatch(r"checkpoints/step-(\d{1,18})/.+", name, re.ASCII) for name in names)
-    return max((int(each[1]) for each in found if each), default=-1)
+    pattern = re.compile(r"checkpoints/step-(\d{1,18})/.+", re.ASCII)
+    matches = filter(None, map(pattern.fullmatch, names))
+    return max((int(match[1]) for match in matches), default=-1)

@@ -9,7 +9,7 @@ forward passes of half a batch where it took 12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class StructuralZeros(TorchFunctionMode):
         func: Callable[..., Any],
         types: object,
         args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: Any = None,
     ) -> Any:
         """Call `func`, or what stands for it."""
         kwargs = kwargs or {}

@@ -1,4 +1,6 @@
-"""Reproduce the weights of the `fashion` extractor: `python -m gancore.scoring.fashion_train`.
+"""Reproduce the weights of the `fashion` extractor.
+
+    PYTHONPATH=tests python -m extractors.fashion_train
 
 `FashionNet` learns the 60,000 training images of Fashion-MNIST for 5 epochs under Gaussian noise:
 two to three minutes on one core. It gets 90.8 % of the 10,000 test images right, none of which it
@@ -12,10 +14,10 @@ splits, and how the network was made.
 from pathlib import Path
 
 import torch
+from extractors.fitting import accuracy, fit, write
 from torch import Tensor
 
 from gancore.data.mnist import fashion_mnist
-from gancore.scoring.classifier_train import accuracy, fit, write
 from gancore.scoring.fashion import FashionExtractor, FashionNet
 
 SEED = 0

@@ -1,4 +1,4 @@
-"""How the classifiers of the extractors are trained, and what is written beside their weights.
+"""How the classifiers of the extractors are trained, and written with how that was done.
 
 The same machine and versions give the same bytes; others may give other weights of like accuracy.
 """
@@ -66,8 +66,8 @@ def fit(
 @torch.no_grad()
 def accuracy(net: ClassifierNet, images: Tensor, labels: Tensor) -> float:
     """Return the fraction of images (N, C, H, W) that the network gives their labels (N,)."""
-    found = torch.cat([net(chunk)[1].argmax(dim=1) for chunk in torch.split(images, CHUNK)])
-    return float((found == labels).double().mean())
+    named = torch.cat([net(chunk)[1].argmax(dim=1) for chunk in torch.split(images, CHUNK)])
+    return float((named == labels).double().mean())
 
 
 def write(net: ClassifierNet, metadata: dict[str, Any], path: Path) -> None:
