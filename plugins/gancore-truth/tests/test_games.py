@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from gancore_truth.games import DIRAC, GAMES, SCALES, STEP, UPDATES, Game, eigenvalues, radius
 
 from gancore.plugins import Loaded, load
+from gancore_truth.games import DIRAC, GAMES, SCALES, STEP, UPDATES, Game, eigenvalues, radius
 
 
 def r1(gamma: float) -> list[Loaded]:

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from gancore_truth.pairs import Funnels, Pair, Shift, pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
+
+from gancore_truth.pairs import Funnels, Pair, Shift, pairs
 
 NUMBERS = st.floats(-5, 5, allow_nan=False, width=64)
 

@@ -11,16 +11,15 @@ from importlib.metadata import version
 from itertools import product
 from typing import Any, TypeVar
 
+from gancore.cost import measure
+from gancore.errors import GancoreError
+from gancore.recipe import Recipe
 from gancore_truth.flow import flow
 from gancore_truth.games import DIRAC, SCALES, Game, eigenvalues, radius
 from gancore_truth.measured import Measure, paired
 from gancore_truth.pairs import Pair
 from gancore_truth.rows import Row
 from gancore_truth.transport import Training, judge, train
-
-from gancore.cost import measure
-from gancore.errors import GancoreError
-from gancore.recipe import Recipe
 
 T = TypeVar("T")
 

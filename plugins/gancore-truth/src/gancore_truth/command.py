@@ -55,16 +55,15 @@ def try_(
     How near a critic comes to the known Wasserstein distance, and its slope to the best critic's;
     whether two games come to rest; how gradients flow through a deep critic; what an update costs.
     """
+    from gancore.isolation.caller import undisturbed
+    from gancore.provenance.machine import on_threads
+    from gancore.report import display_for
     from gancore_truth.card import Card, Settings, measured
     from gancore_truth.gate import Earlier, differences
     from gancore_truth.output import refuse_taken, show, write
     from gancore_truth.pairs import pairs
     from gancore_truth.rows import rows
     from gancore_truth.transport import Training
-
-    from gancore.isolation.caller import undisturbed
-    from gancore.provenance.machine import on_threads
-    from gancore.report import display_for
 
     if expect and (against is not None or not plugins):
         raise InputError("--expect measures the rows that are asked for alone: name them")

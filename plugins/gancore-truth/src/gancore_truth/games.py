@@ -213,7 +213,7 @@ class Played:
             for parameter, slope in zip(self._parameters(side), slopes, strict=True):
                 parameter.sub_(size * slope)
             if side == "critic":
-                self.plugins.post_step(self.critic, update)
+                self.plugins.call("post_step", critic=self.critic, update=update)
 
     def _parameters(self, side: Side | None = None) -> list[nn.Parameter]:
         networks = {"generator": self.generator, "critic": self.critic}

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from gancore_truth.card import FORMAT, Card, Line
-from gancore_truth.measured import Measure, allowed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gancore.errors import InputError
 from gancore.files.reading import read_bytes
 from gancore.options import explain
+from gancore_truth.card import FORMAT, Card, Line
+from gancore_truth.measured import Measure, allowed
 
 LARGEST = 8 << 20
 """Bytes of a card; ours have fifty thousand."""

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gancore_truth.card import Card
-from gancore_truth.columns import Cell, Column, cells, columns
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +14,8 @@ from gancore.cli.tables import console, styled
 from gancore.errors import InputError
 from gancore.files.writing import replacing, write_text
 from gancore.report.style import our_style
+from gancore_truth.card import Card
+from gancore_truth.columns import Cell, Column, cells, columns
 
 STYLES = {"best": "bold green", "tie": "green", "": ""}
 MARKS = {"best": "*", "tie": "=", "": ""}

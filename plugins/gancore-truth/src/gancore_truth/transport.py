@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from gancore_truth.pairs import Pair
 from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.networks.mlp import MLPCritic
 from gancore.plugins import Loaded
 from gancore.training import Trainer
+from gancore_truth.pairs import Pair
 
 
 @dataclass(frozen=True)
