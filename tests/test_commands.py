@@ -172,6 +172,12 @@ def test_a_group_is_a_command(install: Install, gan: Gan) -> None:
     assert gan("runs", "best") == (0, "this\n", "")
 
 
+def test_help_of_a_group_whose_list_is_the_default(gan: Gan) -> None:
+    code, out, _ = gan("plugins", "--help")
+    assert code == 0
+    assert "Write a plugin package to start from." in out
+
+
 def test_a_mistyped_one_is_suggested(install: Install, gan: Gan) -> None:
     install()
     code, _, err = gan("rns")

@@ -158,10 +158,10 @@ def test_no_import_cycles_those_for_types_and_in_functions_included() -> None:
 
 # what grows unseen
 
-MOST_FOUND_AND_EACH = 879
+MOST_FOUND_AND_EACH = 837
 """How often `found` and `each` may be names and arguments: name the thing instead."""
 
-MOST_OPEN_TABLES = 256
+MOST_OPEN_TABLES = 249
 """How often annotations may say `dict[str, Any]` or the like, by an alias too."""
 
 MOST_PRIVATE = 7

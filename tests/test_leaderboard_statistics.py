@@ -271,3 +271,11 @@ def test_the_interval_is_the_middle_of_all_resampled_medians() -> None:
     assert low == 2
     found = summarize([values[k] for k in (4, 0, 8, 2, 6, 1, 7, 3, 5)])
     assert (found.low, found.median, found.high) == (2.0, 5.0, 8.0)
+
+
+def test_scores_that_compare_by_their_difference_do_so_where_all_are_positive() -> None:
+    scores, baseline = {0: 3.0, 1: 4.5, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}
+    pairs = {"mine": (scores, baseline)}
+    found = compare(pairs, higher_is_better=True, by_difference=True)["mine"]
+    assert (found.scale, found.ratio) == ("difference", pytest.approx(2.5))
+    assert compare(pairs, higher_is_better=True)["mine"].scale == "ratio"

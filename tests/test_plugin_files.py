@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -416,6 +417,16 @@ def test_only_the_option_adds_files() -> None:
     sources = {path: path.read_text("utf-8") for path in (ROOT / "gancore").rglob("*.py")}
     callers = {path.name for path, source in sources.items() if "add_file(" in source}
     assert callers == {"plugin_files.py", "__init__.py"}  # the option, and where it is defined
+
+
+def test_what_it_draws_is_undone_where_torch_is_not_imported_yet(folder: Path) -> None:
+    (folder / "draws.py").write_text(f"import torch\ntorch.manual_seed(1)\n{SIZE}")
+    code = (
+        "from pathlib import Path; from gancore import entrypoints\n"
+        "entrypoints.add_file(Path('draws.py'))\n"
+        "import torch; assert torch.initial_seed() != 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
 
 
 def test_in_a_process_of_its_own(folder: Path) -> None:

@@ -373,6 +373,7 @@ def test_the_report_of_a_toy(toy: Path) -> None:
     assert "gancore-gp==" in parsed.text
     assert f"wasserstein + {EVIL}, 3 of 3 steps, seed 0" in parsed.text
     assert "Not scored" in parsed.text
+    assert '<tr><th scope="row">step</th><td>3</td></tr>' in html  # of the last record
     assert not [each for _, each in parsed.tags if each.get("class") == "missing"]
     assert [path.name for path in toy.parent.glob(".*")] == []  # nothing half written
 
