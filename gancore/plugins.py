@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from gancore.files.stored import Json
     from gancore.isolation.randomness import Randomness
     from gancore.step import CriticStep, GeneratorStep
 
@@ -76,7 +77,7 @@ class Loaded:
         given = {name: getattr(self.instance, name) for name in known}
         return options.complete(type(self.instance), given)
 
-    def table(self) -> dict[str, Any]:
+    def table(self) -> dict[str, Json]:
         """Return its table in a recipe, with every option."""
         alias = {"as": self.name} if self.name != self.method else {}
         return {"name": self.method, **alias, **self.options}
@@ -205,7 +206,7 @@ class Plugins:
                     "run: take it off, or put it on the critic in prepare_critic"
                 )
         for plugin in self.loaded:
-            self._networks_of(plugin).to(device)
+            self.networks_of(plugin).to(device)
 
     def penalties(self, hook: str) -> list[Loaded]:
         """Return the plugins that answer `penalty`, or `generator_penalty`."""
@@ -260,12 +261,12 @@ class Plugins:
             product *= answer
         return product
 
-    def tables(self) -> dict[str, Any]:
+    def tables(self) -> dict[str, Json]:
         """Return `loss` and `plugin` of a recipe table, with every option."""
         others = [plugin.table() for plugin in self.loaded if plugin is not self.loss]
         return {"loss": self.loss.table(), "plugin": others}
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
+    def state_dict(self) -> dict[str, dict[str, Tensor | Json]]:
         """Return the state of each plugin that has any, by plugin name.
 
         It is what the plugin's own `state_dict` returns, or else the state of the networks that it
@@ -278,7 +279,7 @@ class Plugins:
                     states[plugin.name] = dict(keeper.state_dict())
         return states
 
-    def load_state_dict(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+    def load_state_dict(self, states: Mapping[str, Mapping[str, Tensor | Json]]) -> None:
         """Give each plugin back what `state_dict` returned."""
         for plugin in self.loaded:
             keeper = self._keeper(plugin)
@@ -292,10 +293,10 @@ class Plugins:
             return plugin.instance
         if not self._networks:
             return None
-        kept = self._networks_of(plugin)
+        kept = self.networks_of(plugin)
         return kept if kept.state_dict() else None
 
-    def _networks_of(self, plugin: Loaded) -> nn.Module:
+    def networks_of(self, plugin: Loaded) -> nn.Module:
         """Return the networks that a plugin keeps as one, but for the run's and parts of them."""
         from torch import nn
 

@@ -153,7 +153,7 @@ class _Step:
             number = torch.empty_like(value, dtype=self.real.dtype, device=self.real.device)
             number = number.copy_(value.detach(), non_blocking=True)
         elif isinstance(value, int | float):
-            number = torch.full((), value, dtype=self.real.dtype, device=self.real.device)
+            number = torch.zeros((), dtype=self.real.dtype, device=self.real.device) + float(value)
         else:
             shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise ContractError(
@@ -206,11 +206,6 @@ class _Step:
         self._asker.scorings += 1
         who = f"{self._asker.who}/scores {self._asker.scorings}"
         return self._randomness.apart(who, self.update)
-
-    @property
-    def _known_scores(self) -> list[Tensor]:
-        """Scores with a graph that were computed so far."""
-        return [known.scores for known in self._known.values() if known.with_grad]
 
     def _scored(self, x: Tensor) -> _Known:
         for key in (keys := _keys(x)):

@@ -62,6 +62,7 @@ def job(folder: Path, entry: str, seed: int, fid: float, **changes: Any) -> Job:
             "versions": {"torch": "2.14.0"},
             "plugins": values["plugins"],
             "python": "3.11.2",
+            "core": {"python": "3.11", "code": "01234567", "modules": {"step": "89abcdef"}},
             "platform": "Linux",
             "device": "cpu",
             "device_name": "",

@@ -29,6 +29,7 @@ from gancore.training.checkpoint import (
     save,
 )
 from gancore.training.state import join_state, split_state
+from gancore.training.tally import Best
 
 
 def made(step: int) -> Checkpoint:
@@ -85,7 +86,7 @@ def test_the_best_is_kept_and_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no best checkpoint: only a run with score.every"):
         load_best(tmp_path)
     mark_best(tmp_path, None)
-    best = {"step": 2, "score": "fid", "value": 1.5}
+    best = Best(step=2, score="fid", value=1.5)
     for step in (2, 3, 4):
         save(tmp_path, made(step), keep=1, best=best)
     assert names(tmp_path) == ["best.json", "step-000002", "step-000004"]
@@ -155,7 +156,7 @@ def test_a_step_is_there_when_a_save_of_it_again_is_killed_between_its_renames(
     tmp_path: Path,
 ) -> None:
     """For readers, and for whoever goes on with it, which gives it its name back."""
-    best = {"step": 2, "score": "fid", "value": 1.0}
+    best = Best(step=2, score="fid", value=1.0)
     save(tmp_path, made(1), keep=2)
     save(tmp_path, made(2), keep=2, best=best).rename(tmp_path / ".replaced-step-000002")
     for mend, name in ((None, ".replaced-step-000002"), (print, "step-000002")):
@@ -272,12 +273,12 @@ def test_a_save_that_is_killed_leaves_the_best_that_it_marks(
     for name, (module, spot) in spots.items():
         for at in range(1, 13):
             folder = tmp_path / f"{name}-{at}"
-            save(folder, made(2), keep=1, best={"step": 2, "score": "fid", "value": 2.0})
+            save(folder, made(2), keep=1, best=Best(step=2, score="fid", value=2.0))
             calls[name] = 0
             with monkeypatch.context() as patch:
                 patch.setattr(module, spot, killed(name, getattr(module, spot), at))
                 with contextlib.suppress(KeyboardInterrupt):
-                    save(folder, made(4), keep=1, best={"step": 4, "score": "fid", "value": 1.0})
+                    save(folder, made(4), keep=1, best=Best(step=4, score="fid", value=1.0))
             assert load_best(folder).step in (2, 4)
     assert min(calls.values()) > 0
 
@@ -308,6 +309,24 @@ def test_states_of_plugins_whose_names_begin_alike_are_kept_apart() -> None:
     }
 
 
+def test_a_slash_in_a_name_or_key_leads_to_no_other_plugin() -> None:
+    state = {
+        "a/b": {"c/d": torch.tensor(1.0), "[": torch.tensor(2.0)},
+        "a/b/c": {"e": torch.tensor(3.0)},  # no "d": that is a key of "a/b"
+        "[1]": {"d": torch.tensor(4.0)},
+        '["a", "b': {'x"]': torch.tensor(5.0)},  # with a slash between them JSON
+        "a": {"b/c/d": torch.tensor(6.0)},
+    }
+    assert join_state(*split_state(state)) == state
+
+
+def test_states_of_earlier_checkpoints_go_to_the_longest_name() -> None:
+    tensors = {f"{name}/mean": torch.tensor(1.0) for name in ("a", "a/b", "[1]", "[")}
+    names = ["a", "a/b", "[1]", "["]
+    joined = join_state(tensors, {name: {} for name in names})
+    assert joined == {name: {"mean": torch.tensor(1.0)} for name in names}
+
+
 def test_a_plugin_state_that_is_no_tensor_or_scalar_is_refused() -> None:
     with pytest.raises(CheckpointError, match="plugin 'mine': state 'net' is a Linear"):
         split_state({"mine": {"net": nn.Linear(1, 1)}})
@@ -330,7 +349,7 @@ def test_what_only_can_not_be_read_is_told_and_left_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     save(tmp_path, made(1), keep=5)
-    newest = save(tmp_path, made(2), keep=5, best={"step": 2, "score": "fid", "value": 1.0})
+    newest = save(tmp_path, made(2), keep=5, best=Best(step=2, score="fid", value=1.0))
     said = rf"^{newest}/manifest.json: can't be read: {os.strerror(number)}\..* [^.]* step 1$"
     told: list[str] = []
     with monkeypatch.context() as patch:
@@ -398,7 +417,7 @@ def test_a_step_that_is_saved_again_while_it_is_read_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any
 ) -> None:
     """Its manifest is the old one then, and its files are the new ones."""
-    best = {"step": 1, "score": "fid", "value": 1.0}
+    best = Best(step=1, score="fid", value=1.0)
     save(tmp_path, made(1), keep=1, best=best)
     real, again = checkpoint.sha256, dataclasses.replace(made(1), state={"seconds": 7.0})
 

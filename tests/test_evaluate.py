@@ -21,6 +21,7 @@ from gancore.errors import InputError, RecipeError
 from gancore.files import reading
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.evaluate import evaluate
+from gancore.leaderboard.files import write_files
 from gancore.leaderboard.job import Job, left_to_do
 from gancore.leaderboard.plan import plan
 from gancore.leaderboard.result import EntryCost, Result
@@ -159,6 +160,7 @@ def test_updates_costs_and_origins_are_the_runs_own(tmp_path: Path) -> None:
     about = result.environment.table()
     assert about["device"] == "cpu"
     assert about["versions"] == {"torch": "2.14.0"}
+    assert about["core"] == {"python": "3.11", "code": "01234567"}  # its modules are many
     assert not about.keys() & {"plugins", "components", "earlier", "from_step"}
 
 
@@ -330,6 +332,33 @@ def test_what_is_written_is_read_back(
     assert markdown(Result.read(folder / "leaderboard.json")) == markdown(result)
 
 
+@pytest.mark.parametrize("extractor", ["digits", None])
+def test_scores_by_several_versions_share_a_table(tmp_path: Path, extractor: str | None) -> None:
+    """It names all versions. SciPy, say, is upgraded while a board goes on."""
+    runs = [
+        job(
+            *(tmp_path, "a", seed, 3.0),
+            picture=0,
+            protocol={"extractor": extractor, "versions": versions},
+        )
+        for seed, versions in enumerate(
+            [
+                {"torch-fidelity": "0.4.0", "scipy": "1.9"},
+                {"torch-fidelity": "0.4.1", "scipy": "1.9"},
+            ]
+        )
+    ]
+    result = evaluate(board({"a": "A"}, range(2)), runs, {})
+    write_files(result, runs, tmp_path)
+    table = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    both = "0.4.0 and 0.4.1"
+    assert table["protocol"]["versions"] == {"torch-fidelity": both, "scipy": "1.9"}
+    for name in ("leaderboard.md", "leaderboard.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert (f"torch-fidelity {both}" in text) == (extractor is not None)
+        assert "10,000 samples against 1,797 of digits" in text
+
+
 @pytest.mark.parametrize("name", ["leaderboard.json", "leaderboard.md", "leaderboard.html"])
 def test_a_stranger_s_file_is_not_replaced(tmp_path: Path, gan: Gan, name: str) -> None:
     planned(tmp_path)
@@ -339,7 +368,7 @@ def test_a_stranger_s_file_is_not_replaced(tmp_path: Path, gan: Gan, name: str) 
     go = ("leaderboard", tmp_path / "board.toml", "--out", out, "--no-cost", "--device", "cpu")
     code, _, error = gan(*go)
     assert code == 2
-    assert f"{out / name} is no board's, and would be replaced" in error
+    assert f"{out / name} may be no board's, and would be replaced: move or delete it" in error
     assert "choose another --out" in error
     assert error.count("\n") == 1
     assert [path.name for path in out.iterdir()] == [name]

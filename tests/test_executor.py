@@ -22,7 +22,7 @@ from executors import SOURCE, installed
 from helpers import TOY, Gan, parsed
 
 from gancore import entrypoints
-from gancore.errors import InputError, MissingError, PluginError, RunError
+from gancore.errors import ContractError, InputError, MissingError, PluginError, RunError
 from gancore.leaderboard import sweep
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.display import BoardDisplay
@@ -225,6 +225,17 @@ def test_an_executor_that_misses_runs_is_told_of(
     assert err.startswith("error: the executor Inline has ended without 3 of 4 runs: ")
 
 
+def test_a_run_that_is_only_said_to_be_done_is_missed(
+    tmp_path: Path, broken: Callable[..., Any]
+) -> None:
+    job = Job("a", 0, parsed(BASE).table(), tmp_path / "runs" / "a")
+    with (
+        broken("for job in jobs: job.state = 'done'"),
+        pytest.raises(PluginError, match="has ended without 1 of 1 runs"),
+    ):
+        make_runs(chosen("inline", TERMS), [job], lambda jobs: None)
+
+
 def test_an_executor_s_own_error_is_told_with_its_name(
     tmp_path: Path, broken: Callable[..., Any]
 ) -> None:
@@ -233,6 +244,8 @@ def test_an_executor_s_own_error_is_told_with_its_name(
         make_runs(chosen("inline", TERMS), [job], lambda jobs: None)
     assert raised.value.__notes__ == ["raised in the executor Inline"]
     assert job.state == "queued"
+    with broken("raise SystemExit(0)"), pytest.raises(ContractError, match="raised SystemExit"):
+        make_runs(chosen("inline", TERMS), [job], lambda jobs: None)
     with broken("raise RunError('x')".replace("Run", "__import__('gancore').errors.Run")):
         made = chosen("inline", TERMS)
         with pytest.raises(RunError, match="x") as told:
@@ -243,9 +256,8 @@ def test_an_executor_s_own_error_is_told_with_its_name(
 def test_what_is_no_executor_is_refused(broken: Callable[..., Any]) -> None:
     with broken("pass", base="object"), pytest.raises(PluginError) as raised:
         chosen("inline", TERMS)
-    assert "executor inline (stranger-inline 1.0) made a Inline: expected a subclass" in str(
-        raised.value
-    )
+    told = "executor inline (stranger-inline 1.0): <class 'stranger_inline.Inline'> is no subclass"
+    assert told in str(raised.value)
     with pytest.raises(MissingError, match="no executor 'inline' is installed"):
         chosen("inline", TERMS)
 

@@ -42,9 +42,9 @@ def reference(data: Dataset) -> Dataset:
 
 
 def fid(fake: Tensor, real: Dataset) -> float:
-    found = score(fake, real, metrics=["fid"], extractor_name="fashion")
-    assert found["protocol"]["extractor"] == "fashion"
-    return float(found.scores["fid"])
+    scores = score(fake, real, metrics=["fid"], extractor_name="fashion")
+    assert scores.protocol.extractor == "fashion"
+    return scores.scores["fid"]
 
 
 def of_classes(data: Dataset, shares: dict[int, int]) -> Tensor:

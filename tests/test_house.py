@@ -117,15 +117,6 @@ def test_imports_only_earlier_parts(module: str) -> None:
         )
 
 
-CYCLES: set[frozenset[str]] = {
-    frozenset(
-        f"gancore.training.{name}"
-        for name in ("idle", "opening", "rehearsal", "session", "trainer", "update")
-    ),
-}
-"""Modules that still import each other, for types at least. None is to be added."""
-
-
 def cycles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
     """Return the largest sets of two or more modules of which each leads to each other."""
 
@@ -153,23 +144,21 @@ def test_the_finder_of_cycles_finds_them() -> None:
 
 def test_no_import_cycles_those_for_types_and_in_functions_included() -> None:
     graph = {module: dependencies(module, for_types=True) - {module} for module in MODULES}
-    assert all(any(cycle <= known for known in CYCLES) for cycle in cycles(graph)), cycles(graph)
+    assert not cycles(graph)
 
 
 # what grows unseen
 
-MOST_FOUND_AND_EACH = 837
+MOST_FOUND_AND_EACH = 20
 """How often `found` and `each` may be names and arguments: name the thing instead."""
 
-MOST_OPEN_TABLES = 249
+MOST_OPEN_TABLES = 50
 """How often annotations may say `dict[str, Any]` or the like, by an alias too."""
 
-MOST_PRIVATE = 7
+MOST_PRIVATE = 2
 """How many imports of private names tests may have."""
 
 LONGEST_FILE = 400
-LONGER = {"gancore/training/trainer.py": 460}
-"""Files that still have more lines. None is to be added."""
 
 MOST_NAMES = 24
 SOURCES = sorted([*MODULES.values(), *CORE.parent.glob("plugins/*/src/**/*.py")])
@@ -262,8 +251,7 @@ def test_tests_are_of_behaviour() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CORE.parent)))
 def test_no_file_is_long(path: Path) -> None:
-    most = LONGER.get(path.relative_to(CORE.parent).as_posix(), LONGEST_FILE)
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
 
 
 def test_the_top_level_is_small() -> None:

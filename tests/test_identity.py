@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 import gancore
+from gancore import plugin
 from gancore.data import Dataset, Truth
 from gancore.data.toys import gaussians8
 from gancore.errors import CheckpointError, InputError
@@ -380,6 +381,15 @@ def test_plugins_from_python_have_defaults_too(module: Module) -> None:
     assert as_now(old, {"pull": cls}) == as_now(table, {"pull": cls})
     assert as_now(old, {"pull": cls})["plugin"][0]["of"] == [3]
     assert as_now({"anything": 1}, {}) == {"anything": 1}
+
+
+def test_losses_have_defaults_too() -> None:
+    @plugin
+    class Margin:
+        gap: float = 1.5
+
+    old = {**trainer().recipe, "loss": {"name": "margin"}}
+    assert as_now(old, {"margin": Margin})["loss"] == {"name": "margin", "gap": 1.5}
 
 
 @pytest.mark.parametrize(

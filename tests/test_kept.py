@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gancore.errors import CheckpointError
 from gancore.report import Display
+from gancore.scoring.protocol import Scores
 from gancore.training import Run, Trainer, checkpoint, load_generator
 from gancore.training import build_trainer as build
 from gancore.training.checkpoint import Checkpoint
@@ -58,10 +59,11 @@ def test_the_best_step_is_one_that_has_a_checkpoint(
     """The later one, which scored better, is damaged: what is marked then is the earlier one."""
     values = iter((2.0, 1.0, 3.0))
 
-    def scores(*_: Any, **__: Any) -> dict[str, Any]:
+    def scores(*_: Any, **__: Any) -> Scores:
         reference = {"name": "points", "split": "train", "samples": 8}
         protocol = {"reference": reference, "samples": 16, "seed": 0, "versions": {}}
-        return {"scores": {"w2": next(values)}, "protocol": protocol, "spread": 1.0}
+        table = {"scores": {"w2": next(values)}, "protocol": protocol, "spread": 1.0}
+        return Scores.model_validate(table)
 
     for name, module in list(sys.modules.items()):  # wherever it has been imported to
         if name.startswith("gancore.training.") and hasattr(module, "score_generator"):

@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOY, Gan, Spy, assert_same, images, networks, parsed, trainer, weights
+from helpers import (
+    TOY,
+    Gan,
+    Spy,
+    assert_same,
+    images,
+    networks,
+    parsed,
+    records_of,
+    trainer,
+    weights,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import together
@@ -321,7 +332,7 @@ def test_records_have_each_note_s_last_value(tmp_path: Path) -> None:
     """Of four critic updates and two steps; a name that the last update lacks stays."""
     train = {"steps": 2, "batch_size": 8, "critic_steps": 2}
     made = trainer(plugins={"it": Noting(every=3)}, train=train, log={"every": 1})
-    records = made.run(tmp_path / "run").records
+    records = records_of(made.run(tmp_path / "run"))
     assert [record["note/it/update"] for record in records] == [0, 3]
     for record in records:
         assert record["note/it/mean"] == pytest.approx(record["d_real"])
@@ -332,11 +343,56 @@ def test_records_have_each_note_s_last_value(tmp_path: Path) -> None:
 def test_a_note_that_is_not_finite_is_left_out_and_told(tmp_path: Path, value: float) -> None:
     train = {"steps": 2, "batch_size": 8}
     made = trainer(plugins={"it": Noting(value=value)}, train=train, log={"every": 1})
-    records = made.run(tmp_path / "run").records
+    records = records_of(made.run(tmp_path / "run"))
     assert all("note/it/mean" not in record for record in records)
     assert all("note/it/update" in record for record in records)
     (sentence,) = records[-1]["notes"]
     assert sentence.startswith(f"note/it/mean was {value} at step 1: records leave out")
+
+
+class Drawing(nn.Module):
+    """A generator whose samples are what it draws itself."""
+
+    latent = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.scale * torch.rand(len(z), 1, 4, 4)
+
+
+def test_a_generator_draws_anew_for_each_update_and_the_same_for_one() -> None:
+    _, critic = networks()
+    made = Trainer(Drawing(), critic, images(), train={"steps": 1, "batch_size": 8}, device="cpu")
+    fakes = [made.critic_samples(update)[1] for update in (0, 1, 0, 1)]
+    assert not torch.equal(fakes[0], fakes[1])
+    assert torch.equal(fakes[0], fakes[2])
+    assert torch.equal(fakes[1], fakes[3])
+
+
+def test_a_sampler_serves_until_the_next_update() -> None:
+    learner = trainer().learner
+    for update in (Update("critic", 0), Update("generator", 0)):
+        before = learner.sampler()
+        assert learner.sampler() is before
+        learner.update(update)
+        assert_same(weights(learner.sampler()), weights(learner.calibrate()))
+        assert learner.sampler() is not before
+
+
+def test_a_note_that_is_finite_no_longer_leaves_the_records(tmp_path: Path) -> None:
+    @plugin
+    class Breaking:
+        @hookimpl
+        def penalty(self, step: CriticStep) -> None:
+            step.note("x", step.update if step.update != 1 else math.nan)
+
+    train = {"steps": 3, "batch_size": 8, "critic_steps": 1}
+    made = trainer(plugins={"it": Breaking()}, train=train, log={"every": 1})
+    records = records_of(made.run(tmp_path / "run"))
+    assert [record.get("note/it/x") for record in records] == [0, None, 2]
 
 
 def test_notes_resume_with_the_run_and_go_with_their_plugin(tmp_path: Path) -> None:
@@ -344,14 +400,19 @@ def test_notes_resume_with_the_run_and_go_with_their_plugin(tmp_path: Path) -> N
         train = {"steps": 2, "batch_size": 8, **({"max_seconds": 1e-9} if stop else {})}
         return trainer(plugins=plugins, train=train, log={"every": 1})
 
+    both = {"it": Noting(every=2), "it/other": Noting(every=2)}  # a name may hold a slash
     for name in ("kept", "gone"):
-        made(True, it=Noting(every=2), other=Noting(every=2)).run(tmp_path / name)
-    kept = made(False, it=Noting(every=2), other=Noting(every=2))
-    record = kept.run(tmp_path / "kept", resume=True).records[-1]
-    assert (record["note/it/update"], record["note/other/update"]) == (0, 0)  # of the other process
-    gone = made(False, it=Noting(every=2)).run(tmp_path / "gone", resume=True, force=True)
-    assert gone.records[-1]["note/it/update"] == 0
-    assert not any(key.startswith("note/other") for key in gone.records[-1])
+        made(True, **both).run(tmp_path / name)
+    kept = made(False, **both)
+    record = records_of(kept.run(tmp_path / "kept", resume=True))[-1]
+    assert (record["note/it/update"], record["note/it/other/update"]) == (
+        0,
+        0,
+    )  # of the other process
+    made(False, it=Noting(every=2)).run(tmp_path / "gone", resume=True, force=True)
+    record = records_of(Run.open(tmp_path / "gone"))[-1]
+    assert record["note/it/update"] == 0
+    assert not any(key.startswith("note/it/other") for key in record)
 
 
 @plugin
@@ -401,9 +462,9 @@ def test_seconds_are_those_of_all_processes_and_max_seconds_of_each(
     monkeypatch.setattr("gancore.training.session.time", clock)
     train = {"steps": 4, "batch_size": 8, "max_seconds": 1.5}
     first = trainer(train=train, log={"every": 1}).run(tmp_path / "run")
-    assert [record["seconds"] for record in first.records] == [1, 2]
+    assert [record["seconds"] for record in records_of(first)] == [1, 2]
     resumed = trainer(train=train, log={"every": 1}).run(tmp_path / "run", resume=True)
-    assert [record["seconds"] for record in resumed.records] == [1, 2, 3, 4]
+    assert [record["seconds"] for record in records_of(resumed)] == [1, 2, 3, 4]
 
 
 def test_a_recipe_and_python_make_the_same_run(tmp_path: Path) -> None:
@@ -424,8 +485,8 @@ def test_a_recipe_and_python_make_the_same_run(tmp_path: Path) -> None:
     assert states[0].keys() == states[1].keys() > {"ema"}
     for name in states[0]:
         assert_same(dict(states[0][name]), dict(states[1][name]))
-    assert [Run.open(run.path).records[-1]["d_real"] for run in runs] == [
-        runs[0].records[-1]["d_real"]
+    assert [records_of(Run.open(run.path))[-1]["d_real"] for run in runs] == [
+        records_of(runs[0])[-1]["d_real"]
     ] * 2
 
 

@@ -19,10 +19,10 @@ from gancore.data.digits import digits
 from gancore.errors import ContractError, MissingError, PluginError, ScoreError, UnfitError
 from gancore.recipe import Recipe
 from gancore.scoring import Inputs, Metric, Value, score
-from gancore.scoring.metrics import metric, metric_of
+from gancore.scoring.metrics import metric, metric_of, named
 from gancore.scoring.protocol import Scores, better, by_difference, keys
 from gancore.testing.metric import check_metric
-from gancore.training import check
+from gancore.training import check_recipe
 
 DOCUMENTED = (ROOT / "docs" / "metrics.md").read_text("utf-8")
 (CONTRAST,) = re.findall(r"^```python\n(# src/gancore_contrast/.*?)^```$", DOCUMENTED, re.M | re.S)
@@ -165,7 +165,7 @@ def test_it_is_refused_before_anything_costs(
         assert f"score.metrics: no metric '{name}' is installed. {told}" in err
         assert not (tmp_path / "run").exists()
     assert gan("recipe", "check", tmp_path / "0.toml")[0] == 2  # close to one: a slip
-    missing = check(Recipe.load(tmp_path / "1.toml"))
+    missing = check_recipe(Recipe.load(tmp_path / "1.toml"))
     assert len(missing) == 1
     assert "no metric 'contrast' is installed" in missing[0]
 
@@ -220,6 +220,10 @@ def test_what_a_board_has_to_know_of_it(install: Install) -> None:
             CONTRAST.replace('{"contrast": Value', '{"contrasts": Value'),
             "has the key 'contrasts'",
         ),
+        (
+            CONTRAST.replace('{"contrast": Value', '{"contrast_std": Value'),
+            "contrast_std is named like a number that stands `beside`",
+        ),
         (CONTRAST.replace("higher", "up"), "ValueError: better: expected one of higher, lower"),
     ],
 )
@@ -249,7 +253,12 @@ def test_its_answer_is_checked(install: Install) -> None:
         "return {}": "metric contrast answered , expected numbers for contrast, contrast_std",
         "return 3": "metric contrast answered 3, expected",
         "return {'contrast': 1.0, 'contrast_std': 0.0, 'x': 1.0}": "answered contrast, contrast_s",
+        "return {'contrast': None, 'contrast_std': 0.0}": "answered {'contrast': None, 'contrast_s",
+        "import sys; sys.exit(0)": "metric contrast raised SystemExit(0)",
+        "import torch; torch.set_default_dtype(torch.float64)": "metric contrast left the default",
+        "inputs.samples.mul_(2)": "metric contrast changes what it is computed from",
         "inputs.samples.mul_(1)": "metric contrast changes what it is computed from",
+        "inputs.samples.numpy()[:] = 0": "metric contrast changes what it is computed from",
         "inputs.logits": "a metric asks for logits, which its `needs` do not name: add it",
     }.items():
         with pytest.raises(ContractError) as caught:
@@ -267,6 +276,78 @@ def test_what_it_draws_is_a_function_of_the_seed(install: Install) -> None:
     one = scored(install, drawn)
     torch.manual_seed(2)
     assert one == scored(install, drawn)
+
+
+def test_an_error_of_its_own_names_it(install: Install) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        scored(install, "1 / 0")
+    assert caught.value.__notes__ == ["raised in metric contrast"]
+    for part in ("fits", "refuses"):
+        install(CONTRAST.replace("contrast\n)", f"contrast, {part}=lambda given: 1 / 0\n)"))
+        with pytest.raises(ZeroDivisionError) as caught:
+            score(digits().samples[:20], digits(), metrics=["contrast"])
+        assert caught.value.__notes__ == [f"raised in `{part}` of metric contrast"]
+
+
+ONE = """
+from gancore.scoring import Inputs, Metric, Value
+
+METRIC = Metric({"KEY": Value("NAME", "higher")}, "gancore_nowhere:compute", needs=["features"])
+"""
+
+
+def test_numbers_of_one_name_are_refused(install: Install) -> None:
+    both = ONE.replace("{", '{"one": Value("the first", "lower"), ').replace("KEY", "one_local")
+    install(both, "one")
+    install(ONE.replace("KEY", "one_local"), "one_local")
+    with pytest.raises(PluginError, match="one and one_local both have a number 'one_local'"):
+        named(["one", "one_local"])
+    known = metric_of("one_local")
+    assert known is not None
+    assert [*known.values] == ["one_local"]  # that of the longest name
+    install(ONE.replace("KEY", "precision"), "precision")
+    with pytest.raises(PluginError, match="has gancore's own key 'precision'"):
+        metric("precision")
+    install(ONE.replace("KEY", "sharp"), "Sharp")
+    with pytest.raises(PluginError, match="its name begins its keys, .*: rename its entry point"):
+        metric("Sharp")
+
+
+def test_a_path_that_leads_nowhere_is_told_before_the_training(
+    install: Install, tmp_path: Path, gan: Gan
+) -> None:
+    install(ONE.replace("KEY", "one"), "one")
+    assert metric("one").needs == {"features"}
+    (tmp_path / "run.toml").write_text(DIGITS.replace('["fid"]', '["one"]'))
+    code, _, err = gan("run", tmp_path / "run.toml", "--out", tmp_path / "run")
+    assert code == 2
+    assert "metric one: 'gancore_nowhere:compute', which computes it, can't be imported" in err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_rehearsal_leaves_out_what_needs_more_samples(
+    install: Install, tmp_path: Path, gan: Gan
+) -> None:
+    source = """
+from gancore.scoring import Metric, Value
+
+METRIC = Metric(
+    {"far": Value("far", "lower")}, lambda inputs: {"far": 1.0}, of="points",
+    refuses=lambda counts: None if counts.samples >= 10 else "take more",
+)
+"""
+    install(source, "far")
+    (tmp_path / "toy.toml").write_text(TOY.replace("metrics = []", 'metrics = ["far"]'))
+    code, _, err = gan("run", tmp_path / "toy.toml", "--out", tmp_path / "run")
+    assert code == 0, err
+
+
+def test_the_list_says_what_is_measured(install: Install, gan: Gan) -> None:
+    install(CONTRAST)
+    listed = " ".join(gan("plugins", "--verbose")[1].split())
+    assert "metric contrast: contrast of images, higher is better" in listed
+    install("METRIC = 3")
+    assert "3 is no gancore.scoring.Metric" in gan("plugins", "--verbose")[1]
 
 
 def test_it_gets_what_it_needs_of_features(install: Install) -> None:

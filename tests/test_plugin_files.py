@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers import ROOT, TOY, Gan, started
 
+import gancore
 from gancore import entrypoints
 from gancore.errors import ContractError, PluginError
 from gancore.files.writing import delete
@@ -184,6 +185,17 @@ def test_what_reads_a_run_does_without_it(folder: Path, gan: Gan) -> None:
     assert code == 0, err
     page = (folder / "run" / "report.html").read_text()
     assert "Pictures of the critic are missing: no plugin &#39;size&#39; is installed" in page
+
+
+def test_a_file_s_name_may_hold_any_character(folder: Path, gan: Gan) -> None:
+    """A no-break space, say: its run is scored and resumed, and its origin is plain text."""
+    named = (folder / "size.py").rename(folder / "si\u00a0ze.py")
+    assert resume(gan, "--plugin-file", named.name)[0] == 0
+    assert gan("score", "run", "--metrics", "w2")[0] == 0
+    assert resume(gan, "--plugin-file", named.name, "--set", "train.steps=8")[0] == 0
+    environment = gancore.Run(folder / "run").read_environment()
+    assert environment is not None
+    assert environment.plugins["size"] == origin(named).replace("\u00a0", "\\xa0")
 
 
 BOARD = """

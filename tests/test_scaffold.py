@@ -63,7 +63,9 @@ def test_from_an_idea_to_a_run(tmp_path: Path, fresh: Path) -> None:
     pip = (fresh, "-m", "pip", "install", "--no-deps", "--no-build-isolation")
     run(*pip, "-e", package, cwd=tmp_path)
     listed = json.loads(run(fresh, "-m", "gancore", "plugins", "--json", cwd=tmp_path))
-    assert {"name": "my_idea", "version": "0.1.0", "distribution": "gancore-my-idea"} in listed
+    (row,) = [row for row in listed if row["name"] == "my_idea"]
+    assert (row["kind"], row["distribution"]) == ("plugin", "gancore-my-idea")
+    assert row["version"] == "0.1.0"
     tested = run(fresh, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=package)
     assert " passed" in tested
     train = [

@@ -83,7 +83,9 @@ def test_a_note_is_a_scalar_like_the_samples(value: Any, noted: float, dtype: to
     assert note.device == one.real.device
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, torch.tensor(-torch.inf)])
+@pytest.mark.parametrize(
+    "value", [torch.nan, torch.inf, torch.tensor(-torch.inf), 1e39, -1e300, 10**40]
+)
 def test_a_number_that_is_not_finite_is_a_note(value: Any) -> None:
     one = step()
     one.note("x", value)

@@ -167,7 +167,7 @@ def test_children_do_not_import_from_the_current_folder(
         for line in path.read_text("utf-8").splitlines()
         if "[sys.executable" in line
     ]
-    assert len(starts) == 2
+    assert len(starts) == 1
     assert all('"-P"' in line for line in starts)
 
 

@@ -20,6 +20,7 @@ from gancore.leaderboard import sweep
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.executor import Terms, make_runs
 from gancore.leaderboard.job import Job
+from gancore.leaderboard.result import EntryCost
 from gancore.leaderboard.sweep import Local
 from gancore.recipe import Recipe
 from gancore.training import load_data
@@ -37,8 +38,9 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         return subprocess.Popen(["true"])
 
     def finish(job: Job, code: int, seconds: float) -> None:
-        job.state = "done"
+        job.state, job.saved = "done", saved
 
+    saved: Any = object()
     monkeypatch.setattr(sweep, "start", start)
     monkeypatch.setattr(Job, "finish", finish)
     monkeypatch.setattr(sweep, "POLL", 0.01)
@@ -114,7 +116,7 @@ def test_a_board_loads_its_data_once(
 
     def costs(board: Board, recipes: dict[str, Recipe], *_: object, **__: object) -> dict[str, Any]:
         assert loaded == ["gaussians8"]
-        return {name: {"flops_ratio": 1.0} for name in recipes}
+        return {name: EntryCost(flops_ratio=1.0) for name in recipes}
 
     def made(*_: object) -> None:
         raise RunError("the runs are made")

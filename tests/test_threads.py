@@ -289,7 +289,7 @@ def test_the_commands_that_compute_take_them(
 
     for command, computes in {
         ("score", run): "gancore.training.score_run",
-        ("sample", run, "--out", tmp_path / "x.npz"): "gancore.training.load_generator",
+        ("sample", run, "--out", tmp_path / "x.npz"): "gancore.training.loading.Loader.generator",
         ("report", run): "gancore.report.writer.write_report",
         ("bench", recipe): "gancore.cost.measure",
     }.items():

@@ -146,7 +146,7 @@ def test_one_that_hangs_ends_the_run_in_time(
     [
         ("train.stepz=3", 2, "train.stepz: unknown key"),
         ("train.batch_size=15", 2, "train.batch_size is 15, and that can't be split over 2"),
-        ('score.metrics=["isc"]', 1, "isc can't be computed for the points"),
+        ('score.metrics=["isc"]', 2, "isc can't be computed for the points"),
     ],
 )
 def test_an_error_that_all_have_is_told_once(

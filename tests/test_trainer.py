@@ -346,6 +346,9 @@ def test_plain_tensors_are_data() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    for wrong in ("steps", 3, {"steps": torch.tensor(3)}):
+        with pytest.raises(RecipeError, match=r"^train: expected a table of plain values: "):
+            trainer(train=wrong)
     with pytest.raises(RecipeError, match=r"train: stepz: unknown key. Did you mean 'steps'"):
         trainer(train={"stepz": 3})
     with pytest.raises(InputError, match="attribute `latent`"):

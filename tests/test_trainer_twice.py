@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,39 @@ def test_a_plugin_without_state_may_be_in_many(tmp_path: Path) -> None:
         trainer(train=TRAIN, plugins=[gp]).run(tmp_path / name)
 
 
+@plugin
+class Features:
+    """Keeps networks: one that each batch moves, or, in eval mode, one that stays."""
+
+    frozen: bool = False
+    anew: bool = False
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)).train(not self.frozen)
+
+    @hookimpl
+    def setup(self) -> None:
+        if self.anew:
+            self.__post_init__()
+
+    @hookimpl
+    def penalty(self, step: CriticStep) -> Tensor:
+        target = self.network(step.real.detach()).mean().detach()
+        return (step.scores(step.real).mean() - target).square()
+
+
+def test_a_plugin_whose_networks_another_trainer_has_moved_is_refused(tmp_path: Path) -> None:
+    moved = Features()
+    trainer(train=TRAIN, plugins=[moved]).run(tmp_path / "a")
+    with pytest.raises(InputError, match="plugin features .* keeps the state of another Trainer"):
+        trainer(train=TRAIN, plugins=[moved]).run(tmp_path / "b")
+    trainer(train={**TRAIN, "steps": 5}, plugins=[moved]).run(tmp_path / "a", resume=True)
+    for name, features in {"frozen": Features(frozen=True), "anew": Features(anew=True)}.items():
+        for number in range(2):
+            trainer(train=TRAIN, plugins=[features]).run(tmp_path / f"{name}{number}")
+
+
 def test_a_stateful_plugin_that_equals_others_is_no_other() -> None:
     class Equal:
         seen = 0
@@ -145,9 +178,9 @@ def test_a_stateful_plugin_that_equals_others_is_no_other() -> None:
     first = trainer(train=TRAIN, plugins=[one])
     first.critic_update(0)
     other.seen = 1
-    trainer(train=TRAIN, plugins=[other]).use.refuse()
+    trainer(train=TRAIN, plugins=[other]).learner.use.refuse()
     with pytest.raises(InputError, match="plugin equal"):
-        trainer(train=TRAIN, plugins=[one]).use.refuse()
+        trainer(train=TRAIN, plugins=[one]).learner.use.refuse()
 
 
 def again(critic: nn.Module, *plugins: object) -> Trainer:

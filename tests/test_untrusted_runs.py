@@ -331,7 +331,7 @@ def test_the_best_is_of_the_score_looked_at_now() -> None:
         tally = Tally.of(json.loads(json.dumps(tally.state())))
         tally.remember_best(step, scores)
         assert tally.best is not None
-        assert (tally.best["step"], tally.best["score"] in scores) == (best, True)
+        assert (tally.best.step, tally.best.score in scores) == (best, True)
 
 
 # run folders

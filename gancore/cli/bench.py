@@ -83,11 +83,8 @@ def bench(
     from gancore.report import display_for
     from gancore.training.device import choose_device
 
-    display = display_for(sys.stderr)
-    try:
+    with display_for(sys.stderr) as display:
         costs = measure(recipes, device=device, rounds=rounds, progress=display.count)
-    finally:
-        display.end()
     about = environment(choose_device(device), made_with([]))
     entries = [
         Entry(name, _origins(measured), costs.get(name)) for name, measured in recipes.items()

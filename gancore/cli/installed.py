@@ -50,7 +50,11 @@ def get(name: str) -> click.Command:
     Raises PluginError for one that can't be imported, is no click command, or is brought by two
     distributions.
     """
-    available = entrypoints.get("command", name)
+    return loaded(entrypoints.get("command", name))
+
+
+def loaded(available: Available) -> click.Command:
+    """Import a command. Raises PluginError for one that can't be imported, or is none."""
     command = entrypoints.load(available)
     if not isinstance(command, click.Command):
         raise PluginError(

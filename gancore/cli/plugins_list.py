@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from gancore import entrypoints
+from gancore.cli import installed
 from gancore.cli.plugin_files import plugin_file_option, use
 from gancore.cli.tables import as_json, console, styled, tell
 from gancore.entrypoints import Available, Kind
@@ -83,7 +84,7 @@ def details(one: Available) -> Details | str:
 
     try:
         if one.kind != "plugin":
-            return Details(_summary(entrypoints.load(one)))
+            return Details(_summary_of(one))
         cls = plugin_class(one)
         options = {name: _described(option) for name, option in parameters(cls).items()}
     except GancoreError as error:
@@ -98,9 +99,21 @@ def details(one: Available) -> Details | str:
     )
 
 
+def _summary_of(one: Available) -> str:
+    """Return what a metric, executor or command is for. Raises PluginError for what is none."""
+    if one.kind == "metric":
+        from gancore.scoring.metrics import loaded
+
+        values = loaded(one).values.items()
+        return ", ".join(f"{key}: {value.name}, {value.better} is better" for key, value in values)
+    if one.kind == "command":
+        return installed.loaded(one).get_short_help_str(100)
+    from gancore.leaderboard.executor import executor_class
+
+    return _summary(executor_class(one))
+
+
 def _summary(component: object) -> str:
-    if isinstance(component, click.Command):
-        return component.get_short_help_str(100)
     return (component.__doc__ or "").strip().split("\n")[0]
 
 
@@ -136,7 +149,8 @@ def _show(listed: Sequence[tuple[Available, Details | str | None]]) -> None:
     for one, about in listed:
         origin = _place(one) if one.file else f"{one.distribution}=={one.version}"
         kind = f"  {_kind(one)}".rstrip()
-        out.print(Text.assemble(styled(one.name, "bold"), styled(f"  {origin}{kind}")))
+        line = Text.assemble(styled(one.name, "bold"), styled(f"  {origin}{kind}"))
+        out.print(line, soft_wrap=True)
         if isinstance(about, str):
             out.print(Text("  ") + styled(about, "red"), soft_wrap=True)
         elif about is not None:

@@ -29,12 +29,8 @@ def report(run: Path, device: str) -> None:
 
     folder = Run.open(run)
     device = str(choose_device(device))  # the page leaves out what can't be computed
-    display = display_for(sys.stdout)
-    try:
-        with told_of_files(run):
-            missing = write_report(folder, device=device, progress=display.count)
-    finally:
-        display.end()
+    with display_for(sys.stdout) as display, told_of_files(run):
+        missing = write_report(folder, device=device, progress=display.count)
     for line in missing:
         tell(f"warning: {line}", err=True)
     tell(f"report in {folder.report_path}")

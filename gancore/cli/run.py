@@ -89,7 +89,7 @@ def run(
         folder = out or default_folder(recipe.stem, loaded)
         with told_with_copies(Run(folder).plugin_files.glob("*")):
             refuse(loaded, None if dry_run else folder, device=device, resume=resume)
-        built = build_trainer(loaded, device=device)
+            built = build_trainer(loaded, device=device)
         if dry_run:
             from gancore.cli.dry_run import show
 

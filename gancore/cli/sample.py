@@ -60,12 +60,9 @@ def sample(run: Path, count: int, out: Path, best: bool, device: str) -> None:
     refuse_unwritable(out if is_folder else out.parent)
     if is_folder:
         refuse_others(out)
-    display = display_for(sys.stderr)
     loader = Loader.of(run, best=best)
-    try:
+    with display_for(sys.stderr) as display:
         generator = loader.generator(device=device, progress=display.count)
-    finally:
-        display.end()
     if is_folder:
         refuse_no_pictures(shape_of_samples(generator))
     samples = generate(generator, count, seed=loader.recipe.train.seed, broken=warnings.warn)

@@ -33,13 +33,7 @@ def score(run: Path, metrics: str | None, samples: int | None, device: str) -> N
     asked = {"metrics": names, "samples": samples}
     changes = {key: value for key, value in asked.items() if value is not None}
     folder = Run.open(run)
-    display = display_for(sys.stdout)
-    try:
-        with told_of_files(run):
-            scores = score_run(
-                folder, changes, device=device, progress=display.count, tell=display.say
-            )
-    finally:
-        display.end()
+    with display_for(sys.stdout) as display, told_of_files(run):
+        scores = score_run(folder, changes, device=device, progress=display.count, tell=display.say)
     show_scores(scores)
     tell(f"in {folder.scores_path}")

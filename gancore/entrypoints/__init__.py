@@ -92,7 +92,9 @@ def find(kind: Kind) -> Iterator[Available]:
 
 
 def _origin(point: EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "0")
+    """Return distribution and version; one that is half removed has neither."""
+    dist = point.dist
+    return ((dist and dist.name) or "unknown", (dist and dist.version) or "0")
 
 
 def _point(file: PluginFile, name: str) -> EntryPoint:

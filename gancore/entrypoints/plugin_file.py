@@ -36,7 +36,7 @@ class PluginFile:
     @property
     def origin(self) -> str:
         """What decides how its plugins work: `lp.py (code 1a2b3c4d)`, wherever the file is."""
-        return f"{self.path.name} (code {hashlib.sha256(self.content).hexdigest()[:8]})"
+        return f"{shown(self.path.name, 255)} (code {hashlib.sha256(self.content).hexdigest()[:8]})"
 
 
 def module_of(path: Path) -> str:

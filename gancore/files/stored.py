@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What a JSON file may hold, and a TOML table but for its dates."""
 
 
 def _printable(text: str) -> str:
@@ -32,6 +36,6 @@ class Stored(BaseModel):
         """Return the values that were read or set, by their names."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
-    def table(self) -> dict[str, Any]:
+    def table(self) -> dict[str, Json]:
         """Return it as JSON has it: the keys that were read or set, and no others."""
         return self.model_dump(mode="json", exclude_unset=True)

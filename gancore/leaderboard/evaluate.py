@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from gancore.errors import InputError
@@ -145,7 +146,7 @@ def _entry(
 
 
 def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
-    """Return what the protocols of all runs have in common: all but the seed."""
+    """Return what the protocols of all runs have in common, all but the seed, and all versions."""
     tables = [run.scores.protocol.table() for run in finished]
     for run, table in zip(finished, tables, strict=True):
         for key, other in OTHER.items():
@@ -159,6 +160,15 @@ def _protocol(finished: Sequence[Finished]) -> FeatureSpace:
         for key, value in (tables[0] if tables else {}).items()
         if key != "seed" and all(table.get(key) == value for table in tables)
     }
+    if tables:
+        used = sorted(
+            set(chain.from_iterable(run.scores.protocol.versions.items() for run in finished))
+        )
+        names = dict(used)
+        common["versions"] = {
+            name: " and ".join(version for other, version in used if other == name)
+            for name in names
+        }
     return FeatureSpace.model_validate(common)
 
 
@@ -167,5 +177,6 @@ def _machine(finished: Sequence[Finished]) -> result.Machine:
     about = finished[0].environment.table() if finished else {}
     for key in ("plugins", "components", "from_step", "earlier"):
         about.pop(key, None)
-    about.get("core", {}).pop("modules", None)
+    if isinstance(core := about.get("core"), Mapping):
+        about["core"] = {key: value for key, value in core.items() if key != "modules"}
     return result.Machine.model_validate(about)

@@ -15,10 +15,12 @@ from typing import Self
 from gancore import entrypoints
 from gancore.checks import guard
 from gancore.cost import Cost, measure
+from gancore.entrypoints import Available
 from gancore.errors import GancoreError, InputError, PluginError
 from gancore.leaderboard.job import Job, left_to_do
 from gancore.provenance.machine import on_threads
 from gancore.recipe import Recipe
+from gancore.text import shown
 from gancore.training.device import choose_device
 
 
@@ -114,7 +116,7 @@ class Executor(ABC):
 
     @abstractmethod
     def make(self, jobs: Sequence[Job], watch: Watch) -> None:
-        """Make these runs, each by `job.prepare()`, its `job.state`, and `job.finish()`.
+        """Make these runs, each by `job.prepare()`, `job.begin()`, and `job.finish()`.
 
         A run that fails is marked by `job.finish()` or `job.fail()`, and the others go on.
         Return when all have ended, or when `watch.stops` is set and no run goes on.
@@ -135,10 +137,15 @@ def chosen(name: str, terms: Terms) -> Executor:
     """
     installed = entrypoints.get("executor", name)
     with _told_whose(f"executor {installed}"):
-        made = entrypoints.load(installed)(terms)
-    if not isinstance(made, Executor):
+        return executor_class(installed)(terms)
+
+
+def executor_class(installed: Available) -> type[Executor]:
+    """Import an executor. Raises PluginError for one that can't be imported, or is none."""
+    made = entrypoints.load(installed)
+    if not (isinstance(made, type) and issubclass(made, Executor)):
         raise PluginError(
-            f"executor {installed} made a {type(made).__name__}: expected a subclass of "
+            f"executor {installed}: {shown(repr(made))} is no subclass of "
             f"gancore.leaderboard.executor.Executor. Tell the authors of {installed.distribution}"
         )
     return made
@@ -168,7 +175,7 @@ def make_runs(
         watch.show()
     if watch.stops:
         raise KeyboardInterrupt
-    if lost := [job for job in left if job.state == "queued"]:
+    if lost := [job for job in left if job.state != "failed" and job.saved is None]:
         raise PluginError(
             f"the executor {type(executor).__name__} has ended without "
             f"{len(lost)} of {len(left)} runs: run the board again, or with another --executor"
@@ -182,7 +189,7 @@ def _told_whose(whose: str) -> Iterator[None]:
         yield
     except GancoreError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         guard.name(error, whose)
         raise
 

@@ -18,7 +18,7 @@ JSON, MARKDOWN, PAGE = "leaderboard.json", "leaderboard.md", "leaderboard.html"
 
 
 def refuse_strangers(out: Path) -> None:
-    """Raise InputError for a folder with files of these names that no board has written.
+    """Raise InputError for a folder with files of these names that may be a stranger's.
 
     leaderboard.json tells: it is a board's, or the folder has none of the three.
     """
@@ -27,8 +27,8 @@ def refuse_strangers(out: Path) -> None:
         _ = Result.read(out / JSON) if there else None
     except InputError as error:
         raise InputError(
-            f"{shown(str(out / there[0]), 4096)} is no board's, and would be replaced: move it, or "
-            "choose another --out"
+            f"{shown(str(out / there[0]), 4096)} may be no board's, and would be replaced: move or "
+            "delete it, or choose another --out"
         ) from error
 
 

@@ -93,8 +93,8 @@ class Job:
     def is_scored(self) -> bool:
         """Whether the run has all scores that its recipe asks for; `saved` is what was read of it.
 
-        Not where its environment or a record can't be read: who goes on with the run writes the one
-        anew, and leaves out the other. Records may be missing, as no score depends on them.
+        Not where one of its files can't be read: who goes on with the run writes that anew, and
+        leaves out broken records. Records may be missing, as no score depends on them.
         """
         self.saved = None
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
 
 from torch import nn
 
@@ -16,10 +15,10 @@ from gancore import entrypoints, options
 from gancore.data import Dataset
 from gancore.entrypoints import Kind
 from gancore.errors import GancoreError, RecipeError
-from gancore.files.stored import Stored, Text
+from gancore.files.stored import Json, Stored, Text
 from gancore.plugins import Loaded
 from gancore.provenance.sources import Core, class_code, core_code
-from gancore.recipe import Recipe
+from gancore.recipe import Component, Recipe
 
 SCORING = ("extractor", "score.weights")
 """Components that decide no update, only scores."""
@@ -137,7 +136,7 @@ WORDS = {
 }
 
 
-def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
+def as_now(saved: Mapping[str, Json], classes: Mapping[str, type]) -> dict[str, Json]:
     """Return a recipe table, which an earlier gancore may have saved, as this one would save it.
 
     A key that it lacks has its default, an old name is the new one.
@@ -147,22 +146,24 @@ def as_now(saved: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
     A table that is no recipe, as a caller of `Trainer` may give one, stays as it is.
     """
     try:
-        table = Recipe.parse(dict(saved)).table()
+        recipe = Recipe.parse(saved)
     except RecipeError:
         return dict(saved)
-    kinds: dict[str, Kind] = {"data": "dataset", "generator": "generator", "critic": "critic"}
-    for section, kind in kinds.items():
-        table[section] = _completed(kind, table[section], {})
-    table["loss"] = _completed("plugin", table["loss"], classes)
-    table["plugin"] = [_completed("plugin", section, classes) for section in table["plugin"]]
-    return table
+    return {
+        **recipe.table(),
+        "data": _completed("dataset", recipe.data, {}),
+        "generator": _completed("generator", recipe.generator, {}),
+        "critic": _completed("critic", recipe.critic, {}),
+        "loss": _completed("plugin", recipe.loss, classes),
+        "plugin": [_completed("plugin", section, classes) for section in recipe.plugin],
+    }
 
 
-def _completed(kind: Kind, table: dict[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
+def _completed(kind: Kind, section: Component, classes: Mapping[str, type]) -> dict[str, Json]:
     """Return a component's section with the defaults of what it lacks; as it is if not found."""
-    name = table["name"]
+    table = section.table()
     try:
-        factory = classes.get(name) or entrypoints.load(entrypoints.get(kind, name))
+        factory = classes.get(section.name) or entrypoints.load(entrypoints.get(kind, section.name))
         known = fields(factory) if is_dataclass(factory) else ()
         made = {
             option.name: option.default_factory()

@@ -9,18 +9,20 @@ from math import isfinite
 from typing import Any
 
 from gancore.errors import RecipeError
+from gancore.files.stored import Json
 from gancore.text import did_you_mean
 
 Place = tuple[str | int, ...]
 """Where in a table something is: its keys, and indices of lists."""
 
+Overrides = Mapping[str, Json] | Sequence[str]
+"""{"train.steps": 200} or ["train.steps=200"]."""
+
 Keys = Callable[[Place], Collection[str | int]]
 """Of a table's place: the keys that it may have."""
 
 
-def override(
-    table: dict[str, Any], overrides: Mapping[str, Any] | Sequence[str], keys: Keys
-) -> dict[str, str]:
+def override(table: dict[str, Any], overrides: Overrides, keys: Keys) -> dict[str, str]:
     """Change a table by {"train.steps": 200} or ["train.steps=200"], in this order.
 
     Returns what was typed for each key of the latter. Raises RecipeError.

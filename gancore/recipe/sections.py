@@ -17,8 +17,9 @@ from pydantic_core import PydanticCustomError, PydanticSerializationError, to_js
 
 from gancore.errors import RecipeError
 from gancore.files.reading import expanded, read_toml, refuse_absurd
+from gancore.files.stored import Json
 from gancore.options import Given, checked, explain
-from gancore.recipe.overrides import Place, override, place_of
+from gancore.recipe.overrides import Overrides, Place, override, place_of
 from gancore.text import did_you_mean, shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -50,13 +51,21 @@ class Section(BaseModel):
         """Return a section as it is, or made from a table of its keys. Raises RecipeError."""
         if isinstance(value, cls):
             return value
-        table = to_json(dict(value or {}), inf_nan_mode="constants")
+        section = cls.__name__.removesuffix("Section").lower()
+        try:
+            table = to_json(dict(value or {}), inf_nan_mode="constants")
+        except (TypeError, ValueError) as error:  # no mapping, or of what TOML has not
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"{section}: expected a table of plain values: {reason}") from error
         try:
             return cls.model_validate_json(table)
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            section = cls.__name__.removesuffix("Section").lower()
             raise RecipeError(explain(error, section, lambda path: known)) from error
+
+    def table(self) -> dict[str, Any]:
+        """Return it as a TOML table, defaults included."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class Component(Section):
@@ -202,7 +211,7 @@ class Recipe(Section):
     score: Score = Score()
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+    def load(cls, path: str | Path, overrides: Overrides = ()) -> Recipe:
         """Read a recipe file; overrides are {"train.steps": 200} or ["train.steps=200"].
 
         It may be a pipe that the shell made, under /dev/fd, /proc/self/fd or /dev/stdin. None, or
@@ -217,12 +226,12 @@ class Recipe(Section):
     @classmethod
     def parse(
         cls,
-        table: dict[str, Any],
+        given: Mapping[str, Json],
         where: str = "recipe",
-        overrides: Mapping[str, Any] | Sequence[str] = (),
+        overrides: Overrides = (),
     ) -> Recipe:
         """Validate a table; `where` begins each error line. Raises RecipeError."""
-        table = copy.deepcopy(table)
+        table: dict[str, Any] = copy.deepcopy({**given})
         typed = override(table, overrides, _known_keys)
         refuse_absurd(table, where, typed=typed)
         places = {place_of(key): text for key, text in typed.items()}
@@ -260,13 +269,9 @@ class Recipe(Section):
         kept = [section for section in self.plugin if section.called not in names]
         return self.model_copy(update={"plugin": tuple(kept)})
 
-    def table(self) -> dict[str, Any]:
-        """Return the recipe as a TOML table, defaults included."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
 
 def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = MAY_CHANGE
+    old: Mapping[str, Json], new: Mapping[str, Json], *, free: Sequence[str] = MAY_CHANGE
 ) -> list[str]:
     """Return a line for each key of two recipe tables that makes them different runs.
 
@@ -286,9 +291,9 @@ def differences(
     ]
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flat(value: Json, path: str = "") -> dict[str, Json]:
     """Return the leaves of a recipe table by their key paths."""
-    items: list[tuple[str, Any]]
+    items: list[tuple[str, Json]]
     if isinstance(value, Mapping):
         items = list(value.items())
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 from pydantic_core import to_json
 
+from gancore.files.stored import Json
 from gancore.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -39,13 +40,9 @@ class Settings:
         """Return the settings of a recipe."""
         return cls(**{field.name: getattr(recipe, field.name) for field in fields(cls)})
 
-    def tables(self) -> dict[str, dict[str, Any]]:
+    def tables(self) -> dict[str, dict[str, Json]]:
         """Return the sections as TOML tables, defaults included."""
-        return {field.name: _table(getattr(self, field.name)) for field in fields(self)}
-
-
-def _table(section: Section) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude_none=True)
+        return {field.name: getattr(self, field.name).table() for field in fields(self)}
 
 
 NEEDS: dict[str, tuple[str, Callable[[Settings, bool, bool], bool]]] = {

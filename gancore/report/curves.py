@@ -46,7 +46,7 @@ def bounding(recipe: Mapping[str, Any]) -> list[str]:
     if recipe["loss"]["name"] != "wasserstein":
         return []
     plugins = recipe.get("plugin", [])
-    return [each.get("as", each["name"]) for each in plugins if _acts_on_critic(each["name"])]
+    return [one.get("as", one["name"]) for one in plugins if _acts_on_critic(one["name"])]
 
 
 @our_style()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from gancore.text import printable
 
@@ -35,6 +35,12 @@ class Display:
 
     def end(self) -> None:
         """Finish; called also when the run fails."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.end()
 
 
 class LinesDisplay(Display):

@@ -5,6 +5,7 @@ extractor.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,13 +32,17 @@ class ClassifierNet(nn.Module):
     variance 1 over these, so FID is in units of that variance (64 in total).
 
     Args:
-        conv: What makes vectors (B, inputs) of images scaled to [−1, 1].
-        inputs: The length of these vectors.
+        convs: Channels in and out, kernel size and stride of each convolution, from the first on.
+        inputs: The length of the vectors (B, inputs) that the last one's maps make.
     """
 
-    def __init__(self, conv: nn.Sequential, inputs: int) -> None:
+    def __init__(self, *convs: tuple[int, int, int, int], inputs: int) -> None:
         super().__init__()
-        self.conv = conv
+        layers = [
+            (nn.Conv2d(before, after, size, stride, padding=1), nn.SiLU())
+            for before, after, size, stride in convs
+        ]
+        self.conv = nn.Sequential(*chain.from_iterable(layers), nn.Flatten())
         self.embed = nn.Linear(inputs, 64)
         self.standardize = nn.BatchNorm1d(64, affine=False)
         self.classify = nn.Linear(64, 10)

@@ -8,8 +8,6 @@ compare with each other only, never with scores taken with Inception.
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
-
 from gancore.scoring.classifier import ClassifierExtractor, ClassifierNet
 
 
@@ -17,16 +15,7 @@ class DigitsNet(ClassifierNet):
     """A small convolutional classifier: (B, 1, 8, 8) → 64 features and 10 logits."""
 
     def __init__(self) -> None:
-        conv = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(64, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-        )
-        super().__init__(conv, 64 * 2 * 2)
+        super().__init__((1, 32, 3, 1), (32, 64, 3, 2), (64, 64, 3, 2), inputs=64 * 2 * 2)
 
 
 class DigitsExtractor(ClassifierExtractor):

@@ -8,8 +8,6 @@ compare with each other only, never with scores taken with Inception.
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
-
 from gancore.scoring.classifier import ClassifierExtractor, ClassifierNet
 
 
@@ -17,16 +15,7 @@ class FashionNet(ClassifierNet):
     """A small convolutional classifier: (B, 1, 32, 32) → 64 features and 10 logits."""
 
     def __init__(self) -> None:
-        conv = nn.Sequential(
-            nn.Conv2d(1, 16, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(16, 32, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-        )
-        super().__init__(conv, 64 * 4 * 4)
+        super().__init__((1, 16, 4, 2), (16, 32, 4, 2), (32, 64, 4, 2), inputs=64 * 4 * 4)
 
 
 class FashionExtractor(ClassifierExtractor):

@@ -16,6 +16,7 @@ from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, generate
 from gancore.scoring.scorer import (
     refuse_few,
+    refuse_lost,
     refuse_mixed,
     refuse_unfit,
     refuse_unlike,
@@ -122,9 +123,12 @@ def check_scoring(data: Dataset, section: Score, *, weights: bool = True) -> Non
 def try_scoring(samples: Tensor, data: Dataset, section: Score, device: torch.device | str) -> None:
     """Raise what scores would fail with, by a few generated samples: ScoreError, PluginError."""
     asked = named(section.metrics)
+    refuse_lost(asked)
     if uses_features(asked):
         chosen = extractor(section.extractor, section.weights)
         real = data.samples[: len(samples)].cpu()
         try_images(torch.cat([samples, real]), asked, chosen, device)
-    elif asked and not data.is_images:
-        score(data.samples[: len(samples)].cpu(), data, metrics=asked)
+    elif not data.is_images:
+        few = Counts(len(samples), len(data))
+        able = [name for name, metric in asked.items() if not metric.refuses(few)]
+        score(data.samples[: len(samples)].cpu(), data, metrics=able)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -75,9 +76,12 @@ class Inputs:
         )
         return [tensor for tensor in tensors if tensor is not None]
 
-    def versions(self) -> list[int]:
-        """Return how often each of its tensors was changed in place."""
-        return [tensor._version for tensor in self.tensors()]
+    def checksums(self) -> list[int]:
+        """Return checksums of its tensors and arrays, and how often each tensor was written to."""
+        arrays = [tensor.numpy() for tensor in self.tensors()]
+        arrays += self._reference_statistics or ()
+        written = [tensor._version for tensor in self.tensors()]
+        return written + [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays]
 
 
 def _given(part: T | None, name: str) -> T:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Literal
 
 from gancore import entrypoints
@@ -27,7 +28,7 @@ BESIDE = ("std", "real")
 KEY = re.compile(r"[a-z][a-z0-9_]{0,49}")
 
 CORE = "gancore"
-"""The distribution that brings our metrics, whose keys are reserved."""
+"""The distribution that brings our metrics."""
 
 ISC_SPLITS = 10
 NEIGHBOUR = 3
@@ -114,7 +115,7 @@ class Metric:
     fits     whether it can be computed for a data set of that kind
     refuses  returns what is wrong with so few samples, and the remedy; None where nothing is
 
-    Raises ValueError for values, keys or needs that are none.
+    Raises ValueError for values, keys, needs or a function that are none.
     """
 
     values: Mapping[str, Value]
@@ -128,6 +129,11 @@ class Metric:
         """Check what is written by hand. Raises ValueError."""
         if not self.values or not all(map(KEY.fullmatch, self.values)):
             raise ValueError(f"values: expected keys of small letters, got {[*self.values]}")
+        if taken := [key for key in self.values if key.endswith(("_std", "_real"))]:
+            raise ValueError(f"values: {taken[0]} is named like a number that stands `beside`")
+        if not (isinstance(self.compute, str) or callable(self.compute)):
+            raise ValueError(f"compute: expected a function or its path, got {self.compute!r}")
+        object.__setattr__(self, "needs", frozenset(self.needs))
         if self.of not in ("images", "points", "both"):
             raise ValueError(f"of: expected images, points or both, got {self.of!r}")
         if not self.needs <= {*NEEDS}:
@@ -148,11 +154,16 @@ class Metric:
         """Whether it can be computed for this data set."""
         return self.of in ("both", "images" if data.is_images else "points") and self.fits(data)
 
+    @property
+    def function(self) -> Callable[[Inputs], Mapping[str, float]]:
+        """What computes it, imported where it was given by its path."""
+        if isinstance(self.compute, str):
+            return pkgutil.resolve_name(self.compute)  # type: ignore[no-any-return]
+        return self.compute
+
     def __call__(self, inputs: Inputs) -> Mapping[str, float]:
         """Compute it."""
-        if isinstance(self.compute, str):
-            return pkgutil.resolve_name(self.compute)(inputs)  # type: ignore[no-any-return]
-        return self.compute(inputs)
+        return self.function(inputs)
 
 
 def metric(name: str) -> Metric:
@@ -161,48 +172,66 @@ def metric(name: str) -> Metric:
     Raises MissingError where there is none, and PluginError for one that can't be used.
     """
     try:
-        return _loaded(entrypoints.get("metric", name))
+        return loaded(entrypoints.get("metric", name))
     except MissingError as error:
         raise MissingError(f"score.metrics: {error}", close=error.close) from None
 
 
 def named(names: Iterable[str]) -> dict[str, Metric]:
-    """Return installed metrics by their names. Raises as `metric`."""
-    return {name: metric(name) for name in names}
+    """Return installed metrics by their names.
+
+    Raises as `metric`, and PluginError for two that have a number of one name.
+    """
+    metrics = {name: metric(name) for name in names}
+    for (one, its), (other, theirs) in combinations(metrics.items(), 2):
+        if both := {*its.keys} & {*theirs.keys}:
+            raise PluginError(
+                f"score.metrics: {one} and {other} both have a number {min(both)!r}: leave one out"
+            )
+    return metrics
 
 
 def installed() -> Iterator[tuple[str, Metric]]:
     """Yield every installed metric that can be used, with its name."""
     for point in entrypoints.find("metric"):
         with suppress(GancoreError):
-            yield point.name, _loaded(point)
+            yield point.name, loaded(point)
 
 
 def metric_of(key: str) -> Metric | None:
     """Return the metric whose number a score is, by its key; None where that is not installed.
 
-    Of the metrics of other packages only those are imported whose names the key begins with.
+    Of the metrics of other packages only those are imported whose names the key begins with. Where
+    several have the key, it is the one's with the longest name.
     """
-    for point in entrypoints.find("metric"):
+    for point in sorted(entrypoints.find("metric"), key=lambda point: -len(point.name)):
         if point.distribution == CORE or f"{key}_".startswith(f"{point.name}_"):
             with suppress(GancoreError):
-                known = _loaded(point)
+                known = loaded(point)
                 if key in known.values:
                     return known
     return None
 
 
-def _loaded(point: entrypoints.Available) -> Metric:
+def loaded(point: entrypoints.Available) -> Metric:
+    """Import a metric. Raises PluginError for one that can't be used."""
     made = entrypoints.load(point)
     if not isinstance(made, Metric):
         raise PluginError(f"metric {point}: {made!r} is no gancore.scoring.Metric")
-    if point.distribution != CORE and (
-        wrong := [key for key in made.values if not f"{key}_".startswith(f"{point.name}_")]
-    ):
+    if point.distribution == CORE:
+        return made
+    if not KEY.fullmatch(point.name):
+        raise PluginError(
+            f"metric {point}: its name begins its keys, which have small letters, digits and _: "
+            "rename its entry point"
+        )
+    if wrong := [key for key in made.values if not f"{key}_".startswith(f"{point.name}_")]:
         raise PluginError(
             f"metric {point} has the key {wrong[0]!r}: call it {point.name!r}, or "
             f"'{point.name}_{wrong[0]}'"[:200]
         )
+    if reserved := {*made.keys} & {*chain.from_iterable(ours.keys for ours in OURS)}:
+        raise PluginError(f"metric {point} has gancore's own key {min(reserved)!r}: rename it")
     return made
 
 
@@ -288,3 +317,6 @@ W2 = Metric(
     of="points",
 )
 """The 2-Wasserstein distance, with that of as many other real samples beside it."""
+
+OURS = (FID, ISC, KID, PRC, MODES, QUALITY, W2)
+"""The core's metrics, whose keys no other may have."""

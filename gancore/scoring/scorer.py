@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from gancore import entrypoints
+from gancore.checks import guard
 from gancore.data import Dataset
-from gancore.errors import ContractError, GancoreError, ScoreError, UnfitError
+from gancore.errors import ContractError, GancoreError, PluginError, ScoreError, UnfitError
 from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.randomness import Stream
 from gancore.scoring import fidelity, points
@@ -58,6 +60,7 @@ def score(
     a metric that breaks its contract.
     """
     asked = named(metrics)
+    refuse_lost(asked)
     refuse_unlike(asked, real)
     chosen = extractor(extractor_name, weights) if uses_features(asked) else None
     refuse_unfit(asked, real, len(fake), tuple(fake.shape[1:]), chosen)
@@ -137,18 +140,25 @@ class Parts:
 def _answer(name: str, metric: Metric, inputs: Inputs) -> dict[str, float]:
     """Return a metric's numbers. Raises ContractError for others, and for changed inputs."""
     Stream(inputs.seed, f"metric/{name}").seed_global(0)
-    before = inputs.versions()
-    answer = metric(inputs)
+    shared = copy(inputs)  # a metric may give its own other attributes
+    before = shared.checksums()
+    with guard.named(f"metric {name}"):
+        answer = metric(inputs)
     if not isinstance(answer, Mapping) or {*answer} != {*metric.keys}:
         given = ", ".join(map(str, answer)) if isinstance(answer, Mapping) else repr(answer)
         raise ContractError(
             f"metric {name} answered {shown(given)}, expected numbers for {', '.join(metric.keys)}"
         )
-    if inputs.versions() != before:
+    if shared.checksums() != before:
         raise ContractError(
             f"metric {name} changes what it is computed from, which other metrics share: clone it"
         )
-    return {key: float(answer[key]) for key in metric.keys}
+    try:
+        return {key: float(answer[key]) for key in metric.keys}
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch before 2.12
+        raise ContractError(
+            f"metric {name} answered {shown(str(dict(answer)))}, expected a number for each key"
+        ) from error
 
 
 def _protocol(
@@ -214,9 +224,9 @@ def refuse_unlike(asked: Asked, real: Dataset) -> None:
     """Raise UnfitError for metrics that can't be computed for these data."""
     if not real.is_images and len(real) < FEWEST_POINTS:
         raise UnfitError(f"{real.name!r} has {len(real)} points: too few to score against")
-    if wrong := ", ".join(name for name, metric in asked.items() if not metric.takes(real)):
+    if wrong := ", ".join(name for name, metric in asked.items() if not _takes(name, metric, real)):
         what = "images, such as those" if real.is_images else "the points"
-        possible = ", ".join(name for name, metric in installed() if metric.takes(real))
+        possible = ", ".join(name for name, metric in installed() if _takes(name, metric, real))
         raise UnfitError(
             f"score.metrics: {wrong} can't be computed for {what} of {real.name!r}: choose of "
             f"{possible}, or [] to train without scoring"
@@ -225,11 +235,31 @@ def refuse_unlike(asked: Asked, real: Dataset) -> None:
         _refuse_broken_points(real.samples, "real")
 
 
+def _takes(name: str, metric: Metric, real: Dataset) -> bool:
+    with guard.named(f"`fits` of metric {name}"):
+        return metric.takes(real)
+
+
 def refuse_few(asked: Asked, counts: Counts) -> None:
     """Raise UnfitError for too few samples, as far as their numbers are known."""
-    for metric in asked.values():
-        if reason := metric.refuses(counts):
+    for name, metric in asked.items():
+        with guard.named(f"`refuses` of metric {name}"):
+            reason = metric.refuses(counts)
+        if reason:
             raise UnfitError(reason)
+
+
+def refuse_lost(asked: Asked) -> None:
+    """Raise PluginError for a metric whose path of what computes it leads nowhere."""
+    for name, metric in asked.items():
+        try:
+            metric.function  # noqa: B018
+        except Exception as error:  # an import may raise anything
+            reason = shown(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+            raise PluginError(
+                f"metric {name}: {metric.compute!r}, which computes it, can't be imported: {reason}"
+                ". Reinstall or remove its package"
+            ) from error
 
 
 def refuse_unfit(

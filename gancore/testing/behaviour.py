@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gancore.files.stored import Json
 from gancore.testing.check import check
 from gancore.testing.scene import CheckFailed, Scene, Subject
 
@@ -141,7 +142,7 @@ def _live(scene: Scene, update: int) -> list[Any]:
     return answers
 
 
-def _state_of(scene: Scene) -> Mapping[str, Any] | None:
+def _state_of(scene: Scene) -> Mapping[str, Tensor | Json] | None:
     """Return a copy of what a checkpoint holds of the subject, or None for nothing.
 
     Raises CheckFailed for what no checkpoint can hold.

@@ -42,10 +42,11 @@ class Check:
     @leaving_no_trace
     def run(self, subject: Subject) -> Result:
         """Run the check; where the plugin raises anything, it failed."""
-        reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})
-        if self.name in reasons:
-            return Result(self.name, "inapplicable", reasons[self.name])
         try:
+            subject.refuse_needs()
+            reasons: Mapping[str, str] = getattr(subject.cls, "inapplicable", {})
+            if self.name in reasons:
+                return Result(self.name, "inapplicable", reasons[self.name])
             with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
                 return Result(self.name, "passed", self.function(subject))
         except CheckFailed as failure:

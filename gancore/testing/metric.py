@@ -61,13 +61,12 @@ def check_metric(metric: Metric, *, degrade: Degrade | None = None) -> None:
 
 def _answer(metric: Metric, inputs: Inputs) -> Mapping[str, float]:
     """Return a metric's answer, which has been checked."""
-    before, counted = _copies(inputs), inputs.versions()
+    before = inputs.checksums()
     answers = []
     for global_seed in range(2):
         Stream(0, "metric").seed_global(global_seed)
         answers.append(metric(inputs))
-    after = _copies(inputs)
-    if inputs.versions() != counted or not all(map(torch.equal, before, after)):
+    if inputs.checksums() != before:
         raise CheckFailed("it changes what it is computed from: clone that first")
     first, second = answers
     for answer in answers:
@@ -107,10 +106,6 @@ def _check_order(metric: Metric, kind: str, answers: list[Mapping[str, float]]) 
                 f"{key} of {kind} that get worse is {shown}, and it says that {value.better} is "
                 "better"
             )
-
-
-def _copies(inputs: Inputs) -> list[Tensor]:
-    return [tensor.clone() for tensor in inputs.tensors()]
 
 
 def _scenes(kind: str, metric: Metric, degrade: Degrade | None) -> Iterator[Inputs]:

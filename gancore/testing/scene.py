@@ -94,17 +94,45 @@ class Subject:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes of samples that it takes."""
-        return tuple(getattr(self.cls, "check_shapes", SHAPES))
+        return tuple(tuple(shape) for shape in getattr(self.cls, "check_shapes", SHAPES))
 
     @property
     def shape(self) -> Shape:
         """The shape of samples in all checks but `shapes`."""
         return GREY if GREY in self.shapes else self.shapes[0]
 
+    def refuse_needs(self) -> None:
+        """Raise CheckFailed for a ClassVar that is not what the kit takes there."""
+        for name in ("check_group", "check_batch"):
+            size: object = getattr(self.cls, name, 1)
+            if not (isinstance(size, int) and size >= 1):
+                raise CheckFailed(f"{name} is {size!r}: expected an integer of at least 1")
+        shapes: object = getattr(self.cls, "check_shapes", SHAPES)
+        if not (isinstance(shapes, list | tuple) and shapes and all(map(_is_shape, shapes))):
+            raise CheckFailed(
+                f"check_shapes is {shapes!r}: expected shapes of a sample, such as ((3, 32, 32),)"
+            )
+        if not callable(make := getattr(self.cls, "check_critic", SmoothCritic)):
+            raise CheckFailed(f"check_critic is {make!r}: expected what makes a critic for a shape")
+        if not isinstance(reasons := getattr(self.cls, "inapplicable", {}), dict):
+            raise CheckFailed(f"inapplicable is {reasons!r}: expected a dict of reasons by check")
+
     def critic(self, shape: Shape, dtype: torch.dtype) -> nn.Module:
-        """Return a new critic for samples of a shape."""
+        """Return a new critic for samples of a shape. Raises CheckFailed if that is none."""
         make: Callable[[Shape], nn.Module] = getattr(self.cls, "check_critic", SmoothCritic)
-        return make(shape).to(dtype)
+        critic = make(shape)
+        if not isinstance(critic, nn.Module):
+            raise CheckFailed(f"check_critic made {critic!r}, expected an nn.Module")
+        return critic.to(dtype)
+
+
+def _is_shape(shape: object) -> bool:
+    """Whether this is (d,) or (C, H, W)."""
+    return (
+        isinstance(shape, list | tuple)
+        and len(shape) in (1, 3)
+        and all(type(size) is int and size > 0 for size in shape)
+    )
 
 
 class SmoothCritic(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gancore.options import build
 from gancore.plugins import Loaded, Plugins, load
 from gancore.provenance.machine import on_threads
 from gancore.recipe import Component, Recipe, Settings
+from gancore.recipe.overrides import Overrides
 from gancore.report import Display
 from gancore.scoring import check_section, weights_sha256
 from gancore.training.compiled import check_compiles
@@ -34,7 +35,7 @@ from gancore.training.trainer import Trainer
 def run(
     recipe: str | Path | Recipe,
     out: str | Path | None = None,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     device: str = "auto",
     resume: bool = False,

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from gancore.errors import CheckpointError, InputError
 from gancore.files.reading import opened, read_bytes, sha256, unreadable
+from gancore.files.stored import Json
 from gancore.files.writing import (
     REPLACED,
     TEMPORARY,
@@ -34,7 +34,8 @@ from gancore.files.writing import (
     write_text,
 )
 from gancore.text import shown
-from gancore.training.state import COPY_AGAIN, STATE, About, join_extra, split_extra
+from gancore.training.state import COPY_AGAIN, STATE, About, join_extra, split_extra, tables
+from gancore.training.tally import Best
 
 FORMAT = 2
 BY_POSITION = 1
@@ -71,22 +72,20 @@ class Checkpoint:
 
     step: int
     tensors: Mapping[str, Tensors]
-    state: Mapping[str, Any]
+    state: Mapping[str, Json]
 
     def about(self) -> About:
         """Return what the state says of the run. Raises CheckpointError for a state that is odd."""
         return About.of(self.state)
 
 
-def save(
-    folder: Path, checkpoint: Checkpoint, *, keep: int, best: Mapping[str, Any] | None = None
-) -> Path:
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int, best: Best | None = None) -> Path:
     """Write a checkpoint under `folder`, then delete all but the latest `keep` and the best.
 
-    best: which step scored best so far: {"step", "score", "value"}; it is marked
+    best: which step scored best so far; it is marked
     """
     final = folder / f"step-{checkpoint.step:06d}"
-    extra: dict[str, Any] = {}
+    extra: dict[str, Json] = {}
     with replacing_folder(final) as writing:
         for name, table in checkpoint.tensors.items():
             tensors, extra[name] = split(name, table)
@@ -100,12 +99,12 @@ def save(
     # those of later steps could not be read, when this run was resumed: they stay
     made = [(step, path) for step, path in _steps(folder) if step <= checkpoint.step]
     for step, path in sorted(made, reverse=True)[keep:]:
-        if best is None or step != best["step"]:
+        if best is None or step != best.step:
             delete(path)
     return final
 
 
-def split(name: str, table: Tensors) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split(name: str, table: Tensors) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Return the tensors of a file, plain and on the CPU, and its extra state.
 
     Raises CheckpointError for what can't be saved.
@@ -133,12 +132,12 @@ def _plain(key: str, tensor: Tensor) -> Tensor:
     return plain
 
 
-def mark_best(folder: Path, best: Mapping[str, Any] | None) -> None:
+def mark_best(folder: Path, best: Best | None) -> None:
     """Write which step scored best: {"step", "score", "value"}; None if none did yet."""
     if best is None:
         delete(folder / BEST)
     else:
-        write_text(folder / BEST, json.dumps(best) + "\n")
+        write_text(folder / BEST, json.dumps(best.table()) + "\n")
 
 
 def load_best(folder: Path) -> Checkpoint:
@@ -233,10 +232,10 @@ def load(path: Path) -> Checkpoint:
         state = _table(path / STATE)
         tensors = _Files({Path(name).stem: _tensors(path / name) for name in files - {STATE}})
         try:
-            extra = state.get("extra", {})
-            for name in extra.keys() & tensors.keys():
-                tensors[name] = join_extra(tensors[name], extra[name])
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            for name, trees in tables(state.get("extra", {})).items():
+                if name in tensors:
+                    tensors[name] = join_extra(tensors[name], trees)
+        except (LookupError, TypeError, ValueError) as error:
             reason = shown(repr(error), 200)
             raise CheckpointError(f"{path / STATE}: extra: {reason}. {COPY_AGAIN}") from error
     number = state.get("format")
@@ -245,10 +244,11 @@ def load(path: Path) -> Checkpoint:
             f"{path} has format {shown(repr(number))}, this gancore reads {BY_POSITION} and "
             f"{FORMAT}"
         )
-    if type(state.get("step")) is not int:
+    step = state.get("step")
+    if type(step) is not int:
         raise CheckpointError(f"{path / STATE} is damaged: it has no step. {COPY_AGAIN}")
     tensors.path = path
-    return Checkpoint(state["step"], tensors, state)
+    return Checkpoint(step, tensors, state)
 
 
 @contextmanager
@@ -277,7 +277,7 @@ class _Files(dict[str, Tensors]):
         raise CheckpointError(f"{self.path} has no {name}.safetensors. {COPY_AGAIN}")
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _table(path: Path) -> dict[str, Json]:
     """Read a JSON table. Raises CheckpointError and OSError."""
     try:
         table: object = json.loads(read_bytes(path, LARGEST_TEXT).decode("utf-8-sig"))

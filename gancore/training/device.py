@@ -63,8 +63,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = named_device(name)
-    if device.type == "cpu":
+    device = torch.device(name) if name == "meta" else named_device(name)
+    if device.type in ("cpu", "meta"):
         return device
     if device.type != "cuda":
         there = torch.accelerator.current_accelerator(check_available=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
 from gancore.errors import InputError
+from gancore.files.stored import Json
 from gancore.isolation.buffers import buffers_kept, buffers_of
 from gancore.plugins import Plugins
 from gancore.recipe import Settings
@@ -312,7 +313,7 @@ class Learner:
         for module in (*self.networks.values(), *average):
             self.ranks.equalize([*module.parameters(), *module.buffers()])
 
-    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensors], Json]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON.
 
         Raises CheckpointError for a plugin that keeps anything else, ContractError for a network
@@ -337,7 +338,7 @@ class Learner:
     def load_state(
         self,
         tensors: Mapping[str, Tensors],
-        plugins: Mapping[str, Mapping[str, Any]],
+        plugins: Json,
         *,
         by_position: bool = False,
     ) -> list[str]:

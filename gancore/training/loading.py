@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from gancore.isolation.caller import leaving_no_trace
 from gancore.isolation.copies import copied
 from gancore.plugins import Plugins
 from gancore.provenance.identity import MadeOf, changes
-from gancore.recipe import Component, Recipe, Score
+from gancore.recipe import Component, Recipe, Score, Value
 from gancore.scoring import check_scoring, check_section, score_generator
 from gancore.scoring.protocol import Scores
 from gancore.scoring.sampling import Progress, calibrated
@@ -127,7 +127,7 @@ class Loader:
 @leaving_no_trace
 def score_run(
     run: str | Path | Run,
-    section: Score | Mapping[str, Any] | None = None,
+    section: Score | Mapping[str, Value] | None = None,
     *,
     generator: nn.Module | None = None,
     data: Dataset | Tensor | None = None,

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
+from gancore.files.stored import Json
 from gancore.scoring.generator import COLLAPSED, total_variance
 from gancore.scoring.protocol import Scores
 from gancore.text import shown
@@ -132,6 +132,7 @@ class Notes:
         """
         whole = {name: value for name, value in values.items() if math.isfinite(value)}
         for name in values.keys() - whole.keys():
+            self.tally.penalties.pop(name, None)  # or its last number would stay in records
             if "not_finite" not in self.tally.notes:
                 self._note(
                     "not_finite",
@@ -226,7 +227,7 @@ class Notes:
         return total_variance(self._data.samples)
 
 
-def noticed(state: Mapping[str, Any], scores: Scores | None) -> list[str]:
+def noticed(state: Mapping[str, Json], scores: Scores | None) -> list[str]:
     """Return the notes of a run: those of its scores, or else of its checkpoint's state."""
     if scores is not None:
         return list(scores.notes)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.files.storage import refuse_taken
+from gancore.files.stored import Json
 from gancore.files.writing import delete, refuse_links_out
 from gancore.provenance.environment import (
     Environment,
@@ -47,7 +47,7 @@ class Opening:
         learner: Learner,
         run: Run,
         display: Display,
-        recipe: Mapping[str, Any],
+        recipe: Mapping[str, Json],
         made_of: MadeOf,
     ) -> None:
         self.learner = learner
@@ -236,7 +236,7 @@ class Opening:
 
 
 def checkpoint_of(
-    learner: Learner, tally: Tally, recipe: Mapping[str, Any], made_of: MadeOf, step: int
+    learner: Learner, tally: Tally, recipe: Mapping[str, Json], made_of: MadeOf, step: int
 ) -> Checkpoint:
     """Return all that a run goes on from after a step."""
     tensors, plugins = learner.state()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -22,6 +21,7 @@ from gancore.files.reading import (
     read_toml,
     unreadable,
 )
+from gancore.files.stored import Json
 from gancore.files.writing import delete, growing, replacing, sync, write_bytes, write_text
 from gancore.provenance.environment import EARLIER, Environment, Stretch
 from gancore.provenance.identity import MadeOf
@@ -116,7 +116,7 @@ class Run:
         """Read the resolved recipe. Raises RecipeError."""
         return Recipe.load(self.recipe_path)
 
-    def read_table(self) -> dict[str, Any]:
+    def read_table(self) -> Mapping[str, Json]:
         """Read the resolved recipe as it stands in the file. Raises RecipeError."""
         return read_toml(self.recipe_path)
 
@@ -211,13 +211,10 @@ class Run:
         earlier = [stretch for stretch in earlier if stretch.from_step < start]
         if earlier and _is_like(earlier[-1], now):
             start = earlier.pop().from_step
-        table = {
-            **now.table(),
-            "from_step": start,
-            "earlier": [stretch.table() for stretch in earlier[-EARLIER:]],
-        }
-        while len(json.dumps(table, indent=2)) > LARGEST and table["earlier"]:
-            del table["earlier"][0]
+        tables = [stretch.table() for stretch in earlier[-EARLIER:]]
+        table = {**now.table(), "from_step": start, "earlier": tables}
+        while len(json.dumps(table, indent=2)) > LARGEST and tables:
+            del tables[0]
         self.write_json(self.environment_path, table)
 
     def write_scores(self, now: Scores, before: Scores | None) -> Scores:
@@ -230,7 +227,7 @@ class Run:
         self.write_json(self.scores_path, now.table())
         return now
 
-    def write_recipe(self, table: Mapping[str, Any]) -> None:
+    def write_recipe(self, table: Mapping[str, Json]) -> None:
         """Write the resolved recipe."""
         write_text(self.recipe_path, tomli_w.dumps(table))
 
@@ -243,7 +240,7 @@ class Run:
         for name, content in contents.items():
             write_bytes(self.plugin_files / name, content)
 
-    def write_json(self, path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    def write_json(self, path: Path, value: Json) -> None:
         """Write one of the run's JSON files."""
         write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -272,7 +269,7 @@ class SavedRun:
 
     run: Run
     recipe: Recipe
-    table: dict[str, Any]
+    table: Mapping[str, Json]
     records: tuple[Record, ...]
     environment: Environment | None
     scores: Scores | None

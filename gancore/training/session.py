@@ -6,11 +6,11 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from torch import Tensor
 
 from gancore.files.storage import locked, told_when_full
+from gancore.files.stored import Json
 from gancore.provenance.identity import made_of
 from gancore.provenance.machine import on_threads
 from gancore.report import Display, plot_curves, save_grid, spared
@@ -57,7 +57,7 @@ class Session:
         learner: Learner,
         run: Run,
         display: Display,
-        recipe: Mapping[str, Any],
+        recipe: Mapping[str, Json],
         components: Mapping[str, str],
     ) -> None:
         self.learner, self.run, self.display = learner, run, display
@@ -109,7 +109,7 @@ class Session:
         elif self.settings.score.metrics and not self._is_scored(start):
             self._score()
         if best := self.tally.best:
-            self.display.say("best: {score} {value:.4g} at step {step}".format(**best))
+            self.display.say(f"best: {best.score} {best.value:.4g} at step {best.step}")
 
     def _loop(self, start: int) -> str:
         """Make the steps; return why not all of them, or an empty string.

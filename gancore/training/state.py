@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -12,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from gancore.errors import CheckpointError
-from gancore.files.stored import Stored, Whole
+from gancore.files.stored import Json, Stored, Whole
 from gancore.options import explain
 from gancore.provenance.identity import MadeOf
 from gancore.text import shown
@@ -63,7 +64,7 @@ class About(Stored):
         return value
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Self:
+    def of(cls, state: Mapping[str, Json]) -> Self:
         """Return what a state says. Raises CheckpointError for one that is odd."""
         try:
             return cls.model_validate(dict(state))
@@ -72,7 +73,7 @@ class About(Stored):
             raise CheckpointError(f"{reason}. {COPY_AGAIN}") from error
 
 
-def split_extra(table: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split_extra(table: Mapping[str, Tensor | Json]) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """Split a state dict into tensors, and JSON trees by key, of whatever else there is.
 
     A tensor in a tree is kept under the key and the path to it. Raises CheckpointError for what is
@@ -85,7 +86,7 @@ def split_extra(table: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, trees
 
 
-def _tree(value: Any, key: str, path: list[str | int], tensors: dict[str, Tensor]) -> Any:
+def _tree(value: Any, key: str, path: list[str | int], tensors: dict[str, Tensor]) -> Json:
     """Return JSON data with None where there are tensors, which are put into `tensors`."""
     if isinstance(value, Tensor):
         tensors[f"{key}{json.dumps(path)}"] = value
@@ -94,10 +95,10 @@ def _tree(value: Any, key: str, path: list[str | int], tensors: dict[str, Tensor
         return value
     if len(path) < 50:  # deeper is a loop
         if type(value) is list:
-            return [_tree(each, key, [*path, n], tensors) for n, each in enumerate(value)]
+            return [_tree(item, key, [*path, n], tensors) for n, item in enumerate(value)]
         if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-            return {name: _tree(each, key, [*path, name], tensors) for name, each in value.items()}
-    place = "".join(f"[{each!r}]" for each in path[:5])
+            return {name: _tree(item, key, [*path, name], tensors) for name, item in value.items()}
+    place = "".join(f"[{part!r}]" for part in path[:5])
     raise CheckpointError(
         f"{shown(key, 200)}{shown(place, 200)} is a {type(value).__name__}, which no checkpoint "
         "holds: let get_extra_state return tensors, numbers, strings, None, and lists and dicts of "
@@ -105,7 +106,17 @@ def _tree(value: Any, key: str, path: list[str | int], tensors: dict[str, Tensor
     )
 
 
-def join_extra(tensors: Mapping[str, Tensor], trees: Mapping[str, Any]) -> dict[str, Any]:
+def tables(value: Json) -> dict[str, Mapping[str, Json]]:
+    """Return the tables in a table. Raises ValueError for anything else."""
+    if not isinstance(value, Mapping):
+        raise ValueError("expected a table of tables")
+    inner = {name: table for name, table in value.items() if isinstance(table, Mapping)}
+    if inner.keys() != value.keys():
+        raise ValueError("expected a table of tables")
+    return inner
+
+
+def join_extra(tensors: Mapping[str, Tensor], trees: Mapping[str, Json]) -> dict[str, Any]:
     """Undo `split_extra`. Raises ValueError, LookupError, TypeError for what that did not make."""
     if both := tensors.keys() & trees.keys():
         raise ValueError(f"{min(both)} is a tensor too")
@@ -120,22 +131,22 @@ def join_extra(tensors: Mapping[str, Tensor], trees: Mapping[str, Any]) -> dict[
     return joined
 
 
-def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split plugin states into tensors, by `plugin/key`, and JSON scalars, by plugin and key.
+def split_state(
+    state: Mapping[str, Mapping[str, Tensor | Json]],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Json]]]:
+    """Split plugin states into tensors, by plugin and key, and JSON scalars, by the same.
 
     Raises CheckpointError for anything else.
     """
     tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
+    scalars: dict[str, dict[str, Json]] = {}
     for name, values in state.items():
         scalars[name] = {}
         for key, value in values.items():
-            if not isinstance(key, str) or f"{name}/{key}" in tensors:
-                raise CheckpointError(
-                    f"plugin {name!r}: state key {key!r}: expected a string that is no other's key"
-                )
+            if not isinstance(key, str):
+                raise CheckpointError(f"plugin {name!r}: state key {key!r}: expected a string")
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
+                tensors[_label(name, key)] = value
             elif value is None or isinstance(value, bool | int | float | str):
                 scalars[name][key] = value
             else:
@@ -146,18 +157,40 @@ def split_state(state: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Tenso
     return tensors, scalars
 
 
-def join_state(
-    tensors: Mapping[str, Tensor], scalars: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _label(name: str, key: str) -> str:
+    """Return what a file calls a plugin's tensor: `plugin/key`, or JSON where that is unclear.
+
+    Plugin `a/b` with key `c` and plugin `a` with key `b/c` are two.
+    """
+    is_plain = "/" not in name + key and not name.startswith("[")
+    return f"{name}/{key}" if is_plain else json.dumps([name, key])
+
+
+def _split_label(label: str, names: Iterable[str]) -> tuple[str, str]:
+    """Return a tensor's plugin, of these names, and key.
+
+    An earlier gancore wrote `plugin/key` of every name: the longest that it begins with is meant.
+    """
+    if label.startswith("["):
+        with suppress(ValueError):
+            name, key = json.loads(label)
+            return name, key
+    known = [name for name in names if label.startswith(f"{name}/")]
+    name = max(known, key=len, default=label.partition("/")[0])
+    return name, label.removeprefix(f"{name}/")
+
+
+def join_state(tensors: Mapping[str, Tensor], scalars: Json) -> dict[str, dict[str, Tensor | Json]]:
     """Undo `split_state`. Raises CheckpointError where a file has something else than tables."""
-    tables = [scalars, *(scalars.values() if isinstance(scalars, Mapping) else ())]
-    if not all(isinstance(each, Mapping) for each in tables):
+    try:
+        state: dict[str, dict[str, Tensor | Json]] = {
+            name: {**values} for name, values in tables(scalars).items()
+        }
+    except ValueError:
         raise CheckpointError(
             f"the checkpoint's {STATE}: plugins: expected a table for each plugin. {COPY_AGAIN}"
-        )
-    state = {name: dict(values) for name, values in scalars.items()}
-    for path, tensor in tensors.items():
-        known = [name for name in state if path.startswith(f"{name}/")]
-        name = max(known, key=len, default=path.partition("/")[0])  # a name may hold a slash
-        state[name][path.removeprefix(f"{name}/")] = tensor
+        ) from None
+    for label, tensor in tensors.items():
+        name, key = _split_label(label, state)
+        state[name][key] = tensor
     return state

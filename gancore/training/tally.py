@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from gancore.errors import CheckpointError
-from gancore.files.stored import Number, Stored, Text, Whole
+from gancore.files.stored import Json, Number, Stored, Text, Whole
 from gancore.options import explain
 from gancore.plugins import Plugins
 from gancore.scoring.protocol import better
@@ -60,11 +60,11 @@ class Tally:
 
     seconds: float = 0.0
     penalties: dict[str, float] = field(default_factory=dict)
-    best: dict[str, Any] | None = None
+    best: Best | None = None
     notes: dict[str, str] = field(default_factory=dict)
     still: int = 0
     widest: float = 0.0
-    pending: dict[str, Any] | None = None
+    pending: dict[str, float] | None = None
 
     def remember_penalties(self, values: Mapping[str, float]) -> None:
         """Keep the latest value of each penalty and note, which some updates do not have."""
@@ -73,11 +73,11 @@ class Tally:
     def keep_penalties(self, plugins: Plugins) -> None:
         """Forget the penalties and notes of plugins that are gone."""
         terms = {*plugins.terms("penalty"), *plugins.terms("generator_penalty")}
-        notes = tuple(f"{NOTE}{plugin.name}/" for plugin in plugins.loaded)
+        notes = {f"{NOTE}{plugin.name}" for plugin in plugins.loaded}  # a name may hold a slash
         self.penalties = {
             key: value
             for key, value in self.penalties.items()
-            if key in terms or key.startswith(notes)
+            if key in terms or key.rpartition("/")[0] in notes
         }
 
     def remember_best(self, step: int, scores: Mapping[str, float]) -> None:
@@ -86,19 +86,20 @@ class Tally:
         After a resume with other metrics it is of another score, and the best so far says nothing.
         """
         key, value = next(iter(scores.items()))
-        best = self.best if self.best and self.best["score"] == key else None
-        if math.isfinite(value) and (best is None or better(key, value, best["value"])):
-            self.best = {"step": step, "score": key, "value": value}
+        best = self.best if self.best and self.best.score == key else None
+        if math.isfinite(value) and (best is None or better(key, value, best.value)):
+            self.best = Best(step=step, score=key, value=value)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Json]:
         """Return it as JSON."""
-        return asdict(self)
+        return {**asdict(self), "best": self.best.table() if self.best else None}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Self:
+    def of(cls, state: Mapping[str, Json]) -> Self:
         """Return what `state` gave, out of a checkpoint's state. Raises CheckpointError."""
         try:
-            known = cls(**State.model_validate(dict(state)).model_dump())
+            read = State.model_validate(dict(state))
+            known = cls(**{name: getattr(read, name) for name in State.model_fields})
             if known.pending and known.pending.get("step") != state.get("step"):
                 known.pending = None
             return known

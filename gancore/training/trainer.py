@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from gancore.data import Dataset
+from gancore.files.stored import Json
 from gancore.isolation.caller import leaving_no_trace
 from gancore.plugins import Loaded, Plugins, load, wrap
 from gancore.provenance.identity import network_origin
@@ -78,7 +79,7 @@ class Trainer:
         score: Score | Mapping[str, Value] | None = None,
         flip: bool = False,
         device: str = "auto",
-        recipe: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Json] | None = None,
     ) -> None:
         data = data if isinstance(data, Dataset) else Dataset("tensor", data)
         settings = Settings(
@@ -96,7 +97,7 @@ class Trainer:
         self.learner = Learner(generator, critic, data.to(host.device), made, settings, host)
         networks = self.learner.networks.items()
         tables = settings.tables()
-        self.recipe: Mapping[str, Any] = recipe or {
+        self.recipe: Mapping[str, Json] = recipe or {
             "data": tables.pop("data"),
             **{side: {"name": f"python:{type(one).__qualname__}"} for side, one in networks},
             **made.tables(),
@@ -106,7 +107,9 @@ class Trainer:
         self._session: Session | None = None
 
     @classmethod
-    def of(cls, learner: Learner, recipe: Mapping[str, Any], components: Mapping[str, str]) -> Self:
+    def of(
+        cls, learner: Learner, recipe: Mapping[str, Json], components: Mapping[str, str]
+    ) -> Self:
         """Return a trainer of a learner that is made already.
 
         recipe      the table saved as the run's recipe
@@ -226,7 +229,7 @@ class Trainer:
         """Return scores of the generator as it is now; None but on the first process."""
         return self.learner.scores(progress)
 
-    def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensors], Json]:
         """Return all that training has changed: tensors by file, and what plugins keep as JSON."""
         return self.learner.state()
 

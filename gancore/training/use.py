@@ -5,10 +5,10 @@ from __future__ import annotations
 from weakref import WeakValueDictionary
 
 from gancore.errors import InputError
-from gancore.plugins import Plugins
+from gancore.plugins import Loaded, Plugins
 
 USED: WeakValueDictionary[int, object] = WeakValueDictionary()
-"""Plugins with a state that have seen updates, by their id."""
+"""What keeps the state of a plugin that has seen updates, by its id."""
 
 
 class Use:
@@ -23,10 +23,10 @@ class Use:
         if not self._has_begun:
             self._has_begun = True
             USED.update(
-                (id(plugin.instance), plugin.instance)
+                (id(keeper), keeper)
                 for plugin in self._plugins.loaded
-                if hasattr(plugin.instance, "state_dict")
-                and hasattr(plugin.instance, "__weakref__")
+                for keeper in self._keepers(plugin)
+                if hasattr(keeper, "__weakref__")
             )
 
     def refuse(self) -> None:
@@ -37,8 +37,18 @@ class Use:
                 "networks, moments and averages: make a new Trainer, of new networks and plugins"
             )
         for plugin in self._plugins.loaded:
-            if id(plugin.instance) in USED:
+            if any(id(keeper) in USED for keeper in self._keepers(plugin)):
                 raise InputError(
                     f"plugin {plugin} keeps the state of another Trainer, whose updates it has "
                     "seen: make a new one for this Trainer"
                 )
+
+    def _keepers(self, plugin: Loaded) -> list[object]:
+        """Return what keeps a plugin's state: itself, or its networks that updates may change.
+
+        One in eval mode as a whole is a frozen extractor. What `setup` makes is new each time.
+        """
+        if hasattr(plugin.instance, "state_dict"):
+            return [plugin.instance]
+        kept = self._plugins.networks_of(plugin).children()
+        return [net for net in kept if any(part.training for part in net.modules())]
