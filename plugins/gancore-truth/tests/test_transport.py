@@ -10,6 +10,8 @@ from gancore.plugins import load
 from gancore_truth.pairs import Funnels, Pair, Shift
 from gancore_truth.transport import Training, judge, train
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [Funnels.drawn(8, 2), Funnels.radial(3), Shift.along(5, 2.0)]
 
 

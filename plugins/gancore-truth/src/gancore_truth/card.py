@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from gancore.cost import measure
 from gancore.errors import GancoreError
+from gancore.files.stored import Json
 from gancore.recipe import Recipe
 from gancore_truth.flow import flow
 from gancore_truth.games import DIRAC, SCALES, Game, eigenvalues, radius
@@ -26,7 +27,7 @@ T = TypeVar("T")
 LOSSES = ("wasserstein", "nonsaturating")
 FORMAT = 1
 
-COSTS = {
+COSTS: Mapping[str, Json] = {
     "data": {"name": "swissroll", "samples": 1024},
     "generator": {"name": "mlp", "width": 16},
     "critic": {"name": "mlp"},

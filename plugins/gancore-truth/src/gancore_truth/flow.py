@@ -31,7 +31,7 @@ BORDER = 0.99
 class Flow:
     """What gradients and weights of a trained critic look like.
 
-    norms   of the loss's gradient by each hidden layer's weights, from the input on
+    norms   of the loss's gradient by what each hidden layer makes, from the input on
     slope   of log10(norms) by the layer: above 0 gradients vanish towards the input, below 0 they
             explode
     border  the share of weights at 99 % of the largest size in their layer, or more
@@ -81,9 +81,16 @@ def flow(plugins: Sequence[Loaded], *, seed: int, updates: int = UPDATES) -> Flo
     real, fake = _batches(data.samples, JUDGED, random)
     judged = trainer.critic.double()  # in float32 gradients of a clipped critic end in zeros
     layers = [layer for layer in judged.modules() if isinstance(layer, nn.Linear)][:-1]
-    loss = judged(fake.double()).mean() - judged(real.double()).mean()
-    gradients = torch.autograd.grad(loss, [_parameter(layer) for layer in layers])
-    norms = [gradient.norm().item() for gradient in gradients]
+    outputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, out: outputs.append(out))
+        for layer in layers
+    ]
+    scores = judged(torch.cat([real, fake]).double())
+    for hook in hooks:
+        hook.remove()
+    loss = scores[JUDGED:].mean() - scores[:JUDGED].mean()
+    norms = [gradient.norm().item() for gradient in torch.autograd.grad(loss, outputs)]
     logarithms = np.log10(np.maximum(norms, 1e-300))
     slope = float(np.polyfit(np.arange(len(norms)), logarithms, 1)[0])
     at_border = [
@@ -91,13 +98,6 @@ def flow(plugins: Sequence[Loaded], *, seed: int, updates: int = UPDATES) -> Flo
         for layer in layers
     ]
     return Flow(tuple(norms), slope, float(np.mean(at_border)))
-
-
-def _parameter(layer: nn.Linear) -> Tensor:
-    """Return the parameter that a layer's weight is made of, where a plugin has it made."""
-    return next(
-        parameter for name, parameter in layer.named_parameters() if not name.endswith("bias")
-    )
 
 
 def _batches(points: Tensor, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
