@@ -436,7 +436,10 @@ def test_the_losses_keep_the_contract(found: entrypoints.Available) -> None:
 def test_each_package_tests_its_plugin_by_the_contract() -> None:
     packages = [each for each in OURS if each.distribution != "gancore"]
     folders = {path.name for path in (ROOT / "plugins").glob("gancore-*")}
-    assert {each.distribution for each in packages} == folders - {"gancore-ray", "gancore-truth"}  # no plugin
+    assert {each.distribution for each in packages} == folders - {
+        "gancore-ray",
+        "gancore-truth",
+    }  # no plugin
     for each in packages:
         (test,) = (ROOT / "plugins" / each.distribution / "tests").glob("test_*_contract.py")
         source = test.read_text(encoding="utf-8")
