@@ -10,6 +10,8 @@ import pytest
 from gancore.plugins import Loaded, load
 from gancore_truth.games import DIRAC, GAMES, SCALES, STEP, UPDATES, Game, eigenvalues, radius
 
+pytestmark = pytest.mark.slow  # with the plugins of other packages
+
 
 def r1(gamma: float) -> list[Loaded]:
     return [load("r1", {"gamma": gamma})]
