@@ -117,6 +117,16 @@ def test_scores_of_fewer_steps_are_not_those_of_a_run_that_goes_on(tmp_path: Pat
     assert not (tmp_path / "scores.json").exists()
 
 
+def test_what_a_killed_process_left_among_samples_and_checkpoints_goes(tmp_path: Path) -> None:
+    trainer(train=train(4, **STOPPED)).run(tmp_path)
+    for folder in ("samples", "checkpoints"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / ".writing-0123456789abcdef").touch()
+    trainer(train=train(4)).run(tmp_path, resume=True)
+    assert names(tmp_path / "samples") == ["step-000004.png"]
+    assert all(name.startswith(("step-", "best")) for name in names(tmp_path / "checkpoints"))
+
+
 SCORED: dict[str, Any] = {
     "score.metrics": ["w2"],
     "score.samples": 64,

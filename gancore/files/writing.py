@@ -216,6 +216,13 @@ def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | NOT_FOLLOWED, 0o666)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left in a folder that no other process writes in."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # it is in nobody's way
+            delete(leftover)
+
+
 @cache
 def _sweep(folder: Path) -> None:
     """Delete what killed processes left in a folder: once in a process, as a look takes time."""

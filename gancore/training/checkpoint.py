@@ -27,10 +27,10 @@ from gancore.files.reading import opened, read_bytes, sha256, unreadable
 from gancore.files.stored import Json
 from gancore.files.writing import (
     REPLACED,
-    TEMPORARY,
     delete,
     replacing,
     replacing_folder,
+    sweep,
     write_text,
 )
 from gancore.text import shown
@@ -176,9 +176,7 @@ def latest(
     Raises CheckpointError when there are checkpoints but none of them will do.
     """
     if mend:
-        for leftover in folder.glob(f"{TEMPORARY}*"):
-            with suppress(OSError):  # it is in nobody's way
-                delete(leftover)
+        sweep(folder)
         for leftover in folder.glob(f"{REPLACED}step-*"):  # of a save that was killed in between
             final = folder / leftover.name.removeprefix(REPLACED)
             if not os.path.lexists(final):

@@ -10,7 +10,7 @@ import torch
 from gancore.errors import CheckpointError, InputError, with_notes_of
 from gancore.files.storage import refuse_taken
 from gancore.files.stored import Json
-from gancore.files.writing import delete, refuse_links_out
+from gancore.files.writing import delete, refuse_links_out, sweep
 from gancore.provenance.environment import (
     Environment,
     Stretch,
@@ -96,6 +96,7 @@ class Opening:
         run = self.run
         refuse_links_out(run.path)
         refuse_taken(run.path, resume=resume)
+        sweep(run.sample_path(0).parent)
         saved = checkpoint.latest(run.checkpoints, mend=self.display.say) if resume else None
         before = self._environment() if saved is not None else None
         if saved is None:

@@ -18,7 +18,7 @@ import pytest
 from helpers import Gan
 
 import gancore
-from gancore.files.storage import wait_until_free
+from gancore.files.storage import locked
 from gancore.leaderboard.board import Board
 from gancore.leaderboard.executor import Terms, make_runs
 from gancore.leaderboard.job import Job
@@ -188,9 +188,9 @@ def test_a_stopped_board_lets_its_runs_save(tmp_path: Path, connected: Cluster) 
         make_runs(connected, jobs, show)
     assert [job.state for job in jobs] == ["queued", "queued"]
     for job in jobs:
-        # Ray may call a task cancelled while its run still saves
-        until(lambda job=job: "stopped by SIGTERM: saved" in (job.path / "log.txt").read_text())
-        wait_until_free(job.path, 60)
+        assert "stopped by SIGTERM: saved" in (job.path / "log.txt").read_text()
+        with locked(job.path):
+            pass
     assert not list(tmp_path.glob("out/runs/.*")), "a token is left"
 
 
@@ -223,10 +223,9 @@ def test_a_lost_nodes_runs_are_made_again_and_score_the_same(
         """Lose the node of a run that has saved. It is halted before, or it may be done."""
         if not halted:
             for process, folder in runs_below(raylet).items():
-                mine = [job for job in jobs if job.path == folder]
-                if mine and any(folder.glob("checkpoints/step-*")):
+                if any(folder.glob("checkpoints/step-*")):
                     os.kill(process, signal.SIGSTOP)
-                    halted.append((process, mine[0]))
+                    halted.append((process, next(job for job in jobs if job.path == folder)))
         elif lost in nodes.worker_nodes and halted[0][1].state == "running":
             process, worker = halted[0][0], parent(halted[0][0])
             nodes.remove_node(lost, allow_graceful=False)

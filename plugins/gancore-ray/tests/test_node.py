@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -347,6 +348,18 @@ def test_a_node_with_other_versions_makes_no_scores(order: Order, key: str) -> N
     assert re.search(rf"\b{key} \S+ \(the board's: 0\.0\.7\)", outcome.error)
     assert "\n" not in outcome.error
     assert not list(order.folder.iterdir())
+
+
+def test_a_worker_hears_that_its_run_is_stopped(order: Order) -> None:
+    """Also one that was started by a script, in the background, where SIGINT is ignored."""
+    about = order.about.model_copy(update={"python": "0.0.7"})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert make_run(replace(order, about=about)).error
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_plugin_files_are_those_of_the_board(

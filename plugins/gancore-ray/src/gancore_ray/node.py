@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -80,6 +81,9 @@ class Outcome:
 
 def make_run(order: Order) -> Outcome:
     """Make a run, or go on with it; a KeyboardInterrupt lets it save, and is raised then."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # as all that a script starts in the background: else no run could be stopped
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         add_sources(order.sources)
         _refuse_other_versions(order)
